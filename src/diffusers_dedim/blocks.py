@@ -1,0 +1,54 @@
+"""Convolution blocks shared by the networks that read a 112x112 face crop (MobileFaceNet, landmarks)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm and, unless ``linear``, a per-channel PReLU (Chen et al. 2018, section 3)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
+        groups: int = 1, *, linear: bool = False,
+    ) -> None:  # fmt: skip
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
+            nn.BatchNorm2d(out_channels),
+        ]
+        if not linear:
+            layers.append(nn.PReLU(out_channels))
+        super().__init__(*layers)
+
+
+class Bottleneck(nn.Module):
+    """Inverted residual of MobileNetV2 with PReLU: 1x1 expand, 3x3 depthwise, 1x1 linear projection.
+
+    The input is added to the output where both have the same shape.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.is_residual = stride == 1 and in_channels == out_channels
+        self.layers = nn.Sequential(
+            ConvNormAct(in_channels, hidden, 1),
+            ConvNormAct(hidden, hidden, 3, stride, 1, groups=hidden),
+            ConvNormAct(hidden, out_channels, 1, linear=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
+        projected: Tensor = self.layers(x)
+        return x + projected if self.is_residual else projected
+
+
+def bottleneck_stack(in_channels: int, settings: tuple[tuple[int, int, int, int], ...]) -> nn.Sequential:
+    """Stack bottlenecks from rows ``(expansion, out_channels, repeats, first_stride)``, as papers print them."""
+    layers: list[nn.Module] = []
+    for expansion, out_channels, repeats, first_stride in settings:
+        for index in range(repeats):
+            stride = first_stride if index == 0 else 1
+            layers.append(Bottleneck(in_channels, out_channels, stride, expansion))
+            in_channels = out_channels
+    return nn.Sequential(*layers)

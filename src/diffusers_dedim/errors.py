@@ -1,0 +1,23 @@
+"""Errors that say in one word why a photo could not be protected; all of them are ``ValueError``."""
+
+from __future__ import annotations
+
+
+class DeDiMError(ValueError):
+    """Base of every error this package raises about a photo, as opposed to a wrong argument."""
+
+
+class NoFaceError(DeDiMError):
+    """No face was found, so nothing was protected: never pass such a photo on as protected."""
+
+
+class FaceTooSmallError(DeDiMError):
+    """A face was found but has too few pixels to be changed in a way that would hold."""
+
+
+class UnreadablePhotoError(DeDiMError):
+    """The file is not a photo, is damaged, or is in a format that cannot be read."""
+
+
+class NotProtectedError(DeDiMError):
+    """A face stayed above the threshold, so the photo must not be called protected."""

@@ -1,0 +1,24 @@
+"""Faces in photos: detect, align, locate landmarks, mask, and carry a change back."""
+
+from diffusers_dedim.faces.align import ARCFACE_TEMPLATE, align_face, estimate_similarity, whole_crop
+from diffusers_dedim.faces.blend import paste_back
+from diffusers_dedim.faces.detect import FaceDetector, detect_faces
+from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
+from diffusers_dedim.faces.mask import landmark_mask
+from diffusers_dedim.faces.types import AlignedFace, Face
+
+__all__ = [
+    "ARCFACE_TEMPLATE",
+    "MIRROR_PERMUTATION",
+    "NUM_LANDMARKS",
+    "AlignedFace",
+    "Face",
+    "FaceDetector",
+    "LandmarkRegressor",
+    "align_face",
+    "detect_faces",
+    "estimate_similarity",
+    "landmark_mask",
+    "paste_back",
+    "whole_crop",
+]

@@ -1,0 +1,72 @@
+"""The mask m of the paper (section 4): discs around the landmarks are sampled, the rest stays original."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusers_dedim.faces.types import CROP_SIZE
+
+# Faces at a time: [16, 51, 112, 112] float32 distances are 41 MB however large the batch is.
+_CHUNK = 16
+
+
+def landmark_mask(
+    landmarks: Tensor, radius: float = 10.0, feather: float = 0.0, size: int = CROP_SIZE
+) -> Tensor:
+    """Mark the pixels within ``radius`` of any landmark (Euclidean, the limit included).
+
+    With ``feather`` > 0 the value falls as half a cosine from 1 at distance ``radius - feather`` to 0 at
+    ``radius``; pixels beyond ``radius`` are exactly 0 either way. Landmarks outside the crop count too.
+
+    Args:
+        landmarks: ``[N, K, 2]`` x then y in crop px (K is 51 in the paper), pixel centres at whole numbers.
+        radius: crop px, > 0.
+        feather: width of the ramp, crop px, 0..radius.
+        size: side of the mask, px.
+
+    Returns:
+        ``[N, 1, size, size]`` float32 in [0, 1] on the device of the landmarks; 1 = sampled, 0 = original.
+
+    Raises:
+        ValueError: wrong shape, a landmark that is nan or inf, or a radius or feather out of range.
+
+    Example:
+        >>> landmark_mask(torch.tensor([[[50.0, 60.0]]]), radius=1.0).sum()
+        tensor(5.)
+    """
+    _check(landmarks, radius, feather)
+    points = landmarks.detach().to(torch.float32)
+    axis = torch.arange(size, dtype=torch.float32, device=points.device)
+    masks = [_discs(chunk, axis, radius, feather) for chunk in torch.split(points, _CHUNK)]
+    return torch.cat(masks) if masks else points.new_zeros(0, 1, size, size)
+
+
+def _discs(points: Tensor, axis: Tensor, radius: float, feather: float) -> Tensor:
+    """Mask [n, 1, size, size] of points [n, K, 2]."""
+    dx2 = (axis - points[..., :1]).square()  # [n, K, size]
+    dy2 = (axis - points[..., 1:]).square()  # [n, K, size]
+    nearest2 = (dy2[..., :, None] + dx2[..., None, :]).amin(dim=1, keepdim=True)  # [n, 1, size, size]
+    if feather == 0:
+        return (nearest2 <= radius**2).to(torch.float32)
+    ramp = ((nearest2.sqrt() - (radius - feather)) / feather).clamp(0, 1)
+    # cos(pi) is a hair off -1 in float32: the outside must be exactly 0
+    return torch.where(ramp < 1, 0.5 * (1 + torch.cos(math.pi * ramp)), 0.0)
+
+
+def _check(landmarks: Tensor, radius: float, feather: float) -> None:
+    if landmarks.ndim != 3 or landmarks.shape[2] != 2 or landmarks.shape[1] == 0:
+        raise ValueError(
+            f"landmarks: expected shape [N, K, 2] (x, y in crop px), got {list(landmarks.shape)}; "
+            "add a batch axis with landmarks[None] for one face."
+        )
+    if not torch.isfinite(landmarks).all():
+        raise ValueError("landmarks: expected finite numbers, got nan or inf; check the landmark model.")
+    if not (math.isfinite(radius) and radius > 0):
+        raise ValueError(f"radius: expected a number of crop px above 0, got {radius}.")
+    if not 0 <= feather <= radius:
+        raise ValueError(
+            f"feather: expected 0..radius ({radius}) crop px, got {feather}; the ramp lies inside the disc."
+        )

@@ -1,0 +1,156 @@
+"""Identity guidance: how a recogniser's gradient enters the denoising, as diffusers step callbacks.
+
+A guidance is a `diffusers.callbacks.PipelineCallback`: after each scheduler step it reads x_t (``sample``)
+and may change x_{t-1} (``prev_sample``). It takes the recogniser and the scheduler from the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.callbacks import PipelineCallback
+from torch import Tensor, nn
+
+from diffusers_dedim.schedule import posterior_std, posterior_x_0_weight, predict_x_0
+
+# The gradient of log(1 - p) is that of -p over 1 - p, which is 0 for an unchanged face: keep it above this.
+MIN_OTHER_PROBABILITY = 1e-3
+
+
+def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
+    """Approximate p(y_0 | x), the probability of a match (Eq. 4): (cos + 1) / 2.
+
+    Args:
+        embedding: unit vectors ``[N, D]`` of the images in question.
+        reference: unit vectors ``[N, D]`` of the originals.
+
+    Returns:
+        ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated.
+    """
+    return ((embedding * reference).sum(1) + 1) / 2
+
+
+def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Tensor) -> Tensor:
+    """Gradient with respect to x_t of log p(not y_0 | x_t) = log(1 - p(y_0 | x_t)) (Algorithm 2, line 7).
+
+    Args:
+        face_encoder: maps ``[N, 3, H, W]`` to unit embeddings ``[N, D]``.
+        x_t: images ``[N, 3, H, W]`` in about [-1, 1].
+        reference: unit embeddings ``[N, D]`` of the originals.
+
+    Returns:
+        ``[N, 3, H, W]``, each face's own gradient.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x_t = x_t.detach().clone().requires_grad_()
+        probability = match_probability(face_encoder(x_t), reference.clone())
+        (gradient,) = torch.autograd.grad(probability.sum(), x_t)
+    other = (1 - probability.detach()).clamp_min(MIN_OTHER_PROBABILITY)
+    return -gradient / other.reshape(-1, 1, 1, 1)
+
+
+class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
+    """The paper's guidance: x_{t-1} += s * sigma_t^k * grad log p(not y_0 | x_t).
+
+    Args:
+        scale: s; 250 in the paper.
+        sigma_power: k. Algorithm 2 prints sigma (1), the text above it sigma squared (2); see D2 in docs/paper.md.
+
+    Example:
+        >>> from diffusers_dedim import IdentityGuidance
+        >>> pipe(photo, guidance=IdentityGuidance(scale=100.0))  # doctest: +SKIP
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "reference"]
+
+    def __init__(self, scale: float = 250.0, sigma_power: int = 1) -> None:
+        super().__init__()
+        if sigma_power not in (1, 2):
+            raise ValueError(f"sigma_power: expected 1 (Algorithm 2) or 2 (the text), got {sigma_power}.")
+        self.scale, self.sigma_power = scale, sigma_power
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Add the guidance term to ``prev_sample``."""
+        gradient = log_probability_gradient(
+            pipeline.face_encoder, callback_kwargs["sample"], callback_kwargs["reference"]
+        )
+        sigma = posterior_std(pipeline.scheduler, timestep)
+        shift = self.scale * sigma**self.sigma_power * gradient
+        callback_kwargs["prev_sample"] = callback_kwargs["prev_sample"] + shift
+        return callback_kwargs
+
+
+class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
+    """Push the estimate of the clean face away from its identity by a step of fixed size.
+
+    The recogniser sees what it was trained for, the blended x_0 estimate instead of the noisy x_t, and the
+    length of the step no longer depends on how steep its similarity happens to be. The denoiser then keeps of
+    the push what looks like a face. The push ends at ``stop_similarity``: no face is changed more than it needs.
+
+    Args:
+        step_size: root mean square of the push over the masked pixels, in [-1, 1] units.
+        stop_similarity: cosine below which a face is pushed no further.
+        views: how many slightly moved and mirrored views the gradient is averaged over; more views make a
+            gradient that depends less on the one recogniser.
+
+    Example:
+        >>> from diffusers_dedim import EstimateGuidance
+        >>> pipe(photo, guidance=EstimateGuidance(step_size=0.02))  # doctest: +SKIP
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "noise_pred", "x_org", "mask", "reference"]
+
+    def __init__(self, step_size: float = 0.02, stop_similarity: float = -0.2, views: int = 1) -> None:
+        super().__init__()
+        if step_size < 0:
+            raise ValueError(f"step_size: expected 0 or more, got {step_size}.")
+        if not -1 <= stop_similarity < 1:
+            raise ValueError(f"stop_similarity: expected a cosine in [-1, 1), got {stop_similarity}.")
+        if views < 1:
+            raise ValueError(f"views: expected at least 1, got {views}.")
+        self.step_size, self.stop_similarity, self.views = step_size, stop_similarity, views
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Move ``prev_sample`` as the scheduler would have, had its x_0 estimate been the pushed one."""
+        x_t, mask = callback_kwargs["sample"], callback_kwargs["mask"]
+        x_0 = predict_x_0(pipeline.scheduler, callback_kwargs["noise_pred"], torch.tensor(timestep), x_t)
+        blend = mask * x_0 + (1 - mask) * callback_kwargs["x_org"]
+        gradient = mask * self._similarity_gradient(
+            pipeline.face_encoder, blend, callback_kwargs["reference"]
+        )
+        step = self.step_size * gradient / _masked_rms(gradient, mask)
+        pushed = (x_0 - step).clamp(-1, 1)
+        weight = posterior_x_0_weight(pipeline.scheduler, timestep)
+        callback_kwargs["prev_sample"] = callback_kwargs["prev_sample"] + weight * (pushed - x_0)
+        return callback_kwargs
+
+    def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:
+        """Gradient of relu(cosine - stop), averaged over the views."""
+        with torch.inference_mode(False), torch.enable_grad():
+            blend = blend.detach().clone().requires_grad_()
+            excess = blend.new_zeros(())
+            for view in range(self.views):
+                cosine = (face_encoder(_view(blend, view)) * reference.clone()).sum(1)
+                excess = excess + (cosine - self.stop_similarity).relu().sum()
+            (gradient,) = torch.autograd.grad(excess, blend)
+        return gradient
+
+
+def _view(images: Tensor, index: int) -> Tensor:
+    """Return view ``index``: the image itself, its mirror image, then both moved by whole pixels."""
+    if index % 2:
+        images = images.flip(3)
+    shift = (index // 2 + 1) // 2 * (1 if index // 2 % 2 else -1)
+    return images if shift == 0 else images.roll((shift, shift), (2, 3))
+
+
+def _masked_rms(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square ``[N, 1, 1, 1]`` over the masked pixels; 1 where the gradient is 0 everywhere."""
+    area = mask.expand_as(gradient).flatten(1).sum(1).clamp_min(1)
+    rms = (gradient.square().flatten(1).sum(1) / area).sqrt()
+    return torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)

@@ -1,0 +1,289 @@
+"""`DeDiMPipeline`: photos in, protected photos and a record of each face out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusers_dedim.callbacks import CallbackView, chain_callbacks
+from diffusers_dedim.encoders import MobileFaceNet
+from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
+from diffusers_dedim.faces import (
+    AlignedFace,
+    FaceDetector,
+    LandmarkRegressor,
+    align_face,
+    landmark_mask,
+    paste_back,
+    whole_crop,
+)
+from diffusers_dedim.generators import child_generator, photo_generators
+from diffusers_dedim.guidance import match_probability
+from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
+from diffusers_dedim.presets import DeDiMPreset, resolve_preset
+from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
+from diffusers_dedim.sampling import StepCallback, sample_dedim
+from diffusers_dedim.schedule import dedim_timesteps
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
+MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
+# Pasting back and rounding to 8 bits may cost this much of the probability that the sampler reached.
+PASTE_TOLERANCE = 0.025
+_OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
+    "face_encoder": MobileFaceNet,
+    "landmarker": LandmarkRegressor,
+}
+
+
+class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
+    """De-identify every face of a photo with a diffusion model (DeDiM, Uchida, Abe and Yamada).
+
+    It lowers automatic matching by face recognition; it does not make anybody anonymous.
+
+    Args:
+        unet: face denoiser, epsilon prediction on 112-px crops.
+        scheduler: a `DDPMScheduler`; the bundled one has the paper's cosine schedule.
+        face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
+            module with that call. None: the bundled MobileFaceNet.
+        landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
+
+    Example:
+        >>> from diffusers_dedim import DeDiMPipeline
+        >>> pipe = DeDiMPipeline.from_pretrained()  # doctest: +SKIP
+        >>> out = pipe(photo)  # doctest: +SKIP
+        >>> out.images[0].save("protected.png")  # doctest: +SKIP
+    """
+
+    model_cpu_offload_seq = "landmarker->face_encoder->unet"
+    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "sample", "prev_sample", "noise_pred", "x_org", "mask", "reference",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        face_encoder: nn.Module | None = None,
+        landmarker: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if face_encoder is None:
+            face_encoder = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
+        if landmarker is None:
+            landmarker = LandmarkRegressor.from_pretrained(BUNDLED_WEIGHTS, subfolder="landmarker")
+        for module in (unet, face_encoder, landmarker):
+            module.eval().requires_grad_(False)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, face_encoder=face_encoder, landmarker=landmarker
+        )
+        self.face_detector = FaceDetector()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any
+    ) -> DeDiMPipeline:
+        """Load a pipeline: the bundled one (no argument), a local folder, or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id; None for the weights inside the package.
+            **kwargs: as for `DiffusionPipeline.from_pretrained` (``dtype``, ``variant``, ``revision``, components
+                by name, ...). ``dtype`` is the denoiser's: recogniser and landmarks stay in float32, because
+                their scores are reported.
+        """
+        source = str(
+            BUNDLED_WEIGHTS if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        )
+        names = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
+        where = {name: kwargs[name] for name in names if name in kwargs}
+        for component, model_class in _OWN_COMPONENTS.items():
+            if component not in kwargs:
+                kwargs[component] = model_class.from_pretrained(source, subfolder=component, **where)
+        pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
+        return pipeline
+
+    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``model_index.json`` so that both `DeDiMPipeline` and plain `DDPMPipeline` load the folder.
+
+        `save_pretrained` calls it. The recogniser and the landmark model have their own subfolders but are not
+        named here: diffusers refuses to load classes that it does not know from the Hub (docs/paper.md, D6).
+        """
+        super().save_config(save_directory, **kwargs)
+        path = Path(save_directory) / "model_index.json"
+        index = json.loads(path.read_text())
+        for component in _OWN_COMPONENTS:
+            index.pop(component, None)
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        *,
+        preset: str | DeDiMPreset = "fast",
+        start_timestep: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        max_rounds: int | None = None,
+        threshold: float | None = None,
+        guidance: PipelineCallback | None = None,
+        callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
+        aligned: bool = False,
+        small_faces: Literal["error", "skip"] = "error",
+        batch_size: int = 16,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_dict: bool = True,
+    ) -> DeDiMOutput | tuple[list[Any], list[FaceResult]]:
+        """Protect every face of one or more photos.
+
+        Args:
+            image: a photo or a list of photos of any size: PIL image of any mode, uint8 array ``[H, W, 3]`` or
+                ``[H, W]``, or float tensor ``[3, H, W]`` (or a batch of them) in [-1, 1].
+            preset: "fast", "paper" or a `DeDiMPreset`; the next five arguments override its values.
+            start_timestep: the paper's t_0. num_inference_steps: denoising steps a round.
+            guidance_scale: s ("paper") or the size of a push ("fast"); 0 for no guidance.
+            max_rounds: L. threshold: h, a probability strictly between 0 and 1.
+            guidance: replaces the preset's guidance.
+            callback_on_step_end: more callbacks, run after the guidance: ``(pipeline, step_index, timestep,
+                tensors) -> tensors``; what it returns as ``prev_sample`` is used.
+            callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
+            aligned: the images are aligned 112x112 crops already; no detection, no paste-back.
+            small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            batch_size: faces that are sampled together.
+            generator: one for all, or one per photo.
+            output_type: "pil", "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
+            return_dict: False returns the tuple (images, faces).
+
+        Returns:
+            `DeDiMOutput`. A face that ended above its threshold is in it as it is, with a warning and
+            ``reached_threshold`` False.
+
+        Raises:
+            NoFaceError: a photo shows no face. FaceTooSmallError: a face is under 40 px.
+            ValueError, TypeError: an argument is of the wrong shape, type or range.
+        """
+        settings = resolve_preset(
+            preset,
+            start_timestep=start_timestep,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            max_rounds=max_rounds,
+            threshold=threshold,
+        )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
+        if small_faces not in ("error", "skip"):
+            raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
+        photos = to_pixel_list(image)
+        generators = photo_generators(generator, len(photos))
+        found: list[tuple[int, AlignedFace]] = []
+        for index, photo in enumerate(photos):
+            faces = [whole_crop(photo)] if aligned else self._find_faces(photo, index, small_faces)
+            found += [(index, face) for face in faces]
+        callback = chain_callbacks(
+            [guidance or settings.make_guidance(), callback_on_step_end],
+            callback_on_step_end_tensor_inputs, self._callback_tensor_inputs,
+        )  # fmt: skip
+        results: list[FaceResult] = []
+        with self.progress_bar(total=len(found)) as bar:
+            for start in range(0, len(found), batch_size):
+                batch = found[start : start + batch_size]
+                children = [child_generator(generators[index]) for index, _ in batch]
+                results += self._protect_batch(photos, batch, settings, callback, children, bar)
+        warn_unreached(results, settings.threshold, stacklevel=4)  # the line that called the pipeline
+        self.maybe_free_model_hooks()
+        images = [from_pixels(photo, output_type) for photo in photos]
+        return DeDiMOutput(images, results) if return_dict else (images, results)
+
+    def _find_faces(
+        self, photo: NDArray[np.uint8], index: int, small_faces: Literal["error", "skip"]
+    ) -> list[AlignedFace]:
+        """Detect and align; say aloud what cannot be protected."""
+        faces = self.face_detector(photo)
+        if not faces:
+            raise NoFaceError(f"image {index}: no face was found, so nothing was protected.")
+        small = [face for face in faces if face.size < MIN_FACE_SIZE]
+        large = [face for face in faces if face.size >= MIN_FACE_SIZE]
+        if small and (small_faces == "error" or not large):
+            raise FaceTooSmallError(
+                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px (the "
+                f"smallest {min(face.size for face in small):.0f} px) and cannot be protected; use a larger "
+                "photo, or small_faces='skip' to leave them as they are."
+            )
+        if small:
+            warnings.warn(
+                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px and "
+                "were left UNPROTECTED (small_faces='skip').",
+                stacklevel=4,  # past __call__ and its no_grad wrapper: the user's line
+            )
+        return [align_face(photo, face) for face in large]
+
+    def _protect_batch(
+        self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
+        callback: StepCallback | None, generators: list[torch.Generator], bar: Any,
+    ) -> list[FaceResult]:  # fmt: skip
+        """Sample the faces of one batch, paste them into ``photos`` and measure what came out."""
+        device = self._execution_device
+        x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
+        landmarks = self.landmarker(x_org)  # [N, 51, 2]
+        mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)  # [N, 1, 112, 112]
+        scheduler = copy.deepcopy(self.scheduler)  # set_timesteps must not change the user's scheduler
+        scheduler.set_timesteps(
+            timesteps=dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
+        )
+        sample = sample_dedim(
+            x_org, mask, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
+            threshold=settings.threshold, max_rounds=settings.max_rounds, generators=generators,
+            guidance=callback, pipeline=CallbackView(self, scheduler),
+        )  # fmt: skip
+        for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
+            # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
+            photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
+        x_new = torch.stack([align_face(photos[index], aligned.face).crop for index, aligned in batch])
+        reference, embedding = self.face_encoder(x_org), self.face_encoder(x_new.to(device))
+        probability = match_probability(embedding, reference).tolist()
+        before = match_probability(reference, reference).tolist()
+        bar.update(len(batch))
+        return [
+            FaceResult(
+                image_index=index,
+                box=aligned.face.box,
+                landmarks=_to_photo(points, aligned.to_crop),
+                similarity_before=2 * before[row] - 1,
+                similarity=2 * probability[row] - 1,
+                probability=probability[row],
+                rounds=sample.rounds[row],
+                unet_calls=sample.unet_calls[row],
+                reached_threshold=sample.reached_threshold[row]
+                and probability[row] < settings.threshold + PASTE_TOLERANCE,
+            )
+            for row, ((index, aligned), points) in enumerate(
+                zip(batch, landmarks.double().cpu().numpy(), strict=True)
+            )
+        ]
+
+    def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
+        """Call the denoiser in its own type and the memory layout that convolutions like."""
+        x_t = x_t.to(self.unet.dtype, memory_format=torch.channels_last)
+        eps: Tensor = self.unet(x_t, timestep).sample
+        return eps.float()
+
+
+def _to_photo(points: NDArray[np.float64], to_crop: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map crop px ``[51, 2]`` to photo px."""
+    return np.asarray((points - to_crop[:, 2]) @ np.linalg.inv(to_crop[:, :2]).T)

@@ -1,0 +1,113 @@
+"""Algorithm 2 of the paper, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from diffusers_dedim.guidance import match_probability
+
+StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What the sampler returns.
+
+    Attributes:
+        crops: ``[N, 3, H, W]``, x_0 of the last accepted round; outside the mask equal to x_org.
+        probability_history: per face, the match probability (Eq. 4) before and after each of its rounds; it
+            never rises.
+        rounds: per face, how many rounds were run.
+        unet_calls: per face, how many denoiser calls were spent.
+        reached_threshold: per face, whether its probability fell below the threshold.
+    """
+
+    crops: Tensor
+    probability_history: list[list[float]]
+    rounds: list[int]
+    unet_calls: list[int]
+    reached_threshold: list[bool]
+
+
+@torch.no_grad()
+def sample_dedim(
+    x_org: Tensor,
+    mask: Tensor,
+    *,
+    unet: Callable[[Tensor, int], Tensor],
+    scheduler: DDPMScheduler,
+    face_encoder: nn.Module,
+    threshold: float,
+    max_rounds: int,
+    generators: list[torch.Generator],
+    guidance: StepCallback | None = None,
+    pipeline: Any = None,
+    on_round_end: Callable[[int], None] | None = None,
+) -> SampleResult:
+    """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
+
+    Args:
+        x_org: aligned crops ``[N, 3, H, W]`` in [-1, 1].
+        mask: ``[N, 1, H, W]`` in [0, 1]; 1 = sampled, 0 = original.
+        unet: epsilon prediction (x_t ``[n, 3, H, W]``, timestep) -> ``[n, 3, H, W]``.
+        scheduler: a `DDPMScheduler` whose timesteps are set (`dedim_timesteps`).
+        face_encoder: maps crops to unit embeddings ``[N, D]``; judges each round's result.
+        threshold: h, a probability; a face is done when its match probability is below it.
+        max_rounds: L.
+        generators: one per face, so that a face's result does not depend on its batch.
+        guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
+        pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
+        on_round_end: called after each round with the number of faces that are done.
+
+    Returns:
+        The crops and the record of each face.
+
+    Source:
+        Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
+    """
+    reference = face_encoder(x_org)  # v_0, [N, D]
+    x_0, probability = x_org.clone(), x_org.new_ones(len(x_org))  # line 1
+    history = [[1.0] for _ in x_org]
+    active = torch.arange(len(x_org), device=x_org.device)
+    timesteps = [int(t) for t in scheduler.timesteps]
+
+    for _ in range(max_rounds):  # line 2
+        faces = [generators[index] for index in active.tolist()]
+        fixed = {"x_org": x_org[active], "mask": mask[active], "reference": reference[active]}
+        noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
+        x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
+        for step_index, timestep in enumerate(timesteps):  # line 4
+            eps = unet(x_t, timestep)  # [n, 3, H, W]
+            x_prev = scheduler.step(eps, timestep, x_t, generator=faces).prev_sample  # lines 5-6
+            if guidance is not None:  # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
+                tensors = {"sample": x_t, "prev_sample": x_prev, "noise_pred": eps, **fixed}
+                x_prev = guidance(pipeline, step_index, timestep, tensors)["prev_sample"]
+            x_t = x_prev  # line 8
+        candidate = fixed["mask"] * x_t + (1 - fixed["mask"]) * fixed["x_org"]  # line 9
+        candidate_probability = match_probability(face_encoder(candidate), fixed["reference"])
+        better = candidate_probability < probability[active]  # line 10
+        x_0[active[better]] = candidate[better]
+        probability[active[better]] = candidate_probability[better]  # line 11
+        for index in active.tolist():
+            history[index].append(float(probability[index]))
+        active = active[probability[active] >= threshold]  # line 12
+        if on_round_end is not None:
+            on_round_end(len(x_org) - len(active))
+        if len(active) == 0:
+            break  # line 13
+
+    rounds = [len(values) - 1 for values in history]
+    return SampleResult(
+        crops=x_0,
+        probability_history=history,
+        rounds=rounds,
+        unet_calls=[count * len(timesteps) for count in rounds],
+        reached_threshold=(probability < threshold).tolist(),
+    )

@@ -1,0 +1,1 @@
+"""Train the three bundled networks: `dedim train unet|encoder|landmarks`."""

@@ -1,0 +1,88 @@
+"""Train the 51-landmark regressor on crops annotated by a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, LandmarkRegressor
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, batches, random_similarity, to_model_range
+from diffusers_dedim.training.loop import Batch, LoopConfig
+
+_JAW_POINTS = 17
+_OUTER_EYE_CORNERS = (36 - _JAW_POINTS, 45 - _JAW_POINTS)
+
+
+class LandmarkTask:
+    """L1 regression of 51 points under small similarity transforms, colour change and noise.
+
+    Args:
+        train_data, val_data: crops with landmarks, see `FaceCrops`.
+        loop: settings of the loop.
+        val_images: how many validation faces to measure on.
+    """
+
+    def __init__(
+        self, train_data: FaceCrops, val_data: FaceCrops, loop: LoopConfig, *, val_images: int = 1500
+    ) -> None:
+        self.model = LandmarkRegressor()
+        self.train_data, self.val_data, self.loop = train_data, val_data, loop
+        self.val_images = min(val_images, len(val_data))
+        count = min(1000, len(train_data))
+        shapes = [train_data[index]["landmarks"][_JAW_POINTS:] for index in range(count)]
+        self.model.mean_shape.copy_(torch.stack(shapes).mean(0))
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield crops with their landmarks."""
+        loop = self.loop
+        return batches(self.train_data, loop.batch_size, loop.seed, start_step, loop.num_workers)
+
+    def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean absolute error in pixels."""
+        images, points = to_model_range(batch["image"]), batch["landmarks"][:, _JAW_POINTS:]
+        flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+        images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        points = torch.where(flip[:, None, None], mirror_landmarks(points), points)
+        images, moved = random_similarity(
+            images, points, generator, max_shift=4, max_scale=0.08, max_degrees=8
+        )
+        gain = 1 + 0.3 * (torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1)
+        noise = torch.randn(images.shape, generator=generator) * torch.rand(1, generator=generator) * 0.08
+        predicted: Tensor = model(images * gain.to(images) + noise.to(images))
+        return (predicted - moved).abs().mean()
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Measure the error against the teacher and the disagreement under mirroring."""
+        return landmark_errors(model, self.val_data, self.val_images)
+
+
+def mirror_landmarks(points: Tensor, size: int = CROP_SIZE) -> Tensor:
+    """Landmarks ``[N, 51, 2]`` (pixels) of the mirrored crop, in the annotation's order."""
+    mirrored = points[:, list(MIRROR_PERMUTATION)].clone()
+    mirrored[..., 0] = size - 1 - mirrored[..., 0]
+    return mirrored
+
+
+def landmark_errors(model: nn.Module, data: FaceCrops, count: int, batch_size: int = 64) -> dict[str, float]:
+    """Mean point-to-point distance over the distance of the outer eye corners (the 300-W convention).
+
+    Returns:
+        ``error_iod`` against the teacher's points, ``flip_iod`` between a crop's points and those of its mirror
+        image, mirrored back.
+    """
+    device = next(model.parameters()).device
+    totals = {"error_iod": 0.0, "flip_iod": 0.0}
+    for start in range(0, count, batch_size):
+        items = [data[index] for index in range(start, min(start + batch_size, count))]
+        images = to_model_range(torch.stack([item["image"] for item in items])).to(device)
+        truth = torch.stack([item["landmarks"] for item in items])[:, _JAW_POINTS:].to(device)
+        left, right = (truth[:, index] for index in _OUTER_EYE_CORNERS)
+        ocular = (left - right).norm(dim=1)
+        with torch.no_grad():
+            predicted, mirrored = model(images), mirror_landmarks(model(images.flip(3)))
+        for name, other in (("error_iod", truth), ("flip_iod", mirrored)):
+            totals[name] += float(((predicted - other).norm(dim=2).mean(1) / ocular).sum())
+    return {name: total / count for name, total in totals.items()}
