@@ -1,0 +1,290 @@
+"""The command ``dedim``: protect photos, sample faces, train.
+
+PyTorch and diffusers are imported inside the commands, so that help and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from diffusers_dedim import __version__
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.image_io import write_atomic
+from diffusers_dedim.manifest import PhotoRecord
+from diffusers_dedim.photo_jobs import display_name
+from diffusers_dedim.run import FolderRun, RunResult
+from diffusers_dedim.run_batch import RunSettings
+
+EXIT_NOT_ALL_PROTECTED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_SAMPLES_AT_ONCE = 16
+
+app = typer.Typer(
+    help="Change the faces in photos so that face recognition matches them less. Not anonymity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class SmallFaces(str, Enum):
+    """What a face too small to be protected does."""
+
+    error = "error"
+    skip = "skip"
+
+
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="Folder or Hub id of a pipeline.", show_default="the bundled one"),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="E.g. cpu or cuda.", show_default="cuda where there is one")
+]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the ``dedim`` script."""
+    app(prog_name="dedim")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"dedim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Change the faces in photos so that face recognition matches them less. Not anonymity."""
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
+    preset: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
+    weights: WeightsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Match probability that is low enough, in (0, 1).", show_default="the preset's"),
+    ] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option(help="Most rounds for a face.", show_default="the preset's")
+    ] = None,
+    device: DeviceOption = None,
+    keep_metadata: Annotated[
+        bool, typer.Option("--keep-metadata", help="Keep EXIF: camera, date, GPS position.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html with before and after. Keep it private.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in OUT.")] = False,
+    small_faces: Annotated[
+        SmallFaces, typer.Option(help="A face under 40 px: fail its photo, or leave that face as it is.")
+    ] = SmallFaces.error,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and stop.")] = False,
+) -> None:
+    """Protect every face of the photos and write them to OUT, same name, format and size.
+
+    A photo that cannot be protected is not written; it is listed at the end with the reason.
+    Exit status: 0 all photos protected, 1 some not, 2 the run could not start.
+    """
+    with _plain_errors():
+        settings = RunSettings(
+            preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled", keep_metadata,
+            allow_partial,
+        )  # fmt: skip
+        folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
+        if dry_run:
+            _list_jobs(folder_run)
+            return
+        pipe = _load_for(settings, weights, device) if folder_run.pending else None
+        result = _execute(folder_run, pipe, batch_size)
+        report_path = _write_report(result) if report else None
+    _summarise(result, report_path)
+    if result.failures:
+        raise typer.Exit(EXIT_NOT_ALL_PROTECTED)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Faces to draw.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps; 1000 in the paper.")] = 1000,
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
+) -> None:
+    """Draw faces of nobody from the diffusion model (Algorithm 1) into one picture."""
+    with _plain_errors():
+        if out.suffix.lower() != ".png":
+            raise DeDiMError(f"{out}: the picture is written as PNG; give a name that ends in .png")
+        if out.exists() and not overwrite:
+            raise DeDiMError(f"{out}: is there already; give --overwrite or another name")
+        if not out.parent.is_dir():
+            raise DeDiMError(f"{out}: its folder does not exist")
+        pipe = _load_pipeline(weights, device)
+        buffer = BytesIO()
+        _grid(_draw(pipe, number, seed, steps)).save(buffer, "PNG")
+        write_atomic(out, buffer.getvalue())
+    typer.echo(f"{number} faces in {out}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def train(context: typer.Context) -> None:
+    """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
+    from diffusers_dedim.training.cli import app as training  # imports PyTorch
+
+    training(args=context.args, prog_name="dedim train")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Show expected errors as one line, and leave tracebacks to the unexpected ones."""
+    try:
+        yield
+    except (ValueError, OSError) as error:  # DeDiMError is a ValueError
+        typer.echo(f"Error: {display_name(str(error))}", err=True)
+        raise typer.Exit(EXIT_USAGE) from error
+    except KeyboardInterrupt as error:
+        typer.echo("Stopped. Photos written so far are complete; go on with --resume.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _load_pipeline(weights: str | None, device: str | None) -> Any:
+    import torch
+    from diffusers.utils import logging
+
+    from diffusers_dedim.pipeline_dedim import DeDiMPipeline
+
+    logging.set_verbosity_error()
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        pipe: Any = DeDiMPipeline.from_pretrained(weights)
+    except (OSError, ValueError) as error:
+        raise DeDiMError(f"weights {weights or 'in the package'} cannot be loaded: {error}") from error
+    try:
+        pipe.to(chosen)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device it lacks
+        raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
+    return pipe
+
+
+def _load_for(settings: RunSettings, weights: str | None, device: str | None) -> Any:
+    """Load the pipeline for a run; a wrong preset is an error here, not one in every photo."""
+    from diffusers_dedim.presets import resolve_preset
+
+    resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
+    pipe = _load_pipeline(weights, device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:
+    columns = (
+        TextColumn("Protecting"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("photos, {task.fields[faces]} faces,"), TimeElapsedColumn(), TextColumn("spent,"),
+        TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("run", total=len(folder_run.pending), faces=0)
+        faces = 0
+
+        def advance(record: PhotoRecord) -> None:
+            nonlocal faces
+            faces += len(record.faces)
+            progress.update(task, advance=1, faces=faces)
+
+        return folder_run.execute(pipe, batch_size=batch_size, on_done=advance)
+
+
+def _write_report(result: RunResult) -> Path:
+    from diffusers_dedim.report import write_report  # Jinja is only needed here
+
+    return write_report(result)
+
+
+def _list_jobs(folder_run: FolderRun) -> None:
+    for job in folder_run.pending:
+        typer.echo(f"{display_name(str(job.source))} -> {display_name(str(job.target))}")
+    done = f", {len(folder_run.finished)} done before" if folder_run.finished else ""
+    typer.echo(f"{len(folder_run.pending)} photos to protect{done}. Nothing was written.")
+
+
+def _summarise(result: RunResult, report_path: Path | None) -> None:
+    faces = sum(len(record.faces) for record in result.protected)
+    earlier = f", {result.resumed} of all settled by an earlier run" if result.resumed else ""
+    typer.echo(
+        f"{len(result.protected)} of {len(result.records)} photos protected ({faces} faces) "
+        f"in {result.seconds:.0f} s{earlier}: {display_name(str(result.out))}"
+    )
+    if result.other_files:
+        typer.echo(f"{result.other_files} other files are no photos and were passed over.")
+    for record in result.protected:
+        for note in record.notes:
+            typer.echo(f"Note: {display_name(record.name)}: {note}.")
+    if result.failures:
+        typer.echo(f"{len(result.failures)} not protected:", err=True)
+    for record in result.failures:
+        written = f"; written as {display_name(record.output)}" if record.output else "; not written"
+        typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
+    if report_path is not None:
+        typer.echo(f"Report, to be kept private: {display_name(str(report_path))}")
+
+
+def _draw(pipe: Any, number: int, seed: int, steps: int) -> list[Image.Image]:
+    """Faces by Algorithm 1, through diffusers' own unconditional pipeline over the same networks."""
+    import torch
+    from diffusers import DDPMPipeline
+
+    plain = DDPMPipeline(unet=pipe.unet, scheduler=pipe.scheduler)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    faces: list[Image.Image] = []
+    while len(faces) < number:
+        count = min(_SAMPLES_AT_ONCE, number - len(faces))
+        faces += plain(batch_size=count, generator=generator, num_inference_steps=steps).images
+    return faces
+
+
+def _grid(faces: list[Image.Image]) -> Image.Image:
+    """Faces in reading order on as square a grid as their number allows."""
+    columns = max(1, round(len(faces) ** 0.5))
+    rows = -(-len(faces) // columns)
+    width, height = faces[0].size
+    grid = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, face in enumerate(faces):
+        grid.paste(face, (index % columns * width, index // columns * height))
+    return grid

@@ -1,0 +1,27 @@
+"""Import optional packages on first use, with an error that names the command to install them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def import_extra(module: str, needed_by: str, install: str = 'pip install "diffusers-dedim[eval]"') -> Any:
+    """Import ``module``, or say which command brings it.
+
+    Args:
+        module: dotted name of the module, for instance ``"onnxruntime"``.
+        needed_by: what the user asked for, the subject of the error message.
+        install: the command to show.
+
+    Raises:
+        ImportError: the package is not installed.
+
+    Example:
+        >>> import_extra("math", "the example").pi > 3
+        True
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{needed_by} needs the package {module!r} ({error}); run: {install}") from error

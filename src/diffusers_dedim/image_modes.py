@@ -1,0 +1,112 @@
+"""Any Pillow mode to 8-bit RGB and an alpha plane, and back to the family the photo came in."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+PixelArray = NDArray[np.uint8]
+
+_MAX_16_BIT = 65535
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+NOTE_16_BIT = "16 bits a channel became 8"
+NOTE_CMYK = "CMYK became sRGB"
+NOTE_CMYK_NO_PROFILE = "CMYK became sRGB without a usable colour profile, so colours are approximate"
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the photo has one channel of brightness, with or without alpha.
+
+    Example:
+        >>> is_grey(Image.new("LA", (2, 2))), is_grey(Image.new("P", (2, 2)))
+        (True, False)
+    """
+    return image.mode in _GREY_MODES
+
+
+def is_16_bit(image: Image.Image) -> bool:
+    """Whether the file stores 16 bits a channel; ask before the pixels are loaded.
+
+    Pillow reads 16-bit colour files as 8-bit RGB, and only the decoder's arguments show it.
+    """
+    return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def split_rgb_alpha(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
+    """Pixels as uint8 RGB ``[H, W, 3]`` in [0, 255] and alpha as uint8 ``[H, W]`` or ``None``.
+
+    Raises:
+        ValueError: the mode has no known range (floating point, 32-bit integers beyond 16 bits).
+
+    Example:
+        >>> pixels, alpha = split_rgb_alpha(Image.new("LA", (4, 3), (7, 9)))
+        >>> pixels.shape, alpha.shape
+        ((3, 4, 3), (3, 4))
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it as 8-bit or 16-bit first")
+    if image.mode.startswith("I"):
+        return _grey_from_16_bit(image), None
+    if image.mode == "La":  # Pillow has no step from premultiplied grey to anything but LA
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"), dtype=np.uint8)
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    return np.array(image.convert("RGB"), dtype=np.uint8), None
+
+
+def _grey_from_16_bit(image: Image.Image) -> PixelArray:
+    """Scale 0..65535 to 0..255, rounding to the nearest; Pillow's own conversion clips at 255 instead."""
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > _MAX_16_BIT:
+        raise ValueError(
+            f"32-bit integer pixels from {values.min()} to {values.max()} have no known range; "
+            "save it as 8-bit or 16-bit first"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def cmyk_to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, str]:
+    """Convert CMYK to sRGB through its profile, and say how it was done.
+
+    Args:
+        image: a CMYK photo.
+        icc_profile: the profile inside the file, if any.
+
+    Returns:
+        The RGB photo and a note for the user: without a usable profile Pillow's plain formula is used.
+    """
+    if icc_profile is not None:
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(icc_profile))
+            converted = ImageCms.profileToProfile(
+                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB",
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )  # fmt: skip
+        except (ImageCms.PyCMSError, OSError):
+            converted = None
+        if converted is not None:
+            return converted, NOTE_CMYK
+    return image.convert("RGB"), NOTE_CMYK_NO_PROFILE
+
+
+def join_rgb_alpha(pixels: PixelArray, alpha: PixelArray | None, *, grey: bool) -> Image.Image:
+    """Image in mode L, LA, RGB or RGBA from uint8 RGB ``[H, W, 3]`` and alpha ``[H, W]``.
+
+    Grey is the BT.601 luma, which gives back exactly the pixels whose three channels are equal.
+
+    Example:
+        >>> join_rgb_alpha(np.full((2, 2, 3), 7, np.uint8), None, grey=True).mode
+        'L'
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if grey:
+        image = image.convert("L")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+    return image

@@ -1,0 +1,217 @@
+"""Record of a run, one JSON line a finished photo, that survives a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers_dedim.image_io import TEMPORARY_PREFIX, write_atomic
+from diffusers_dedim.photo_jobs import PhotoJob, RunError
+
+MANIFEST_NAME = "dedim-manifest.jsonl"
+_VERSION = 1
+
+Status = Literal["protected", "not_protected", "no_face", "face_too_small", "unreadable", "error"]
+"""What became of a photo. Only "protected" is written under its own name."""
+
+SETTLED: frozenset[Status] = frozenset(("protected", "not_protected", "no_face", "face_too_small"))
+"""Results of the photo and the settings; the others may be different on another try."""
+
+
+@dataclass(frozen=True)
+class FaceRecord:
+    """Scores of one face.
+
+    Attributes:
+        box: x0, y0, x1, y1 in photo pixels.
+        similarity_before: cosine to the original face before, in [-1, 1].
+        similarity: cosine to the original face after, in [-1, 1].
+        probability: Eq. 4, that it is still matched, in [0, 1].
+        rounds: rounds of Algorithm 2 used.
+        unet_calls: UNet evaluations used.
+        reached_threshold: whether the probability fell below the threshold.
+    """
+
+    box: tuple[float, float, float, float]
+    similarity_before: float
+    similarity: float
+    probability: float
+    rounds: int
+    unet_calls: int
+    reached_threshold: bool
+
+
+@dataclass(frozen=True)
+class PhotoRecord:
+    """What a run did with one photo.
+
+    Attributes:
+        name: path below the output folder, as in the job.
+        status: see :data:`Status`.
+        reason: in words, why it was not protected; empty where it was.
+        output: path of the written file below the output folder, ``None`` where nothing was written.
+        source_sha256: of the input file, empty where it could not be read.
+        output_sha256: of the written file, empty where nothing was written.
+        faces: the protected faces, in the pipeline's order.
+        notes: what reading or writing could not keep, in words.
+        seconds: time spent, the photo's equal share where it ran in a batch.
+    """
+
+    name: str
+    status: Status
+    reason: str = ""
+    output: str | None = None
+    source_sha256: str = ""
+    output_sha256: str = ""
+    faces: tuple[FaceRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Manifest:
+    """The file ``dedim-manifest.jsonl`` in an output folder: a header with the settings, then records.
+
+    Each record is appended, flushed and synced after its photo is on disk, so a photo that is listed is
+    there, and one that is there but not listed is done again over the same name. A last line torn by a kill
+    is cut off.
+
+    Attributes:
+        records: latest record of each photo by name, in the order they were first written.
+    """
+
+    def __init__(self, path: Path, records: dict[str, PhotoRecord]) -> None:
+        self._path = path
+        self.records = records
+
+    @classmethod
+    def start(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
+        """Begin a new manifest, replacing any other one.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        header = {"kind": "run", "version": _VERSION, "settings": dict(settings)}
+        write_atomic(out / MANIFEST_NAME, _line(header))
+        return cls(out / MANIFEST_NAME, {})
+
+    @classmethod
+    def resume(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
+        """Go on with the manifest of a stopped run.
+
+        Raises:
+            RunError: it was made with other settings, or is not a manifest of this version.
+            OSError: it cannot be read or repaired.
+        """
+        path = out / MANIFEST_NAME
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        rows = [_parse(path, number, row) for number, row in enumerate(whole.splitlines(), start=1)]
+        if not rows:
+            raise RunError(f"{path}: is empty; start again with --overwrite")
+        _check_header(path, rows[0], settings)
+        if len(whole) < len(data):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        records = (_record(path, number, row) for number, row in enumerate(rows[1:], start=2))
+        return cls(path, {record.name: record for record in records})
+
+    def append(self, records: Iterable[PhotoRecord]) -> None:
+        """Add finished photos; on return they are on disk.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        new = list(records)
+        with self._path.open("ab") as file:
+            file.write(b"".join(_line({"kind": "photo", **asdict(record)}) for record in new))
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.update((record.name, record) for record in new)
+
+
+def open_manifest(
+    out: Path, settings: Mapping[str, object], *, resume: bool, overwrite: bool
+) -> Manifest | None:
+    """The manifest of ``out`` to go on with, or ``None`` to begin a new one.
+
+    Raises:
+        RunError: the folder is not empty and neither flag is set, both are, or there is nothing to resume.
+    """
+    if resume and overwrite:
+        raise RunError("resume and overwrite exclude each other; give one of them")
+    found = out.iterdir() if out.exists() else ()
+    entries = [path for path in found if not path.name.startswith(TEMPORARY_PREFIX)]
+    if not entries or overwrite:
+        return None
+    if not resume:
+        raise RunError(
+            f"{out}: the output folder is not empty; go on with a stopped run (--resume), "
+            "replace its files (--overwrite), or choose another folder"
+        )
+    if not (out / MANIFEST_NAME).is_file():
+        raise RunError(f"{out}: has no {MANIFEST_NAME}, so there is no run to resume; choose another folder")
+    return Manifest.resume(out, settings)
+
+
+def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
+    """Whether an earlier result is settled, of this very input, and its output whole on disk."""
+    if record.status not in SETTLED:
+        return False
+    try:
+        if sha256(job.source.read_bytes()) != record.source_sha256:
+            return False
+        return record.output is None or sha256((out / record.output).read_bytes()) == record.output_sha256
+    except OSError:
+        return False
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest that tells whether a file is still the one that was recorded."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _line(row: Mapping[str, object]) -> bytes:
+    # ASCII output also carries file names that are not valid UTF-8 (lone surrogates) through unharmed
+    return json.dumps(row, ensure_ascii=True, allow_nan=True).encode("ascii") + b"\n"
+
+
+def _parse(path: Path, number: int, row: bytes) -> dict[str, object]:
+    try:
+        parsed = json.loads(row)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path}: line {number} is damaged; start again with --overwrite")
+    return parsed
+
+
+def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    if header.get("kind") != "run" or header.get("version") != _VERSION:
+        raise RunError(f"{path}: not a manifest of this version of dedim; start again with --overwrite")
+    then = header.get("settings")
+    if not isinstance(then, dict):
+        raise RunError(f"{path}: line 1 is damaged; start again with --overwrite")
+    changed = [
+        f"{key} was {then.get(key)!r} and is now {settings.get(key)!r}"
+        for key in sorted({*then, *settings})
+        if then.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{path}: was made with other settings ({'; '.join(changed)}); "
+            "resume with the same ones, or start again with --overwrite"
+        )
+
+
+def _record(path: Path, number: int, row: Mapping[str, Any]) -> PhotoRecord:
+    try:
+        fields = {key: value for key, value in row.items() if key != "kind"}
+        faces = tuple(FaceRecord(**{**face, "box": tuple(face["box"])}) for face in fields.pop("faces"))
+        return PhotoRecord(faces=faces, notes=tuple(fields.pop("notes")), **fields)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: line {number} is damaged; start again with --overwrite") from error

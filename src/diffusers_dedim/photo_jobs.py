@@ -1,0 +1,182 @@
+"""Which photos a run reads and where each result goes; every doubt is settled before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.image_io import PHOTO_SUFFIXES, TEMPORARY_PREFIX
+
+REFUSED_SUFFIXES = frozenset(
+    [
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".orf",
+        ".rw2",
+    ]
+)
+"""Photos that cannot be read: they are listed as failed, not passed over as if they were no photos."""
+
+PARTIAL_MARK = ".not-protected"
+"""Goes into the name of a photo that was written although a face stayed above the threshold."""
+
+
+class RunError(DeDiMError):
+    """A run that cannot start or go on: wrong inputs, wrong output folder, another run's manifest."""
+
+
+@dataclass(frozen=True)
+class PhotoJob:
+    """One photo to protect.
+
+    Attributes:
+        name: path below the output folder with "/" between parts; unique in a run, also ignoring case.
+        source: the file to read.
+        target: the file to write.
+        partial_target: the file to write instead where a face stayed above the threshold.
+    """
+
+    name: str
+    source: Path
+    target: Path
+    partial_target: Path
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """Photos of a run in their order, and how many files were passed over because they are no photos."""
+
+    jobs: tuple[PhotoJob, ...]
+    other_files: int
+
+
+def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> JobPlan:
+    """List the photos among files and folders and give each its place below ``out``.
+
+    Folders are read recursively, in the order of their names; hidden files and folders and links to folders
+    are left out. The tree below each folder is kept, a single file goes directly below ``out``. A GIF called
+    ``a.gif`` becomes ``a.gif.png``.
+
+    Args:
+        inputs: files and folders.
+        out: the output folder; it need not exist.
+
+    Raises:
+        RunError: an input does not exist or cannot be listed, no photo among the inputs, ``out`` overlaps an
+            input, or two photos would be written to the same file.
+
+    Example:
+        >>> plan_jobs(["no/such/folder"], "out")
+        Traceback (most recent call last):
+        diffusers_dedim.photo_jobs.RunError: no/such/folder: no such file or folder
+    """
+    out_folder = Path(out)
+    _check_out(out_folder)
+    jobs: dict[Path, PhotoJob] = {}
+    others = 0
+    for entry in map(Path, inputs):
+        _check_input(entry, out_folder)
+        found = [(Path(entry.name), entry)] if entry.is_file() else sorted(_walk(entry))
+        for relative, source in found:
+            if entry.is_dir() and source.suffix.lower() not in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+                others += 1
+            else:
+                jobs.setdefault(source.resolve(), _job(relative, source, out_folder))
+    if not jobs:
+        listed = ", ".join(display_name(os.fspath(entry)) for entry in inputs)
+        known = " ".join(sorted(PHOTO_SUFFIXES))
+        raise RunError(f"no photos in {listed or 'an empty list of inputs'} (looked for {known})")
+    _check_clashes(jobs)
+    return JobPlan(tuple(jobs.values()), others)
+
+
+def display_name(name: str) -> str:
+    """A file name that is safe to print: undecodable bytes and control characters become ``?``.
+
+    Example:
+        >>> display_name("a" + chr(27) + "[31m.png")
+        'a?[31m.png'
+    """
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def remove_temporaries(out: Path) -> int:
+    """Remove what a killed run left half written below ``out``; returns how many files."""
+    leftovers = list(out.rglob(f"{TEMPORARY_PREFIX}*"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def _job(relative: Path, source: Path, out: Path) -> PhotoJob:
+    name = PurePosixPath(*relative.parts)
+    if name.suffix.lower() == ".gif":
+        name = name.with_name(f"{name.name}.png")
+    partial = name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")
+    return PhotoJob(str(name), source, out / name, out / partial)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield (path below the folder, path) of each visible file."""
+
+    def refuse(error: OSError) -> None:
+        raise RunError(f"{display_name(str(error.filename))}: folder cannot be read ({error.strerror})")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(parent, name)
+            if not name.startswith("."):
+                yield path.relative_to(folder), path
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: the output must be a folder, and a file is there")
+    if not out.exists() and out.suffix.lower() in PHOTO_SUFFIXES:
+        raise RunError(f"{out}: the output is a folder, and this is the name of a photo; give {out.stem}")
+
+
+def _check_input(entry: Path, out: Path) -> None:
+    """An output among the inputs would be overwritten, or be read again by the next run."""
+    shown = display_name(str(entry))
+    if not entry.exists():
+        raise RunError(f"{shown}: no such file or folder")
+    if not entry.is_dir() and not entry.is_file():
+        raise RunError(f"{shown}: neither a file nor a folder")
+    source, target = entry.resolve(), out.resolve()
+    if source == target:
+        raise RunError(f"{shown}: output equals input; choose a new output folder")
+    if source in target.parents and source.is_dir():
+        raise RunError(f"{out}: the output folder lies in the input folder {shown}; choose one outside it")
+    if target in source.parents:
+        raise RunError(f"{shown}: the input lies in the output folder {out}; choose another output folder")
+
+
+def _check_clashes(jobs: dict[Path, PhotoJob]) -> None:
+    taken: dict[str, PhotoJob] = {}
+    for job in jobs.values():
+        for target in (job.target, job.partial_target):
+            # casefold: the output may lie on a disk that does not tell upper case from lower
+            other = taken.setdefault(str(target).casefold(), job)
+            if other is not job:
+                raise RunError(
+                    f"{display_name(str(other.source))} and {display_name(str(job.source))} would both be "
+                    f"written to {display_name(str(target))}; run them into different output folders"
+                )
+            if target.resolve() in jobs:
+                raise RunError(
+                    f"{display_name(str(target))}: would overwrite an input; choose another output folder"
+                )

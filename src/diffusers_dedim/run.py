@@ -1,0 +1,184 @@
+"""Protect folders of photos: batches, per-photo failures, and a manifest to go on after a kill."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from diffusers_dedim.image_io import save_photo
+from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, sha256, still_holds
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
+from diffusers_dedim.run_batch import (
+    LoadedPhoto,
+    Outcome,
+    Pipeline,
+    RunSettings,
+    judge,
+    load_photo,
+    protect_batch,
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of every photo of a run, including those finished before a resume.
+
+    Attributes:
+        out: the output folder.
+        settings: as given.
+        jobs: the photos in their order.
+        records: one for each job, in the same order.
+        resumed: how many of them an earlier run had finished.
+        other_files: files passed over because they are no photos.
+        seconds: duration of this run.
+    """
+
+    out: Path
+    settings: RunSettings
+    jobs: tuple[PhotoJob, ...]
+    records: tuple[PhotoRecord, ...]
+    resumed: int
+    other_files: int
+    seconds: float
+
+    @property
+    def protected(self) -> tuple[PhotoRecord, ...]:
+        """Photos written under their own name."""
+        return tuple(record for record in self.records if record.status == "protected")
+
+    @property
+    def failures(self) -> tuple[PhotoRecord, ...]:
+        """Photos that are not protected, whatever the reason."""
+        return tuple(record for record in self.records if record.status != "protected")
+
+
+class FolderRun:
+    """A run over files and folders, checked but not begun; :meth:`execute` does the work.
+
+    Args:
+        inputs: files and folders, see :func:`~diffusers_dedim.photo_jobs.plan_jobs`.
+        out: output folder; missing or empty unless one of the next two is set.
+        settings: what decides the result.
+        resume: go on with the run whose manifest is in ``out``. What was written, and photos
+            without a protectable face, are not done again unless the input or output file has changed.
+        overwrite: begin anew in a folder that is not empty.
+
+    Raises:
+        RunError: the inputs or the folder do not allow the run; nothing has been written.
+
+    Example:
+        >>> run = FolderRun(["holiday"], "protected", RunSettings())  # doctest: +SKIP
+        >>> result = run.execute(DeDiMPipeline.from_pretrained())  # doctest: +SKIP
+        >>> [record.reason for record in result.failures]  # doctest: +SKIP
+        []
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str | os.PathLike[str]],
+        out: str | os.PathLike[str],
+        settings: RunSettings | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.out = Path(out)
+        self.settings = settings or RunSettings()
+        self.plan = plan_jobs(inputs, self.out)
+        self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
+        self.finished = {
+            job.name: known[job.name]
+            for job in self.plan.jobs
+            if job.name in known and still_holds(known[job.name], job, self.out)
+        }
+        self.pending = tuple(job for job in self.plan.jobs if job.name not in self.finished)
+
+    def execute(
+        self,
+        pipe: Pipeline,
+        *,
+        batch_size: int = 4,
+        on_done: Callable[[PhotoRecord], None] | None = None,
+    ) -> RunResult:
+        """Protect the pending photos; a photo that fails is recorded and the run goes on.
+
+        Args:
+            pipe: the pipeline.
+            batch_size: photos whose faces go through the networks together, at least 1.
+            on_done: called after each photo is on disk and recorded.
+
+        Raises:
+            RunError: the output folder cannot be written.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        started = time.monotonic()
+        records = dict(self.finished)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.out)
+            manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
+            self._manifest = manifest
+            for start in range(0, len(self.pending), batch_size):
+                for record in self._protect_batch(pipe, self.pending[start : start + batch_size]):
+                    manifest.append([record])
+                    records[record.name] = record
+                    if on_done is not None:
+                        on_done(record)
+        except OSError as error:
+            raise RunError(f"{self.out}: cannot be written ({error.strerror or error})") from error
+        jobs = self.plan.jobs
+        return RunResult(
+            self.out, self.settings, jobs, tuple(records[job.name] for job in jobs),
+            len(self.finished), self.plan.other_files, time.monotonic() - started,
+        )  # fmt: skip
+
+    def _protect_batch(self, pipe: Pipeline, jobs: Sequence[PhotoJob]) -> Iterator[PhotoRecord]:
+        """Yield a record for each photo as soon as its file, if any, is on disk."""
+        started = time.monotonic()
+        loaded: list[LoadedPhoto] = []
+        for job in jobs:
+            item = load_photo(job)
+            if isinstance(item, LoadedPhoto):
+                loaded.append(item)
+            else:
+                self._discard_stale(job)
+                yield item
+        outcomes = protect_batch(pipe, loaded, self.settings) if loaded else []
+        seconds = (time.monotonic() - started) / max(len(loaded), 1)
+        for item, outcome in zip(loaded, outcomes, strict=True):
+            yield replace(self._finish(item, outcome), seconds=round(seconds, 3))
+
+    def _finish(self, item: LoadedPhoto, outcome: Outcome) -> PhotoRecord:
+        """Write the photo if all its faces are protected, and say so or say why not."""
+        status, reason = judge(item.photo, outcome)
+        record = PhotoRecord(item.job.name, status, reason, source_sha256=item.source_sha256)
+        target: Path | None = item.job.target if status == "protected" else None
+        if not isinstance(outcome, Exception):
+            record = replace(record, faces=outcome[1], notes=item.photo.notes)
+            changed = not np.array_equal(outcome[0], item.photo.pixels)
+            if status == "not_protected" and self.settings.allow_partial and changed:
+                target = item.job.partial_target
+        try:
+            self._discard_stale(item.job, keep=target)
+            if target is None or isinstance(outcome, Exception):
+                return record
+            target.parent.mkdir(parents=True, exist_ok=True)
+            data = save_photo(item.photo, outcome[0], target, self.settings.keep_metadata)
+        except Exception as error:  # a full disk, or an encoder that refuses this photo
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            return replace(record, status="error", reason=f"cannot be written ({why})")
+        output = target.relative_to(self.out).as_posix()
+        return replace(record, output=output, output_sha256=sha256(data))
+
+    def _discard_stale(self, job: PhotoJob, keep: Path | None = None) -> None:
+        """Remove an earlier run's output: left there, it would pass for the result of this one."""
+        for target in (job.target, job.partial_target):
+            if target != keep:
+                target.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""One batch of a run: load the photos, call the pipeline, judge what may be called protected."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from diffusers_dedim.errors import (
+    DeDiMError,
+    FaceTooSmallError,
+    NoFaceError,
+    NotProtectedError,
+    UnreadablePhotoError,
+)
+from diffusers_dedim.image_io import Photo, decode_photo
+from diffusers_dedim.image_modes import PixelArray
+from diffusers_dedim.manifest import FaceRecord, PhotoRecord, Status, sha256
+from diffusers_dedim.photo_jobs import PhotoJob
+
+if TYPE_CHECKING:
+    import torch
+
+Pipeline = Callable[..., Any]
+"""A ``DeDiMPipeline`` or anything that is called and answers like one."""
+
+Outcome = tuple[PixelArray, tuple[FaceRecord, ...]] | Exception
+"""Protected pixels and face records of one photo, or why the pipeline gave none."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the result of a run; a stopped run goes on only with the same settings.
+
+    Attributes:
+        preset: name of a preset of ``DeDiMPipeline``.
+        threshold: probability below which a face counts as protected, in (0, 1), or the preset's.
+        max_rounds: most rounds of Algorithm 2, at least 1, or the preset's.
+        small_faces: what a face too small to protect does: "error" fails its photo, "skip" leaves it.
+        seed: each photo gets its own generator from it and its name; ``None`` draws afresh.
+        weights: which weights the pipeline was loaded from, as the user named them.
+        keep_metadata: write EXIF (with GPS position, without thumbnail) beside the protected pixels.
+        allow_partial: write a photo whose face stayed above the threshold, under a name that says so.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    preset: str = "fast"
+    threshold: float | None = None
+    max_rounds: int | None = None
+    small_faces: Literal["error", "skip"] = "error"
+    seed: int | None = None
+    weights: str = "bundled"
+    keep_metadata: bool = False
+    allow_partial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
+        if self.max_rounds is not None and self.max_rounds < 1:
+            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        if self.small_faces not in ("error", "skip"):
+            raise ValueError(f'small_faces must be "error" or "skip", got {self.small_faces!r}')
+
+
+@dataclass(frozen=True)
+class LoadedPhoto:
+    """A photo in memory beside its job and the digest of its file."""
+
+    job: PhotoJob
+    photo: Photo
+    source_sha256: str
+
+
+def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+    """Read a photo, or return the record that says why it cannot be read."""
+    try:
+        data = job.source.read_bytes()
+    except OSError as error:
+        return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
+    digest = sha256(data)
+    try:
+        return LoadedPhoto(job, decode_photo(data), digest)
+    except UnreadablePhotoError as error:
+        return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
+
+
+def protect_batch(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) -> list[Outcome]:
+    """Run a batch; where it fails as a whole, run its photos one by one, so only the bad fail."""
+    try:
+        return list(_call(pipe, loaded, settings))
+    except Exception as error:  # whatever a photo provokes, the run goes on to the next
+        if len(loaded) == 1:
+            return [error]
+    return [outcome for item in loaded for outcome in protect_batch(pipe, [item], settings)]
+
+
+def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) -> Iterator[Outcome]:
+    """Pixels and face records of each photo of a batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a face above the threshold is in the record and listed
+        out = pipe(
+            [Image.fromarray(item.photo.pixels) for item in loaded],
+            preset=settings.preset,
+            threshold=settings.threshold,
+            max_rounds=settings.max_rounds,
+            small_faces=settings.small_faces,
+            generator=_generators(settings.seed, [item.job.name for item in loaded]),
+            output_type="pil",
+        )
+    if len(out.images) != len(loaded):
+        raise RuntimeError(f"the pipeline returned {len(out.images)} images for {len(loaded)} photos")
+    for index, image in enumerate(out.images):
+        faces = tuple(_face_record(face) for face in out.faces if face.image_index == index)
+        yield np.asarray(image.convert("RGB")), faces
+
+
+def _face_record(face: Any) -> FaceRecord:
+    x0, y0, x1, y1 = (float(edge) for edge in face.box)
+    return FaceRecord(
+        (x0, y0, x1, y1), float(face.similarity_before), float(face.similarity), float(face.probability),
+        int(face.rounds), int(face.unet_calls), bool(face.reached_threshold),
+    )  # fmt: skip
+
+
+def _generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] | None:
+    """One generator a photo, from the seed and its name: neither the batch nor a resume changes a result."""
+    if seed is None:
+        return None
+    import torch  # heavy, and not needed without a seed
+
+    def derived(name: str) -> int:
+        digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:7], "big")
+
+    return [torch.Generator("cpu").manual_seed(derived(name)) for name in names]
+
+
+def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:
+    """Whether a photo may be called protected; in doubt it may not."""
+    if isinstance(outcome, Exception):
+        return _judge_error(outcome)
+    pixels, faces = outcome
+    if not faces:
+        return "no_face", "no face that is large enough to be protected"
+    if pixels.shape != photo.pixels.shape:
+        return "error", f"the pipeline returned shape {pixels.shape} for {photo.pixels.shape}"
+    left = [face for face in faces if not face.reached_threshold]
+    if left:
+        worst = max(face.similarity for face in left)
+        return "not_protected", f"{len(left)} of {len(faces)} faces still match (similarity {worst:.2f})"
+    if np.array_equal(pixels, photo.pixels):
+        return "not_protected", "no pixel changed"
+    return "protected", ""
+
+
+def _judge_error(error: Exception) -> tuple[Status, str]:
+    kinds: tuple[tuple[type[DeDiMError], Status], ...] = (
+        (NoFaceError, "no_face"),
+        (FaceTooSmallError, "face_too_small"),
+        (NotProtectedError, "not_protected"),
+        (UnreadablePhotoError, "unreadable"),
+    )
+    for kind, status in kinds:
+        if isinstance(error, kind):
+            # "image 0" is the photo's place in a call of one; the record names the photo itself
+            return status, str(error).removeprefix("image 0: ").rstrip(".")
+    return "error", f"{type(error).__name__}: {error}"

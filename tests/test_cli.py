@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import fake_pipeline as fake
+import pytest
+from fake_pipeline import FakePipeline, photo_array
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from diffusers_dedim import cli
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake_pipe = FakePipeline()
+    monkeypatch.setattr(cli, "_load_for", lambda settings, weights, device: fake_pipe)
+    return fake_pipe
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.fromarray(photo_array()).save(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def dedim(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_run_protects_a_folder(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    (source / "notes.txt").write_text("no photo")
+    result = dedim("run", source, "-o", tmp_path / "out", "--report", "--seed", 1)
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 photos protected (2 faces)" in result.stdout
+    assert "1 other files are no photos and were passed over." in result.stdout
+    assert f"Report, to be kept private: {tmp_path / 'out' / 'report.html'}" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "a.jpg", "b.png", "report.html", "dedim-manifest.jsonl"
+    }  # fmt: skip
+
+
+def test_failures_are_listed_and_the_status_is_1(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    Image.fromarray(photo_array(fake.NOT_REACHED)).save(source / "c.png")
+    (source / "d[red].jpg").write_bytes(b"")
+    result = dedim("run", source, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "2 of 4 photos protected" in result.stdout
+    assert "2 not protected:" in result.stderr
+    assert "  c.png: 1 of 1 faces still match (similarity 0.40); not written\n" in result.stderr
+    assert "  d[red].jpg: the file is empty (0 bytes); not written\n" in result.stderr
+    again = dedim("run", source, "-o", tmp_path / "out", "--overwrite", "--allow-partial")
+    assert again.exit_code == 1
+    assert "(similarity 0.40); written as c.not-protected.png\n" in again.stderr
+
+
+def test_resume_after_the_end_loads_no_pipeline(
+    pipe: FakePipeline, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dedim("run", source, "-o", tmp_path / "out")
+    monkeypatch.setattr(cli, "_load_for", lambda *_: pytest.fail("nothing is left to do"))
+    result = dedim("run", source, "-o", tmp_path / "out", "--resume", "--report")
+    assert result.exit_code == 0, result.output
+    assert "2 of all settled by an earlier run" in result.stdout
+
+
+def test_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
+    result = dedim("run", source, "-o", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    assert f"{source / 'a.jpg'} -> {tmp_path / 'out' / 'a.jpg'}" in result.stdout
+    assert "2 photos to protect. Nothing was written." in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_are_one_line_and_status_2(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    cases = [
+        (["run", source, "-o", source], "output equals input"),
+        (["run", tmp_path / "empty", "-o", out], "Error: no photos in"),
+        (["run", tmp_path / "gone", "-o", out], "gone: no such file or folder"),
+        (
+            ["run", source, "-o", out, "--threshold", "1.5"],
+            "Error: threshold must be a probability between 0 and 1",
+        ),
+        (["run", source, "-o", out, "--max-rounds", "0"], "Error: max_rounds must be at least 1, got 0"),
+        (["run", source, "-o", out, "--resume", "--overwrite"], "exclude each other"),
+        (["run", source, "-o", out, "--batch-size", "0"], "--batch-size"),
+        (["run", source, "-o", out, "--small-faces", "drop"], "--small-faces"),
+        (["run", source], "--out"),
+        (["run", "-o", out], "PATH"),
+        (["sample", "-o", tmp_path / "a.jpg"], "a.jpg: the picture is written as PNG"),
+        (["sample", "-o", tmp_path / "no" / "a.png"], "its folder does not exist"),
+    ]
+    for arguments, text in cases:
+        result = dedim(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert text in " ".join(result.stderr.split()), arguments
+        assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+def test_unknown_preset_and_weights_stop_the_run_before_it_begins(source: Path, tmp_path: Path) -> None:
+    result = dedim("run", source, "-o", tmp_path / "out", "--preset", "quick")
+    assert result.exit_code == 2
+    assert "preset: expected one of ['fast'" in result.stderr
+    (tmp_path / "weights").mkdir()
+    result = dedim("run", source, "-o", tmp_path / "out", "--weights", tmp_path / "weights")
+    assert result.exit_code == 2
+    assert f"weights {tmp_path / 'weights'} cannot be loaded:" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupt_is_told_and_can_be_resumed(
+    pipe: FakePipeline, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakePipeline, "__call__", stop)
+    result = dedim("run", source, "-o", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "go on with --resume" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_load_for", lambda *_: FakePipeline())
+    assert dedim("run", source, "-o", tmp_path / "out", "--resume").exit_code == 0
+
+
+def test_sample_draws_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    small = SimpleNamespace(unet=unet, scheduler=DDPMScheduler())
+    monkeypatch.setattr(cli, "_load_pipeline", lambda weights, device: small)
+    arguments = ("sample", "-n", 5, "--steps", 2, "--seed", 3)
+    assert dedim(*arguments, "-o", tmp_path / "a.png").exit_code == 0
+    assert dedim(*arguments, "-o", tmp_path / "b.png").exit_code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert Image.open(tmp_path / "a.png").size == (16, 24)
+    again = dedim(*arguments, "-o", tmp_path / "a.png")
+    assert again.exit_code == 2
+    assert "is there already; give --overwrite" in again.stderr
+
+
+def test_train_is_mounted() -> None:
+    result = dedim("train", "--help")
+    assert result.exit_code == 0
+    assert "encoder" in result.stdout
+    assert "landmarks" in result.stdout
+
+
+def test_help_and_version_need_no_torch() -> None:
+    script = (
+        "import sys; from typer.testing import CliRunner; from diffusers_dedim.cli import app\n"
+        "for arguments in (['--help'], ['run', '--help'], ['--version']):\n"
+        "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
+        "print([name for name in ('torch', 'diffusers', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert dedim("--version").stdout.startswith("dedim 0.")

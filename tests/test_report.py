@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import base64
+import re
+from io import BytesIO
+from pathlib import Path
+
+import fake_pipeline as fake
+import pytest
+from fake_pipeline import FakePipeline, photo_array
+from PIL import Image
+
+from diffusers_dedim.report import FACE_SIDE, PHOTO_SIDE, render_report, write_report
+from diffusers_dedim.run import FolderRun, RunResult
+from diffusers_dedim.run_batch import RunSettings
+
+EVIL = "<script>alert(1)&.png"
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> RunResult:
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(photo_array(size=(2000, 1000))).save(source / "wide.jpg")
+    for name, flag in ((EVIL, (90, 90, 90)), ("none.png", fake.NO_FACE), ("left.png", fake.NOT_REACHED)):
+        Image.fromarray(photo_array(flag)).save(source / name)
+    settings = RunSettings(threshold=0.45, allow_partial=True)
+    return FolderRun([source], tmp_path / "out", settings).execute(FakePipeline())
+
+
+def pictures(page: str) -> list[Image.Image]:
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    return [Image.open(BytesIO(base64.b64decode(data))) for data in found]
+
+
+def test_page_holds_counts_failures_scores_and_settings(result: RunResult) -> None:
+    page = write_report(result).read_text()
+    assert "<h1>2 of 4 photos protected</h1>" in page
+    assert "no face was found, so nothing was protected<" in page
+    assert "NOT PROTECTED: 1 of 1 faces still match (similarity 0.40)" in page
+    assert ">-0.10</td>" in page
+    assert '<th>threshold</th><td class="name">0.45</td>' in page
+    assert "Keep this page private" in page
+    assert "median" in page.lower()
+
+
+def test_page_loads_nothing_from_elsewhere(result: RunResult) -> None:
+    page = render_report(result)
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)|@import""", page)
+    assert all("".join(address).startswith("data:") for address in addresses)
+    assert "http" not in page
+
+
+def test_file_names_are_escaped(result: RunResult) -> None:
+    page = render_report(result)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&amp;.png" in page
+
+
+def test_pictures_are_small_and_in_pairs(result: RunResult) -> None:
+    sizes = [picture.size for picture in pictures(render_report(result))]
+    # three written photos (one partly), each after + before, and each one face before + after
+    assert len(sizes) == 3 * 4
+    assert sizes.count((FACE_SIDE, FACE_SIDE)) == 6
+    assert sizes.count((PHOTO_SIDE, PHOTO_SIDE // 2)) == 2
+
+
+def test_photo_that_has_gone_is_left_out(result: RunResult) -> None:
+    (result.out / "wide.jpg").unlink()
+    assert len(pictures(render_report(result))) == 2 * 4
+
+
+def test_page_is_written_where_asked(result: RunResult, tmp_path: Path) -> None:
+    assert write_report(result, tmp_path / "other.html") == tmp_path / "other.html"
+    assert not (result.out / "report.html").exists()

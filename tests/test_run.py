@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_pipeline as fake
+import numpy as np
+import pytest
+from fake_pipeline import FakePipeline, photo_array
+from PIL import Image
+
+from diffusers_dedim import image_io
+from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
+from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
+from diffusers_dedim.photo_jobs import RunError, plan_jobs
+from diffusers_dedim.run import FolderRun, RunResult
+from diffusers_dedim.run_batch import RunSettings
+
+
+def write_photo(path: Path, flag: tuple[int, int, int] = (90, 90, 90)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo_array(flag)).save(path)
+    return path
+
+
+def photo_folder(folder: Path, count: int = 3) -> Path:
+    for index in range(count):
+        write_photo(folder / f"{index:02}.png", (90, 90, index))
+    return folder
+
+
+def written(out: Path) -> list[str]:
+    return sorted(
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != MANIFEST_NAME
+    )
+
+
+def protect(
+    inputs: Path | list[Path], out: Path, pipe: FakePipeline | None = None, **options: object
+) -> RunResult:
+    run_options = {key: options.pop(key) for key in ("resume", "overwrite") if key in options}
+    batch_size = options.pop("batch_size", 4)
+    paths = inputs if isinstance(inputs, list) else [inputs]
+    run = FolderRun(paths, out, RunSettings(**options), **run_options)
+    return run.execute(pipe or FakePipeline(), batch_size=batch_size)
+
+
+def test_tree_is_kept_and_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("b.jpg", "a.PNG", "deep/er/c.webp", ".hidden.png", ".cache/d.png"):
+        write_photo(source / name)
+    (source / "notes.txt").write_text("no photo")
+    result = protect(source, tmp_path / "out")
+    assert written(tmp_path / "out") == ["a.PNG", "b.jpg", "deep/er/c.webp"]
+    assert [record.name for record in result.records] == ["a.PNG", "b.jpg", "deep/er/c.webp"]
+    assert result.other_files == 1
+    assert result.failures == ()
+    assert Image.open(tmp_path / "out" / "b.jpg").format == "JPEG"
+
+
+def test_protected_pixels_are_the_pipelines(tmp_path: Path) -> None:
+    source = write_photo(tmp_path / "a.png")
+    result = protect(source, tmp_path / "out")
+    before, after = read_photo(source).pixels, read_photo(tmp_path / "out" / "a.png").pixels
+    assert np.array_equal(before[:8], after[:8])
+    assert (after[16, 24] == before[16, 24] + 40).all()
+    face = result.records[0].faces[0]
+    assert (face.similarity, face.reached_threshold, face.box) == (-0.1, True, (12.0, 8.0, 36.0, 24.0))
+
+
+BAD = {
+    "no_face.png": (fake.NO_FACE, "no_face", "no face was found, so nothing was protected"),
+    "small.png": (fake.TOO_SMALL, "face_too_small", "a face is 20 px, and 40 px are needed"),
+    "left.png": (fake.NOT_REACHED, "not_protected", "1 of 1 faces still match (similarity 0.40)"),
+    "crash.png": (fake.CRASH, "error", "RuntimeError: out of memory"),
+    "same.png": (fake.UNCHANGED, "not_protected", "no pixel changed"),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_bad_photos_are_named_and_do_not_take_others_down(tmp_path: Path, batch_size: int) -> None:
+    source = photo_folder(tmp_path / "in", 4)
+    for name, (flag, _, _) in BAD.items():
+        write_photo(source / name, flag)
+    (source / "empty.jpg").write_bytes(b"")
+    (source / "text.jpg").write_text("dear diary")
+    (source / "cut.png").write_bytes((source / "00.png").read_bytes()[:200])
+    (source / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    result = protect(source, tmp_path / "out", batch_size=batch_size)
+    assert written(tmp_path / "out") == ["00.png", "01.png", "02.png", "03.png"]
+    failures = {record.name: (record.status, record.reason) for record in result.failures}
+    for name, (_, status, reason) in BAD.items():
+        assert failures.pop(name) == (status, reason)
+    assert failures.pop("empty.jpg") == ("unreadable", "the file is empty (0 bytes)")
+    assert failures.pop("phone.heic")[1].startswith("HEIC photos are not supported")
+    assert failures.pop("text.jpg")[1].startswith("not a photo in a known format")
+    assert failures.pop("cut.png")[1].startswith("damaged or truncated")
+    assert failures == {}
+
+
+def test_settings_reach_the_pipeline_and_seeds_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 3)
+    one, three = FakePipeline(), FakePipeline()
+    options = {"preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip", "seed": 5}
+    protect(source, tmp_path / "one", one, batch_size=1, **options)
+    protect(source, tmp_path / "three", three, batch_size=3, **options)
+    assert (one.calls, three.calls) == ([1, 1, 1], [3])
+    shared = {key: value for key, value in three.keywords[0].items() if key != "generator"}
+    assert shared == {
+        "preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip", "output_type": "pil"
+    }  # fmt: skip
+    seeds = [keywords["generator"][0].initial_seed() for keywords in one.keywords]
+    assert seeds == [generator.initial_seed() for generator in three.keywords[0]["generator"]]
+    assert len(set(seeds)) == 3
+
+
+def test_skipping_small_faces_does_not_call_their_photo_protected(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "small.png", fake.TOO_SMALL)
+    result = protect(tmp_path / "in", tmp_path / "out", small_faces="skip")
+    assert result.records[0].reason == "no face that is large enough to be protected"
+    assert written(tmp_path / "out") == []
+
+
+def test_partly_protected_photo_is_written_only_on_request_under_a_name_that_says_so(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "left.png", fake.NOT_REACHED)
+    write_photo(tmp_path / "in" / "same.png", fake.UNCHANGED)
+    result = protect(tmp_path / "in", tmp_path / "out", allow_partial=True)
+    assert written(tmp_path / "out") == ["left.not-protected.png"]
+    assert [(record.status, record.output) for record in result.records] == [
+        ("not_protected", "left.not-protected.png"),
+        ("not_protected", None),
+    ]
+
+
+def test_wrong_size_from_the_pipeline_is_not_written(tmp_path: Path) -> None:
+    def shrinking(photos: list[Image.Image], **keywords: object) -> object:
+        out = FakePipeline()(photos, **keywords)
+        out.images = [image.resize((10, 10)) for image in out.images]
+        return out
+
+    result = protect(write_photo(tmp_path / "a.png"), tmp_path / "out", shrinking)
+    assert result.records[0].reason == "the pipeline returned shape (10, 10, 3) for (32, 48, 3)"
+    assert written(tmp_path / "out") == []
+
+
+def test_gif_gets_a_png_name(tmp_path: Path) -> None:
+    write_photo(tmp_path / "in" / "a.gif")
+    result = protect(tmp_path / "in", tmp_path / "out")
+    assert written(tmp_path / "out") == ["a.gif.png"]
+    assert "GIF is written as PNG" in result.records[0].notes[0]
+
+
+def test_output_that_would_meet_the_input_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 1)
+    cases = [
+        ([source], source, "output equals input"),
+        ([source], source / "out", "the output folder lies in the input folder"),
+        ([source / "00.png"], source, "the input lies in the output folder"),
+        ([source], tmp_path, "the input lies in the output folder"),
+        ([source], source / "00.png", "the output must be a folder, and a file is there"),
+        ([source / "00.png"], tmp_path / "b.png", "the output is a folder, and this is the name of a photo"),
+        ([source, tmp_path / "gone"], tmp_path / "out", "gone: no such file or folder"),
+        ([], tmp_path / "out", "no photos in an empty list of inputs"),
+    ]
+    for inputs, out, text in cases:
+        with pytest.raises(RunError, match=text):
+            FolderRun(inputs, out)
+    link = tmp_path / "link"
+    link.symlink_to(source, target_is_directory=True)
+    with pytest.raises(RunError, match="output equals input"):
+        FolderRun([source], link)
+    assert written(tmp_path) == ["in/00.png"]
+
+
+def test_output_linked_to_an_input_is_refused(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in" / "sub", 1).parent
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(source / "sub", target_is_directory=True)
+    with pytest.raises(RunError, match="would overwrite an input"):
+        FolderRun([source], tmp_path / "out", overwrite=True)
+
+
+def test_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no photo")
+    with pytest.raises(RunError, match=r"no photos in .*in \(looked for .*\.jpg"):
+        FolderRun([tmp_path / "in"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_inputs_for_one_output_are_refused_and_repeated_ones_taken_once(tmp_path: Path) -> None:
+    first, second = write_photo(tmp_path / "x" / "a.png"), write_photo(tmp_path / "y" / "A.png")
+    with pytest.raises(RunError, match=r"x/a\.png and .*y/A\.png would both be written to .*out/A\.png"):
+        plan_jobs([first, second], tmp_path / "out")
+    assert len(plan_jobs([first, tmp_path / "x", first], tmp_path / "out").jobs) == 1
+
+
+def test_filled_output_folder_needs_a_word(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 2)
+    protect(source, tmp_path / "out")
+    with pytest.raises(RunError, match=r"is not empty; go on with a stopped run \(--resume\)"):
+        FolderRun([source], tmp_path / "out")
+    with pytest.raises(RunError, match="exclude each other"):
+        FolderRun([source], tmp_path / "out", resume=True, overwrite=True)
+    (tmp_path / "out" / MANIFEST_NAME).unlink()
+    with pytest.raises(RunError, match=f"has no {MANIFEST_NAME}"):
+        FolderRun([source], tmp_path / "out", resume=True)
+
+
+def test_overwriting_does_not_leave_an_older_result_that_passes_for_the_new_one(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 2)
+    protect(source, tmp_path / "out")
+    write_photo(source / "01.png", fake.NOT_REACHED)
+    protect(source, tmp_path / "out", overwrite=True)
+    assert written(tmp_path / "out") == ["00.png"]
+
+
+def test_resume_does_only_what_is_missing_changed_or_broken(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 6), tmp_path / "out"
+    write_photo(source / "noface.png", fake.NO_FACE)
+    write_photo(source / "crash.png", fake.CRASH)
+    protect(source, out)
+    (out / "01.png").unlink()
+    (out / "02.png").write_bytes((out / "02.png").read_bytes()[:100])
+    write_photo(source / "03.png", (90, 91, 92))
+    (out / f"{TEMPORARY_PREFIX}0123").write_bytes(b"half")
+    run = FolderRun([source], out, resume=True)
+    assert [job.name for job in run.pending] == ["01.png", "02.png", "03.png", "crash.png"]
+    result = run.execute(FakePipeline())
+    assert written(out) == [f"{index:02}.png" for index in range(6)]
+    assert (result.resumed, len(result.records)) == (4, 8)
+    assert [record.name for record in result.failures] == ["crash.png", "noface.png"]
+    assert FolderRun([source], out, resume=True).pending[0].name == "crash.png"
+
+
+def test_resume_into_a_missing_folder_begins(tmp_path: Path) -> None:
+    assert len(protect(photo_folder(tmp_path / "in"), tmp_path / "out", resume=True).protected) == 3
+
+
+def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 1), tmp_path / "out"
+    protect(source, out, threshold=0.4)
+    with pytest.raises(
+        RunError, match=r"other settings \(preset was 'fast' and is now 'paper'; threshold was 0.4"
+    ):
+        FolderRun([source], out, RunSettings(preset="paper"), resume=True)
+
+
+def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source, out)
+    manifest = out / MANIFEST_NAME
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-20])
+    run = FolderRun([source], out, resume=True)
+    assert [job.name for job in run.pending] == ["02.png"]
+    run.execute(FakePipeline())
+    assert [json.loads(line).get("name") for line in manifest.read_bytes().splitlines()] == [
+        None, "00.png", "01.png", "02.png"
+    ]  # fmt: skip
+    lines = whole.splitlines(keepends=True)
+    manifest.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
+    with pytest.raises(RunError, match=r"line 2 is damaged; start again with --overwrite"):
+        FolderRun([source], out, resume=True)
+    manifest.write_bytes(b'{"kind": "other"}\n')
+    with pytest.raises(RunError, match="not a manifest of this version"):
+        FolderRun([source], out, resume=True)
+
+
+def test_record_survives_the_manifest_with_any_name(tmp_path: Path) -> None:
+    record = PhotoRecord("sub/\udcff\n\u00e4.png", "protected", notes=("a",), seconds=1.5)
+    Manifest.start(tmp_path, {"seed": 1}).append([record])
+    assert Manifest.resume(tmp_path, {"seed": 1}).records == {record.name: record}
+
+
+def test_undecodable_file_name_works(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(photo_array()).save(tmp_path / "plain.png")
+    try:
+        shutil.move(tmp_path / "plain.png", tmp_path / "in" / name)
+    except OSError:
+        pytest.skip("the file system takes only valid UTF-8")
+    protect(tmp_path / "in", tmp_path / "out", seed=1)
+    assert written(tmp_path / "out") == [name]
+    assert FolderRun([tmp_path / "in"], tmp_path / "out", RunSettings(seed=1), resume=True).pending == ()
+
+
+def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if Path(target).name == "00.png":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(image_io.Path, "replace", refuse)
+    result = protect(source, out)
+    assert result.failures[0].reason == "cannot be written (No space left on device)"
+    assert written(out) == ["01.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"threshold": 0.0}, "threshold must be a probability between 0 and 1, got 0.0"),
+        ({"threshold": 1.0}, "threshold must be a probability"),
+        ({"threshold": float("nan")}, "threshold must be a probability"),
+        ({"max_rounds": 0}, "max_rounds must be at least 1, got 0"),
+        ({"small_faces": "drop"}, 'small_faces must be "error" or "skip", got \'drop\''),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        RunSettings(**options)
+
+
+KILLED_RUN = """
+import sys
+sys.path.insert(0, sys.argv[3])
+import time
+from fake_pipeline import FakePipeline
+from diffusers_dedim.run import FolderRun
+class Slow(FakePipeline):
+    def __call__(self, photos, **keywords):
+        time.sleep(0.01)
+        return super().__call__(photos, **keywords)
+run = FolderRun([sys.argv[1]], sys.argv[2], resume=True)
+print("begun", flush=True)
+run.execute(Slow(), batch_size=3)
+"""
+
+
+def test_killed_runs_go_on_and_lose_and_double_nothing(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 50), tmp_path / "out"
+    command = [sys.executable, "-c", KILLED_RUN, str(source), str(out), str(Path(__file__).parent)]
+    clock = random.Random(0)
+    kills = 0
+    for _ in range(5):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            time.sleep(clock.uniform(0.005, 0.06))
+            process.kill()
+        kills += process.returncode == -9
+        for name in (path for path in written(out) if TEMPORARY_PREFIX not in path):
+            assert read_photo(out / name).pixels.shape == (32, 48, 3)
+    assert kills >= 1  # on a busy machine a run may come to its end before the signal
+    done = len(FolderRun([source], out, resume=True).finished)
+    pipe = FakePipeline()
+    result = protect(source, out, pipe, resume=True)
+    assert sum(pipe.calls) == 50 - done
+    assert written(out) == [f"{index:02}.png" for index in range(50)]
+    assert [record.status for record in result.records] == ["protected"] * 50
+    lines = [json.loads(line) for line in (out / MANIFEST_NAME).read_bytes().splitlines()]
+    names = [line["name"] for line in lines if line["kind"] == "photo"]
+    assert sorted(names) == [f"{index:02}.png" for index in range(50)]
+    for name in names:
+        assert read_photo(out / name).pixels.shape == (32, 48, 3)
