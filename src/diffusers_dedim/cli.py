@@ -189,11 +189,12 @@ def _load_pipeline(weights: str | None, device: str | None) -> Any:
     from diffusers.utils import logging
 
     from diffusers_dedim.pipeline_dedim import DeDiMPipeline
+    from diffusers_dedim.precision import fast_dtype
 
     logging.set_verbosity_error()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        pipe: Any = DeDiMPipeline.from_pretrained(weights)
+        pipe: Any = DeDiMPipeline.from_pretrained(weights, dtype=fast_dtype(chosen))
     except (OSError, ValueError) as error:
         raise DeDiMError(f"weights {weights or 'in the package'} cannot be loaded: {error}") from error
     try:

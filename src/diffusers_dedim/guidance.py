@@ -6,11 +6,13 @@ and may change x_{t-1} (``prev_sample``). It takes the recogniser and the schedu
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from diffusers_dedim.schedule import posterior_std, posterior_x_0_weight, predict_x_0
 
@@ -87,14 +89,18 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     """Push the estimate of the clean face away from its identity by a step of fixed size.
 
     The recogniser sees what it was trained for, the blended x_0 estimate instead of the noisy x_t, and the
-    length of the step no longer depends on how steep its similarity happens to be. The denoiser then keeps of
-    the push what looks like a face. The push ends at ``stop_similarity``: no face is changed more than it needs.
+    length of the step does not depend on how steep its similarity happens to be. The denoiser keeps of the push
+    what looks like a face. A face is pushed no further than ``stop_similarity``.
 
     Args:
         step_size: root mean square of the push over the masked pixels, in [-1, 1] units.
         stop_similarity: cosine below which a face is pushed no further.
-        views: how many slightly moved and mirrored views the gradient is averaged over; more views make a
-            gradient that depends less on the one recogniser.
+        views: 1 for the face alone, 2 for the face and its mirror image; with both the push depends less on
+            quirks of the one recogniser, and holds better against others.
+        smoothing: standard deviation in crop px of a Gaussian over the push; single pixels that stand out
+            look like speckle and matter to no other recogniser.
+        cutoff_step_ratio: share of a round's steps that are pushed, in [0, 1]; the denoiser has the last ones
+            for itself and clears away what does not belong to a face.
 
     Example:
         >>> from diffusers_dedim import EstimateGuidance
@@ -103,54 +109,57 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
 
     tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "noise_pred", "x_org", "mask", "reference"]
 
-    def __init__(self, step_size: float = 0.02, stop_similarity: float = -0.2, views: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        step_size: float = 0.012,
+        stop_similarity: float = -0.2,
+        views: int = 2,
+        smoothing: float = 0.8,
+        cutoff_step_ratio: float = 0.7,
+    ) -> None:
+        super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
         if step_size < 0:
             raise ValueError(f"step_size: expected 0 or more, got {step_size}.")
         if not -1 <= stop_similarity < 1:
             raise ValueError(f"stop_similarity: expected a cosine in [-1, 1), got {stop_similarity}.")
-        if views < 1:
-            raise ValueError(f"views: expected at least 1, got {views}.")
-        self.step_size, self.stop_similarity, self.views = step_size, stop_similarity, views
+        if views not in (1, 2):
+            raise ValueError(f"views: expected 1 (the face) or 2 (and its mirror image), got {views}.")
+        if smoothing < 0:
+            raise ValueError(f"smoothing: expected 0 or more crop px, got {smoothing}.")
+        self.step_size, self.stop_similarity = step_size, stop_similarity
+        self.views, self.smoothing = views, smoothing
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Move ``prev_sample`` as the scheduler would have, had its x_0 estimate been the pushed one."""
+        if step_index >= self.config.cutoff_step_ratio * len(pipeline.scheduler.timesteps):
+            return callback_kwargs
         x_t, mask = callback_kwargs["sample"], callback_kwargs["mask"]
         x_0 = predict_x_0(pipeline.scheduler, callback_kwargs["noise_pred"], torch.tensor(timestep), x_t)
         blend = mask * x_0 + (1 - mask) * callback_kwargs["x_org"]
-        gradient = mask * self._similarity_gradient(
-            pipeline.face_encoder, blend, callback_kwargs["reference"]
-        )
-        step = self.step_size * gradient / _masked_rms(gradient, mask)
+        gradient = self._similarity_gradient(pipeline.face_encoder, blend, callback_kwargs["reference"])
+        step = self.step_size * self._direction(gradient, mask)
         pushed = (x_0 - step).clamp(-1, 1)
         weight = posterior_x_0_weight(pipeline.scheduler, timestep)
         callback_kwargs["prev_sample"] = callback_kwargs["prev_sample"] + weight * (pushed - x_0)
         return callback_kwargs
 
     def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:
-        """Gradient of relu(cosine - stop), averaged over the views."""
+        """Gradient of relu(cosine - stop), summed over the views."""
         with torch.inference_mode(False), torch.enable_grad():
             blend = blend.detach().clone().requires_grad_()
-            excess = blend.new_zeros(())
-            for view in range(self.views):
-                cosine = (face_encoder(_view(blend, view)) * reference.clone()).sum(1)
-                excess = excess + (cosine - self.stop_similarity).relu().sum()
-            (gradient,) = torch.autograd.grad(excess, blend)
+            seen = blend if self.views == 1 else torch.cat([blend, blend.flip(3)])
+            cosine = (face_encoder(seen) * reference.repeat(self.views, 1)).sum(1)
+            (gradient,) = torch.autograd.grad((cosine - self.stop_similarity).relu().sum(), blend)
         return gradient
 
-
-def _view(images: Tensor, index: int) -> Tensor:
-    """Return view ``index``: the image itself, its mirror image, then both moved by whole pixels."""
-    if index % 2:
-        images = images.flip(3)
-    shift = (index // 2 + 1) // 2 * (1 if index // 2 % 2 else -1)
-    return images if shift == 0 else images.roll((shift, shift), (2, 3))
-
-
-def _masked_rms(gradient: Tensor, mask: Tensor) -> Tensor:
-    """Root mean square ``[N, 1, 1, 1]`` over the masked pixels; 1 where the gradient is 0 everywhere."""
-    area = mask.expand_as(gradient).flatten(1).sum(1).clamp_min(1)
-    rms = (gradient.square().flatten(1).sum(1) / area).sqrt()
-    return torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)
+    def _direction(self, gradient: Tensor, mask: Tensor) -> Tensor:
+        """Smooth, keep to the mask, and scale to a root mean square of 1 over it; 0 stays 0."""
+        if self.smoothing > 0:
+            kernel = 2 * math.ceil(2 * self.smoothing) + 1
+            gradient = gaussian_blur(gradient, kernel, self.smoothing)
+        gradient = mask * gradient
+        area = mask.expand_as(gradient).flatten(1).sum(1).clamp_min(1)
+        rms = (gradient.square().flatten(1).sum(1) / area).sqrt()
+        return gradient / torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)

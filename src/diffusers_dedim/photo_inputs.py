@@ -65,10 +65,11 @@ def _tensor_to_pixels(tensor: Tensor) -> NDArray[np.uint8]:
         raise ValueError(
             f"image: expected a float tensor [3, H, W] in [-1, 1], got {tensor.dtype} {list(tensor.shape)}."
         )
+    tensor = tensor.detach()
     low, high = float(tensor.min()), float(tensor.max())
     if not (low >= -1.001 and high <= 1.001):  # also refuses nan; a thousandth is bf16 rounding
         raise ValueError(f"image: expected tensor values in [-1, 1], got {low:.3g} to {high:.3g}.")
-    pixels = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = ((tensor.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusers_dedim.callbacks import CallbackView, chain_callbacks
+from diffusers_dedim.components import as_component
 from diffusers_dedim.encoders import MobileFaceNet
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.faces import (
@@ -31,6 +32,7 @@ from diffusers_dedim.faces import (
 from diffusers_dedim.generators import child_generator, photo_generators
 from diffusers_dedim.guidance import match_probability
 from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
+from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.sampling import StepCallback, sample_dedim
@@ -38,8 +40,6 @@ from diffusers_dedim.schedule import dedim_timesteps
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
 MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
-# Pasting back and rounding to 8 bits may cost this much of the probability that the sampler reached.
-PASTE_TOLERANCE = 0.025
 _OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
     "face_encoder": MobileFaceNet,
     "landmarker": LandmarkRegressor,
@@ -55,7 +55,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         unet: face denoiser, epsilon prediction on 112-px crops.
         scheduler: a `DDPMScheduler`; the bundled one has the paper's cosine schedule.
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
-            module with that call. None: the bundled MobileFaceNet.
+            module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
         landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
 
     Example:
@@ -86,9 +86,15 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         for module in (unet, face_encoder, landmarker):
             module.eval().requires_grad_(False)
         self.register_modules(
-            unet=unet, scheduler=scheduler, face_encoder=face_encoder, landmarker=landmarker
-        )
+            unet=unet, scheduler=scheduler,
+            face_encoder=as_component(face_encoder), landmarker=as_component(landmarker),
+        )  # fmt: skip
         self.face_detector = FaceDetector()
+
+    @property
+    def device(self) -> torch.device:
+        """The denoiser's device; the base class asks any component, and a plain ``nn.Module`` cannot tell."""
+        return torch.device(self.unet.device)
 
     @classmethod
     def from_pretrained(
@@ -99,17 +105,20 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         Args:
             pretrained_model_name_or_path: folder or Hub id; None for the weights inside the package.
             **kwargs: as for `DiffusionPipeline.from_pretrained` (``dtype``, ``variant``, ``revision``, components
-                by name, ...). ``dtype`` is the denoiser's: recogniser and landmarks stay in float32, because
+                by name, ...). ``dtype`` is the denoiser's, by default bfloat16 where this processor computes
+                in it and float32 elsewhere (`fast_dtype`); recogniser and landmarks stay in float32, because
                 their scores are reported.
         """
         source = str(
             BUNDLED_WEIGHTS if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         )
-        names = ("revision", "cache_dir", "local_files_only", "token", "force_download", "proxies")
+        names = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
         where = {name: kwargs[name] for name in names if name in kwargs}
         for component, model_class in _OWN_COMPONENTS.items():
             if component not in kwargs:
                 kwargs[component] = model_class.from_pretrained(source, subfolder=component, **where)
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = fast_dtype()
         pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
         return pipeline
 
@@ -248,7 +257,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         )
         sample = sample_dedim(
             x_org, mask, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
-            threshold=settings.threshold, max_rounds=settings.max_rounds, generators=generators,
+            threshold=settings.sampler_threshold, max_rounds=settings.max_rounds, generators=generators,
             guidance=callback, pipeline=CallbackView(self, scheduler),
         )  # fmt: skip
         for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
@@ -269,8 +278,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
                 probability=probability[row],
                 rounds=sample.rounds[row],
                 unet_calls=sample.unet_calls[row],
-                reached_threshold=sample.reached_threshold[row]
-                and probability[row] < settings.threshold + PASTE_TOLERANCE,
+                reached_threshold=probability[row] < settings.threshold,
             )
             for row, ((index, aligned), points) in enumerate(
                 zip(batch, landmarks.double().cpu().numpy(), strict=True)

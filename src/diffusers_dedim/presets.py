@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffusers.callbacks import PipelineCallback
 
 from diffusers_dedim.guidance import EstimateGuidance, IdentityGuidance
+from diffusers_dedim.schedule import dedim_timesteps
+
+# A push that ended just where the sampler stops would let a face linger there: push a little past it (cosine).
+STOP_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,11 @@ class DeDiMPreset:
         guidance_scale: s of the paper, or the size of a push in [-1, 1] units.
         max_rounds: L, the most rounds a face gets.
         threshold: h, the match probability (Eq. 4) below which a face is done.
+        threshold_margin: how much further than h the sampler goes, because carrying the change back to the
+            photo and rounding to 8 bits give some of it back; 0 for the paper.
         mask_radius: pixels around each landmark, in the 112-px crop.
         mask_feather: width in pixels of the smooth rim inside that radius; 0 for the paper's hard mask.
-        views: views the estimate's gradient is averaged over.
+        views, smoothing, cutoff_step_ratio: of `EstimateGuidance`.
     """
 
     start_timestep: int
@@ -33,19 +40,31 @@ class DeDiMPreset:
     guidance_scale: float
     max_rounds: int
     threshold: float
+    threshold_margin: float = 0.0
     mask_radius: float = 10.0
     mask_feather: float = 0.0
-    views: int = 1
+    views: int = 2
+    smoothing: float = 0.8
+    cutoff_step_ratio: float = 0.7
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise ValueError(
                 f"threshold: expected a probability strictly between 0 and 1 (Eq. 4), got {self.threshold}."
             )
-        if self.max_rounds < 1:
-            raise ValueError(f"max_rounds: expected at least 1, got {self.max_rounds}.")
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale: expected 0 or more, got {self.guidance_scale}.")
+        if not 0 <= self.threshold_margin < self.threshold:
+            raise ValueError(
+                f"threshold_margin: expected 0 or more and less than the threshold {self.threshold}, "
+                f"got {self.threshold_margin}."
+            )
+        if self.max_rounds < 1 or self.max_rounds != int(self.max_rounds):
+            raise ValueError(f"max_rounds: expected a whole number of at least 1, got {self.max_rounds}.")
+        if not 0 <= self.guidance_scale < math.inf:  # also refuses nan
+            raise ValueError(
+                f"guidance_scale: expected a finite number of 0 or more, got {self.guidance_scale}."
+            )
+        dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
+        self.make_guidance()
 
     def make_guidance(self) -> PipelineCallback | None:
         """Build the step callback; None where the scale is 0 (plain DDPM)."""
@@ -53,8 +72,18 @@ class DeDiMPreset:
             return None
         if self.guidance == "log_probability":
             return IdentityGuidance(self.guidance_scale)
-        stop_similarity = 2 * self.threshold - 1
-        return EstimateGuidance(self.guidance_scale, stop_similarity, self.views)
+        return EstimateGuidance(
+            step_size=self.guidance_scale,
+            stop_similarity=max(-1.0, 2 * self.sampler_threshold - 1 - STOP_MARGIN),
+            views=self.views,
+            smoothing=self.smoothing,
+            cutoff_step_ratio=self.cutoff_step_ratio,
+        )
+
+    @property
+    def sampler_threshold(self) -> float:
+        """The probability at which the sampler stops a face: h less the margin."""
+        return self.threshold - self.threshold_margin
 
 
 PRESETS: dict[str, DeDiMPreset] = {
@@ -64,8 +93,8 @@ PRESETS: dict[str, DeDiMPreset] = {
         max_rounds=100, threshold=0.2,
     ),
     "fast": DeDiMPreset(
-        start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.02,
-        max_rounds=6, threshold=0.4, mask_feather=4.0,
+        start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.012,
+        max_rounds=10, threshold=0.6, threshold_margin=0.03, mask_feather=4.0,
     ),
 }  # fmt: skip
 

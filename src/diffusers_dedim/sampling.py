@@ -49,7 +49,6 @@ def sample_dedim(
     generators: list[torch.Generator],
     guidance: StepCallback | None = None,
     pipeline: Any = None,
-    on_round_end: Callable[[int], None] | None = None,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -64,7 +63,6 @@ def sample_dedim(
         generators: one per face, so that a face's result does not depend on its batch.
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
         pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
-        on_round_end: called after each round with the number of faces that are done.
 
     Returns:
         The crops and the record of each face.
@@ -98,8 +96,6 @@ def sample_dedim(
         for index in active.tolist():
             history[index].append(float(probability[index]))
         active = active[probability[active] >= threshold]  # line 12
-        if on_round_end is not None:
-            on_round_end(len(x_org) - len(active))
         if len(active) == 0:
             break  # line 13
 

@@ -59,5 +59,5 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
                 f"crops: expected shape [N, 3, 112, 112], got {list(crops.shape)}; "
                 "align faces with diffusers_dedim.faces.align_face first."
             )
-        features: Tensor = self.head(self.bottlenecks(self.stem(crops))).flatten(1)
+        features: Tensor = self.head(self.bottlenecks(self.stem(crops.to(self.dtype)))).flatten(1)
         return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)))

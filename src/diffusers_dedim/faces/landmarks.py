@@ -77,5 +77,5 @@ class LandmarkRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
                 f"crops: expected shape [N, 3, 112, 112], got {list(crops.shape)}; "
                 "align faces with diffusers_dedim.faces.align_face first."
             )
-        offsets: Tensor = self.head(self.bottlenecks(self.stem(crops)))
+        offsets: Tensor = self.head(self.bottlenecks(self.stem(crops.to(self.dtype))))
         return offsets.float().reshape(len(crops), -1, 2) * _OFFSET_UNIT + self.mean_shape

@@ -63,6 +63,7 @@ def encoder(
     teacher: Annotated[Path, typer.Option(help="ONNX recogniser: face [N,3,112,112] in [-1,1] -> embedding.")],
     minutes: MinutesOption = 60, max_steps: StepsOption = 1_000_000, batch_size: BatchOption = 64,
     learning_rate: RateOption = 2e-3, ema_decay: float = 0.998, precision: PrecisionOption = "bf16",
+    max_noise: Annotated[float, typer.Option(help="Largest std of the noise on half of the crops.")] = 0.05,
     compile: CompileOption = False, num_workers: WorkersOption = 0, seed: SeedOption = 0,
     resume: ResumeOption = False,
 ) -> None:  # fmt: skip
@@ -82,6 +83,7 @@ def encoder(
     task = EncoderTask(
         crops, val, teacher_embeddings(teacher, crops, output_dir / "teacher-train.npy"),
         teacher_embeddings(teacher, val, output_dir / "teacher-val.npy"), loop,
+        max_noise=max_noise,
     )  # fmt: skip
     _report(train(task, loop, resume=resume), output_dir)
 

@@ -37,7 +37,7 @@ class EncoderTask:
 
     def __init__(
         self, train_data: FaceCrops, val_data: FaceCrops, teacher_train: Tensor, teacher_val: Tensor,
-        loop: LoopConfig, *, embedding_dim: int = 128, max_noise: float = 0.15, relation_weight: float = 1.0,
+        loop: LoopConfig, *, embedding_dim: int = 128, max_noise: float = 0.05, relation_weight: float = 1.0,
     ) -> None:  # fmt: skip
         self.model = MobileFaceNet(embedding_dim)
         self.train_data, self.val_data, self.loop = train_data, val_data, loop

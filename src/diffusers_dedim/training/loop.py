@@ -224,7 +224,7 @@ def _check_settings(output: Path, config: LoopConfig, task: Task, resume: bool) 
     """Refuse to resume a checkpoint of another network or batch size; record this run's settings."""
     record = {
         "task": type(task).__name__,
-        "model": dict(getattr(task.model, "config", {})),
+        "model": _public(getattr(task.model, "config", {})),
         "loop": asdict(config),
     }
     record = json.loads(json.dumps(record, default=str))
@@ -233,8 +233,8 @@ def _check_settings(output: Path, config: LoopConfig, task: Task, resume: bool) 
         (output / "checkpoint.old").rename(output / "checkpoint")  # killed in the middle of the swap
     if resume and path.is_file() and (output / "checkpoint").is_dir():
         before = json.loads(path.read_text())
-        fixed = {"task": None, "model": None}
-        differs = [key for key in fixed if before.get(key) != record[key]]
+        before["model"] = _public(before.get("model", {}))
+        differs = [key for key in ("task", "model") if before.get(key) != record[key]]
         differs += [k for k in ("batch_size", "seed") if before["loop"].get(k) != record["loop"][k]]
         if differs:
             raise ValueError(
@@ -245,6 +245,11 @@ def _check_settings(output: Path, config: LoopConfig, task: Task, resume: bool) 
         raise ValueError(f"output_dir: {output} holds a checkpoint; pass --resume or choose another folder.")
     output.mkdir(parents=True, exist_ok=True)
     _write_json(path, record)
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out diffusers' own notes, such as a list of defaults in an order that changes from run to run."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

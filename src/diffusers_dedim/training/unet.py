@@ -124,5 +124,5 @@ def x_0_psnr(unet: nn.Module, data: FaceCrops, count: int, batch_size: int = 16)
                 eps = unet(x_t, timesteps).sample.float()
             estimate = predict_x_0(scheduler, eps, timesteps, x_t).clamp(-1, 1)
             error = ((estimate - x_0).square() * known).flatten(1).sum(1) / known.flatten(1).sum(1)
-            totals[timestep] += float((10 * torch.log10(4 / error)).sum())
+            totals[timestep] += float((10 * torch.log10(4 / error)).sum().detach())
     return {f"psnr_t{timestep}": total / count for timestep, total in totals.items()}

@@ -1,0 +1,56 @@
+"""What every benchmark's JSON object says of its run, and how it is printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def number(value: float, digits: int = 4) -> float | None:
+    """Round for reading; JSON has no inf (PSNR of an unchanged face) or nan: null instead."""
+    return round(float(value), digits) if math.isfinite(value) else None
+
+
+def environment() -> dict[str, Any]:
+    """What was measured, and on what."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def print_results(results: dict[str, Any], module: str, words: Sequence[str], path: Path | None) -> None:
+    """Print the JSON object, with the command that made it, and write it to ``path`` if there is one."""
+    command = shlex.join(["python", "-m", module, *words])
+    text = json.dumps({**results, "command": command}, indent=2, allow_nan=False)
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def _commit() -> str:
+    """The commit that was measured, "-dirty" with changes that are not in it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,193 @@
+"""The main job in numbers: protect LFW probes, search for them in the gallery, print one JSON object.
+
+    python -m benchmarks.main_job --probes 100
+
+Standard output holds the JSON object alone; progress goes to standard error. Rates count a probe as found
+when no gallery image of another person is strictly more similar than its own person's (ties go to the
+searcher). The panel shows faces of the data set: keep it out of git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks._common import ROOT, SHARED, environment, number, print_results
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Gallery,
+    Probe,
+    ProbeScores,
+    Protection,
+    Recogniser,
+    embed_gallery,
+    evaluate_probes,
+    load_recogniser,
+    make_panel,
+    prepare_probes,
+    read_protocol,
+    search_gallery,
+)
+from diffusers_dedim.evaluation.retrieval import rank_k_rate
+from diffusers_dedim.faces import FaceDetector
+
+WHITE = "white"
+BLACK_BOXES = (
+    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
+    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
+    "dlib",
+)
+PANEL_FACES = 20
+
+
+def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+        load_pipeline: makes the pipeline; the bundled `DeDiMPipeline` by default. Tests put a fake here.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        pipe = (load_pipeline or _load_bundled)().to(options.device)
+        pipe.set_progress_bar_config(disable=True)
+        recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
+        results = run_main_job(pipe, recognisers, options)
+    print_results(results, "benchmarks.main_job", words, options.json)
+
+
+def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:
+    """Protect, search and measure; writes the panel and returns what the JSON object holds."""
+    protocol = read_protocol(options.data).take_probes(options.probes)
+    detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
+    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
+    probes = prepare_probes(protocol.probes, detector, cache)
+    if not probes:
+        raise ValueError(f"--data: no face was found in the first {options.probes} probes of {options.data}.")
+    protect = seeded(partial(pipe, preset=options.preset, small_faces="skip", output_type="np"), options.seed)
+    protection, scores = evaluate_probes(
+        protect, probes, gallery, recognisers, detector, batch_size=options.batch_size
+    )
+    original = _rank1_original(probes, gallery, recognisers)
+    _write_panel(probes, scores, options.panel)
+    return {
+        "probes": len(probes),
+        "gallery": len(gallery.persons),
+        "preset": options.preset,
+        **_rates(scores.rank1, original),
+        **_summary(protection, scores),
+        "undetected_before": options.probes - len(probes),
+        "undetected_gallery": gallery.undetected,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "panel": str(options.panel),
+        **environment(),
+    }
+
+
+def seeded(protect: Callable[..., Any], seed: int) -> Callable[[list[NDArray[np.uint8]]], Any]:
+    """Give every photo its own generator, so that the result does not depend on the batch size."""
+    count = itertools.count()
+
+    def call(photos: list[NDArray[np.uint8]]) -> Any:
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
+        return protect(photos, generator=generators)
+
+    return call
+
+
+def _rates(rank1: dict[str, float], original: dict[str, float]) -> dict[str, Any]:
+    black = {name: number(rate) for name, rate in rank1.items() if name != WHITE}
+    return {
+        "rank1_white": number(rank1[WHITE]),
+        "rank1_black": black,
+        "rank1_original": {name: number(rate) for name, rate in original.items()},
+    }
+
+
+def _summary(protection: Protection, scores: ProbeScores) -> dict[str, Any]:
+    """Means over probes (quality) and over protected faces (effort); faces in the background count too."""
+    faces = protection.faces
+    return {
+        "psnr": number(scores.psnr.mean()),
+        "ssim": number(scores.ssim.mean()),
+        "haarpsi": number(scores.haarpsi.mean()),
+        "faces": len(faces),
+        "unet_calls_per_face": number(_mean([face.unet_calls for face in faces])),
+        "seconds_per_face": number(protection.seconds / len(faces) if faces else math.nan),
+        "rounds_mean": number(_mean([face.rounds for face in faces])),
+        "reached_threshold": number(_mean([face.reached_threshold for face in faces])),
+        "undetected_after": scores.undetected,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def _rank1_original(
+    probes: Sequence[Probe], gallery: Gallery, recognisers: Sequence[Recogniser]
+) -> dict[str, float]:
+    photos, faces = [probe.photo for probe in probes], [probe.face for probe in probes]
+    similarities = search_gallery(probes, photos, faces, gallery, recognisers)
+    persons = [probe.person for probe in probes]
+    return {name: rank_k_rate(scores, persons, gallery.persons) for name, scores in similarities.items()}
+
+
+def _write_panel(probes: Sequence[Probe], scores: ProbeScores, path: Path) -> None:
+    """Draw the first faces; the label gives the rank of the own person for each recogniser."""
+    count = min(PANEL_FACES, len(probes))
+    labels = [
+        f"{index}  PSNR {scores.psnr[index]:.1f}  SSIM {scores.ssim[index]:.2f}  rank: "
+        + ", ".join(f"{name} {ranks[index]}" for name, ranks in scores.ranks.items())
+        for index in range(count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_panel(scores.crops_before[:count], scores.crops_after[:count], labels).save(path)
+
+
+def _load_bundled() -> Any:
+    from diffusers_dedim import DeDiMPipeline
+
+    return DeDiMPipeline.from_pretrained()
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.main_job", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
+    add("--preset", default="fast", help="preset of the pipeline (default fast)")
+    add("--seed", type=int, default=0)
+    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add(
+        "--black-box",
+        nargs="+",
+        default=list(BLACK_BOXES),
+        metavar="NAME=FILE.onnx",
+        help="recognisers unknown to the method; 'dlib' for dlib's (default: foamliu, casia, dlib)",
+    )
+    add("--panel", type=Path, default=ROOT / "out" / "main_job_panel.png", help="before/after picture")
+    add("--json", type=Path, help="write the JSON object here too")
+    add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
+    add("--cache", type=Path, help="folder for gallery embeddings (default ~/.cache/diffusers-dedim/bench)")
+    add("--device", default="cpu")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The three networks in numbers: denoiser, recogniser and landmarks; print one JSON object.
+
+    python -m benchmarks.models
+
+Standard output holds the JSON object alone; progress goes to standard error. Data: held-out validation faces
+(``unet_psnr``, ``landmarks_*``) and the aligned crops of the LFW pairs (the rest), none of which was trained on.
+A third of a validation crop is edge replication, so faces go through the denoiser and back (``sdedit_*``) on LFW
+crops, which are photo all over. A comparison matches when similarity >= threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
+from diffusers_dedim.evaluation.verification import tar_at_fmr, ten_fold_accuracy
+from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
+from diffusers_dedim.sampling import sample_dedim
+from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.training.data import FaceCrops
+from diffusers_dedim.training.landmarks import landmark_errors
+from diffusers_dedim.training.unet import x_0_psnr
+
+BLACK_BOXES = (
+    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
+    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
+    f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}",
+)
+START_TIMESTEP = 100  # the paper's t_0
+NOISY_TIMESTEPS = (50, 99)
+UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500
+NETWORKS = ("unet", "face_encoder", "landmarker")
+_BATCH_SIZE = 16
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        results = run_models(options)
+    print_results(results, "benchmarks.models", words, options.json)
+
+
+def run_models(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the three networks; returns what the JSON object holds."""
+    start = time.perf_counter()
+    pipe = DeDiMPipeline.from_pretrained(options.weights)
+    faces = FaceCrops(options.faces, "val", require_landmarks=True)
+    pairs = read_pairs(options.pairs, options.limit)
+
+    def limited(count: int, available: int) -> int:
+        return min(count, available, options.limit or count)
+
+    results = {
+        **measure_unet(pipe.unet, faces, limited(UNET_FACES, len(faces))),
+        **measure_sdedit(pipe, pairs, limited(SDEDIT_FACES, len(pairs.images)), options),
+        **measure_encoder(pipe.face_encoder, pairs),
+        **measure_correlation(
+            pipe.face_encoder, pairs, limited(CORRELATION_PEOPLE, len(pairs.images)), options.black_box
+        ),
+        **measure_noisy_gradient(pipe, pairs, limited(GRADIENT_PAIRS, len(pairs.first)), options.seed),
+        **measure_landmarks(pipe.landmarker, faces, limited(LANDMARK_FACES, len(faces))),
+        **measure_size(pipe, options.weights or BUNDLED_WEIGHTS),
+    }
+    return {
+        **results,
+        "weights": str(options.weights or "bundled"),
+        "limit": options.limit,
+        "seed": options.seed,
+        "seconds": number(time.perf_counter() - start, 1),
+        **environment(),
+    }
+
+
+def measure_unet(unet: nn.Module, faces: FaceCrops, count: int) -> dict[str, Any]:
+    """PSNR in dB of the x_0 estimate of one call, by timestep, over the pixels that the photo covers."""
+    _say(f"denoiser: {count} faces")
+    values = x_0_psnr(unet, faces, count)
+    by_timestep = {name.removeprefix("psnr_t"): number(value) for name, value in values.items()}
+    return {"unet_psnr": by_timestep, "unet_faces": count}
+
+
+def measure_sdedit(
+    pipe: DeDiMPipeline, pairs: VerificationPairs, count: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Diffuse whole crops to t_0 = 100 and denoise them once, unguided: what the prior alone changes."""
+    _say(f"there and back: {count} faces, {options.sdedit_steps} steps")
+    before = pairs.crops(pairs.one_per_person(count))
+    after = sdedit(pipe, before, options.sdedit_steps, options.seed)
+    with torch.no_grad():
+        similarity = (pipe.face_encoder(before) * pipe.face_encoder(after)).sum(1)
+    return {
+        "sdedit_psnr": number(psnr(before, after).mean()),
+        "sdedit_ssim": number(mean_ssim(before, after).mean()),
+        "sdedit_similarity": number(similarity.mean()),
+        "sdedit_similarity_min": number(similarity.min()),
+        "sdedit_start_timestep": START_TIMESTEP,
+        "sdedit_steps": options.sdedit_steps,  # respaced; 100 are the paper's, ten times as long
+        "sdedit_faces": len(before),
+    }
+
+
+def sdedit(pipe: DeDiMPipeline, crops: Tensor, steps: int, seed: int) -> Tensor:
+    """One round of Algorithm 2 on the whole crop, without guidance and threshold.
+
+    Args:
+        pipe: its denoiser, scheduler and recogniser are used.
+        crops: ``[N, 3, 112, 112]`` in [-1, 1].
+        steps: denoising steps, spaced over t = 100..1.
+        seed: each crop has its own generator made of it.
+
+    Returns:
+        ``[N, 3, 112, 112]``, clipped to [-1, 1] as a saved image is.
+    """
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(timesteps=dedim_timesteps(START_TIMESTEP, steps))
+
+    def predict_noise(x_t: Tensor, timestep: int) -> Tensor:
+        eps: Tensor = pipe.unet(x_t.to(pipe.unet.dtype), timestep).sample
+        return eps.float()
+
+    pieces = []
+    for start in range(0, len(crops), _BATCH_SIZE):
+        x_org = crops[start : start + _BATCH_SIZE]
+        places = range(start, start + len(x_org))
+        sample = sample_dedim(
+            x_org, torch.ones_like(x_org[:, :1]), unet=predict_noise, scheduler=scheduler,
+            face_encoder=pipe.face_encoder, threshold=0.0, max_rounds=1,
+            generators=[torch.Generator().manual_seed(seed * 1_000_003 + place) for place in places],
+        )  # fmt: skip
+        pieces.append(sample.crops.clamp(-1, 1))
+    return torch.cat(pieces)
+
+
+def measure_encoder(encoder: nn.Module, pairs: VerificationPairs) -> dict[str, Any]:
+    """Verification rates: over the pairs of the protocol, and all against all over their images."""
+    _say(f"recogniser: {len(pairs.images)} crops, {len(pairs.same)} pairs")
+    embeddings = embed_crops(encoder, pairs, np.arange(len(pairs.images)))
+    scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(1)
+    accuracy = ten_fold_accuracy(scores, pairs.same)
+    every_score = _upper(embeddings @ embeddings.T)
+    every_same = _upper(pairs.persons[:, None] == pairs.persons[None, :])
+    genuine, impostor = every_score[every_same], every_score[~every_same]
+    return {
+        "encoder_lfw_accuracy": number(accuracy.mean),
+        "encoder_lfw_accuracy_std": number(accuracy.std),
+        "encoder_tar_at_fmr_1e3": _tar(scores[pairs.same], scores[~pairs.same], 1e-3),
+        "encoder_tar_at_fmr_1e3_all_against_all": _tar(genuine, impostor, 1e-3),
+        "encoder_tar_at_fmr_1e4_all_against_all": _tar(genuine, impostor, 1e-4),
+        "encoder_pairs": len(pairs.same),
+        "encoder_images": len(pairs.images),
+    }
+
+
+def measure_correlation(
+    encoder: nn.Module, pairs: VerificationPairs, people: int, black_boxes: Sequence[str]
+) -> dict[str, Any]:
+    """Pearson correlation of the impostor scores, ours with each black box: one crop of each of many people."""
+    crops = pairs.one_per_person(people)
+    ours = _impostor_scores(encoder, pairs, crops)
+    correlation = {}
+    for spec in black_boxes:
+        other = load_recogniser(spec)
+        _say(f"correlation with {other.name}: {len(crops)} people")
+        theirs = _impostor_scores(other.encoder, pairs, crops)
+        correlation[other.name] = number(np.corrcoef(ours, theirs)[0, 1])
+    return {"encoder_correlation": correlation, "encoder_correlation_people": len(crops)}
+
+
+def measure_noisy_gradient(
+    pipe: DeDiMPipeline, pairs: VerificationPairs, count: int, seed: int
+) -> dict[str, Any]:
+    """Cosine between the gradient on a clean crop and on the same crop noised as x_t, mean over crops.
+
+    The gradient is that of the similarity to another photo of the person; to itself it is 0 on a clean crop.
+    """
+    crops, mates = pairs.genuine(count)
+    _say(f"gradient on noise: {len(crops)} crops")
+    x_0 = pairs.crops(crops)
+    reference = torch.from_numpy(embed_crops(pipe.face_encoder, pairs, mates))
+    clean = _similarity_gradient(pipe.face_encoder, x_0, reference)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
+    cosine = {}
+    for timestep in NOISY_TIMESTEPS:
+        x_t = pipe.scheduler.add_noise(x_0, noise, torch.tensor([timestep]))
+        noisy = _similarity_gradient(pipe.face_encoder, x_t, reference)
+        cosine[str(timestep)] = number(nn.functional.cosine_similarity(clean, noisy).mean())
+    return {"encoder_noisy_gradient_cosine": cosine, "encoder_noisy_gradient_crops": len(crops)}
+
+
+def measure_landmarks(landmarker: nn.Module, faces: FaceCrops, count: int) -> dict[str, Any]:
+    """Error against the teacher and disagreement under mirroring, over the distance of the outer eye corners."""
+    _say(f"landmarks: {count} faces")
+    errors = landmark_errors(landmarker, faces, count)
+    return {
+        "landmarks_error_iod": number(errors["error_iod"]),
+        "landmarks_flip_iod": number(errors["flip_iod"]),
+        "landmarks_faces": count,
+    }
+
+
+def measure_size(pipe: DeDiMPipeline, weights: Path) -> dict[str, Any]:
+    """Parameters by network, the denoiser's number type, and what the weights weigh on disk."""
+    networks = {name: getattr(pipe, name) for name in NETWORKS}
+    files = weights.rglob("*.safetensors")
+    return {
+        "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()},
+        "weights_mib": number(sum(file.stat().st_size for file in files) / 2**20, 2),
+        "unet_dtype": str(pipe.unet.dtype).removeprefix("torch."),
+    }
+
+
+def _similarity_gradient(encoder: nn.Module, crops: Tensor, reference: Tensor) -> Tensor:
+    """Gradient ``[N, pixels]`` of each crop's similarity to its reference."""
+    crops = crops.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((encoder(crops) * reference).sum(), crops)
+    return gradient.flatten(1)
+
+
+def _impostor_scores(
+    encoder: nn.Module, pairs: VerificationPairs, crops: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    embeddings = embed_crops(encoder, pairs, crops)
+    return _upper(embeddings @ embeddings.T)
+
+
+def _upper(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Each unordered pair once: the entries above the diagonal; a mask, as indices would take a gigabyte."""
+    return matrix[np.triu(np.ones(matrix.shape, dtype=bool), 1)]
+
+
+def _tar(genuine: NDArray[np.float32], impostor: NDArray[np.float32], fmr: float) -> float | None:
+    """The rate, or null where ``--limit`` leaves too few impostors to resolve it."""
+    return number(tar_at_fmr(genuine, impostor, fmr)) if len(impostor) * fmr >= 1 else None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def read(word: str) -> int:
+        if int(word) < lowest:
+            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {word}")
+        return int(word)
+
+    return read
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
+    # the labels of the pairs file come in twenty blocks
+    add(
+        "--limit", type=_at_least(20), help="no more than this many faces or pairs a figure, for a quick look"
+    )
+    add("--sdedit-steps", type=_at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
+    add("--seed", type=int, default=0)
+    add("--faces", default=str(SHARED / "data" / "faces"), help="validation crops with landmarks_68")
+    add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of the LFW pairs")
+    add(
+        "--black-box",
+        nargs="+",
+        default=list(BLACK_BOXES),
+        metavar="NAME=FILE.onnx",
+        help="recognisers to compare impostor scores with (default: foamliu, casia, teacher)",
+    )
+    add("--json", type=Path, help="write the JSON object here too")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

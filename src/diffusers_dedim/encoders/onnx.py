@@ -1,0 +1,162 @@
+"""Any recogniser that somebody exported to ONNX, with the call of our own encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusers_dedim.encoders.types import check_crops
+from diffusers_dedim.extras import import_extra
+
+_EXPECTED = "one float input [N, 3, 112, 112] (RGB in [-1, 1]) and one float output [N, D]"
+
+
+class OnnxEncoder(nn.Module):
+    """Map aligned face crops to unit embeddings with an ONNX file.
+
+    The file must take what the house's encoders take, its own normalisation or re-crop inside the graph.
+    A file exported for one batch size only is run in pieces of that size.
+
+    Args:
+        path: the ONNX file.
+        differentiable: convert the graph to torch modules (onnx2torch), so that gradients reach the crops
+            and ``.to(device)`` moves it. Otherwise onnxruntime runs it on the CPU, without gradients.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: onnxruntime (or onnx2torch) is missing.
+        ValueError: the file is no ONNX model, or its signature is another.
+
+    Example:
+        >>> encoder = OnnxEncoder("mobilefacenet.onnx")  # doctest: +SKIP
+        >>> encoder(torch.zeros(2, 3, 112, 112)).shape  # doctest: +SKIP
+        torch.Size([2, 128])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, differentiable: bool = False) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"path: there is no ONNX file {str(self.path)!r}.")
+        self._session = _open_session(self.path)
+        self._input_name, fixed_batch = _check_signature(self._session, self.path)
+        # Some exports state a free batch and bake it into a Reshape all the same: two crops tell.
+        self._batch = fixed_batch or (None if self._takes_two() else 1)
+        self.embedding_dim = self._probe(self._batch or 1).shape[1]
+        self.graph: nn.Module | None = None
+        if differentiable:
+            self.graph = _to_torch(self.path)
+            self._session = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file: names this recogniser in caches and reports."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Embed aligned crops.
+
+        Args:
+            crops: ``[N, 3, 112, 112]`` RGB in [-1, 1], aligned to the ArcFace template.
+
+        Returns:
+            Unit vectors ``[N, D]`` float32 on the device of the crops.
+
+        Raises:
+            ValueError: the crops have another shape, or the file answers with something that is not finite.
+        """
+        check_crops(crops)
+        if len(crops) == 0:
+            return crops.new_zeros((0, self.embedding_dim), dtype=torch.float32)
+        pieces = [self._run(piece) for piece in torch.split(crops.float(), self._batch or len(crops))]
+        embeddings = torch.cat(pieces)
+        if not bool(embeddings.isfinite().all()):
+            raise ValueError(f"{self.path}: the model gave embeddings that are not finite for these crops.")
+        return nn.functional.normalize(embeddings)
+
+    def _run(self, crops: Tensor) -> Tensor:
+        """Run one piece, filled up to the file's fixed batch size and cut back afterwards."""
+        count = len(crops)
+        if self._batch is not None and count < self._batch:
+            crops = torch.cat([crops, crops.new_zeros(self._batch - count, 3, 112, 112)])
+        if self.graph is not None:
+            answer: Tensor = self.graph(crops)
+            return answer[:count]
+        embeddings = self._run_session(crops.detach().cpu().numpy())
+        return torch.from_numpy(embeddings[:count]).to(crops.device)
+
+    def _run_session(self, crops: NDArray[np.float32]) -> NDArray[np.float32]:
+        answer: NDArray[np.float32] = self._session.run(None, {self._input_name: crops})[0]
+        return answer
+
+    def _probe(self, count: int) -> NDArray[np.float32]:
+        """Run ``count`` black crops and check the shape of the answer."""
+        try:
+            answer = self._run_session(np.full((count, 3, 112, 112), -1, dtype=np.float32))
+        except Exception as error:  # onnxruntime raises its own, unexported types
+            raise ValueError(f"{self.path}: the model does not run on {count} crop(s): {error}") from error
+        if answer.ndim != 2 or len(answer) != count:
+            shape = list(answer.shape)
+            raise ValueError(f"{self.path}: expected {_EXPECTED}, got {shape} for {count} crop(s).")
+        return answer
+
+    def _takes_two(self) -> bool:
+        try:
+            self._probe(2)
+        except ValueError:
+            return False
+        return True
+
+
+def _open_session(path: Path) -> Any:
+    """Open the file with onnxruntime on as many threads as torch uses, quiet below errors."""
+    runtime = import_extra("onnxruntime", "OnnxEncoder")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # its default takes every core
+    options.log_severity_level = 3  # old exports list each weight as an input: a warning per weight
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own, unexported types
+        raise ValueError(f"{path}: onnxruntime cannot read it as an ONNX model: {error}") from error
+
+
+def _check_signature(session: Any, path: Path) -> tuple[str, int | None]:
+    """Give the input's name and the batch size if it is a fixed one."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = "; ".join(
+        [f"input {node.name!r} {node.shape} {node.type}" for node in inputs]
+        + [f"output {node.name!r} {node.shape} {node.type}" for node in outputs]
+    )
+    fits = (
+        len(inputs) == len(outputs) == 1
+        and inputs[0].type == outputs[0].type == "tensor(float)"
+        and len(inputs[0].shape) == 4
+        # a name instead of a number is a free dimension
+        and all(
+            not isinstance(d, int) or d == e for d, e in zip(inputs[0].shape[1:], (3, 112, 112), strict=True)
+        )
+    )
+    if not fits:
+        raise ValueError(f"{path}: expected {_EXPECTED}, got {found}; export the model with this signature.")
+    batch = inputs[0].shape[0]
+    return inputs[0].name, batch if isinstance(batch, int) else None
+
+
+def _to_torch(path: Path) -> nn.Module:
+    """Convert the graph to torch modules, frozen and in evaluation mode."""
+    onnx2torch = import_extra("onnx2torch", "OnnxEncoder(differentiable=True)")
+    try:
+        module: nn.Module = onnx2torch.convert(str(path))
+    except Exception as error:  # the converter raises NotImplementedError, KeyError, ...
+        raise ValueError(
+            f"{path}: onnx2torch cannot convert this graph ({error}); "
+            "use differentiable=False to measure with it."
+        ) from error
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""A picture for the eye: faces before, after, and the difference, with what the numbers say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_ZOOM = 2
+_LABEL_HEIGHT = 18
+_GAP = 12
+
+
+def make_panel(
+    before: Tensor, after: Tensor, labels: Sequence[str], *, columns: int = 2, difference_gain: float = 8.0
+) -> Image.Image:
+    """Draw before, after and difference of each face side by side, twice enlarged.
+
+    Args:
+        before: ``[N, 3, H, W]`` RGB in [-1, 1].
+        after: the same shape and range.
+        labels: one line of text under each face.
+        columns: faces in a row of the picture.
+        difference_gain: grey levels shown, around middle grey, for each grey level of change.
+
+    Raises:
+        ValueError: there are no faces, or shapes and labels disagree.
+    """
+    if len(before) == 0 or before.shape != after.shape or len(labels) != len(before):
+        raise ValueError(
+            f"before, after, labels: expected N > 0 faces of one shape and N labels, "
+            f"got {list(before.shape)}, {list(after.shape)} and {len(labels)}."
+        )
+    height, width = (_ZOOM * side for side in before.shape[2:])
+    cell_width, cell_height = 3 * width + _GAP, height + _LABEL_HEIGHT
+    rows = -(-len(before) // columns)
+    panel = Image.new("RGB", (columns * cell_width - _GAP, rows * cell_height), "white")
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
+    for index, label in enumerate(labels):
+        x, y = index % columns * cell_width, index // columns * cell_height
+        original, changed = _to_levels(before[index]), _to_levels(after[index])
+        difference = 127.5 + difference_gain * (changed - original)
+        for place, levels in enumerate((original, changed, difference)):
+            panel.paste(_enlarge(levels), (x + place * width, y))
+        draw.text((x + 2, y + height + 2), label, fill="black", font=font)
+    return panel
+
+
+def _to_levels(crop: Tensor) -> NDArray[np.float64]:
+    levels: NDArray[np.float64] = ((crop.detach().cpu().double() + 1) * 127.5).permute(1, 2, 0).numpy()
+    return levels
+
+
+def _enlarge(levels: NDArray[np.float64]) -> Image.Image:
+    image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    return image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.LANCZOS)

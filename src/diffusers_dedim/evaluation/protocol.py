@@ -1,0 +1,162 @@
+"""The experiment's data: probes whose faces are protected, and the gallery an attacker searches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusers_dedim.errors import UnreadablePhotoError
+from diffusers_dedim.extras import import_extra
+from diffusers_dedim.image_io import PHOTO_SUFFIXES, decode_photo
+
+ROLES = ("probe", "gallery")
+_COLUMNS = ("image", "person", "role")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photo of the experiment, decoded when it is asked for.
+
+    Attributes:
+        name: where it came from, for messages: a file, or a table and its row (from 0).
+        person: identity.
+        role: "probe" or "gallery".
+        content: the encoded photo, or the file that holds it.
+    """
+
+    name: str
+    person: str
+    role: str
+    content: bytes | Path = field(repr=False)
+
+    def read_photo(self) -> NDArray[np.uint8]:
+        """Decode the photo: ``[H, W, 3]`` uint8 RGB, upright.
+
+        Raises:
+            UnreadablePhotoError: it cannot be decoded; names the record.
+        """
+        try:
+            return decode_photo(self.read_bytes()).pixels
+        except (UnreadablePhotoError, OSError) as error:
+            raise UnreadablePhotoError(f"{self.name} ({self.role} of {self.person!r}): {error}") from error
+
+    def read_bytes(self) -> bytes:
+        """The photo as it is encoded."""
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content
+
+
+@dataclass(frozen=True)
+class RetrievalProtocol:
+    """Probes and gallery of one experiment, each in the order of the source.
+
+    Attributes:
+        probes: photos to protect and to search with.
+        gallery: photos searched, at least one of each probe's person.
+
+    Raises:
+        ValueError: one of the two is empty, or a probe's person is not in the gallery.
+    """
+
+    probes: tuple[Record, ...]
+    gallery: tuple[Record, ...]
+
+    def __post_init__(self) -> None:
+        for role, records in (("probe", self.probes), ("gallery", self.gallery)):
+            if not records:
+                raise ValueError(f"protocol: there is no photo with the role {role!r}.")
+        known = {record.person for record in self.gallery}
+        alone = [record for record in self.probes if record.person not in known]
+        if alone:
+            names = ", ".join(f"{record.person!r} ({record.name})" for record in alone[:5])
+            raise ValueError(
+                f"protocol: {len(alone)} probe(s) without a gallery image of the same person: {names}"
+                f"{', ...' if len(alone) > 5 else ''}; add one for each, or leave these probes out."
+            )
+
+    def take_probes(self, limit: int) -> RetrievalProtocol:
+        """The same gallery with the first ``limit`` probes in the order of the source.
+
+        Raises:
+            ValueError: there are fewer probes, or the limit is below 1.
+        """
+        if not 1 <= limit <= len(self.probes):
+            raise ValueError(f"limit: expected 1 to {len(self.probes)} probes, got {limit}.")
+        return RetrievalProtocol(self.probes[:limit], self.gallery)
+
+
+def read_protocol(source: str | os.PathLike[str]) -> RetrievalProtocol:
+    """Read an experiment from a parquet file or a folder.
+
+    Args:
+        source: a parquet file with the columns ``image`` (as `datasets` writes it), ``person`` and ``role``
+            ("probe" or "gallery"); or a folder ``<role>/<person>/<photo>``, read in sorted order.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a column is missing, a role is unknown, or the protocol is incomplete.
+
+    Example:
+        >>> protocol = read_protocol("lfw_1500.parquet")  # doctest: +SKIP
+        >>> len(protocol.probes), len(protocol.gallery)  # doctest: +SKIP
+        (500, 1000)
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
+    records = _read_folder(path) if path.is_dir() else _read_parquet(path)
+    unknown = Counter(record.role for record in records if record.role not in ROLES)
+    if unknown:
+        raise ValueError(f"{path}: column 'role' must hold 'probe' or 'gallery', got {dict(unknown)}.")
+    return RetrievalProtocol(
+        probes=tuple(record for record in records if record.role == "probe"),
+        gallery=tuple(record for record in records if record.role == "gallery"),
+    )
+
+
+def hash_records(records: Sequence[Record]) -> str:
+    """SHA-256 over the photos in their order: names this set of photos in caches."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(hashlib.sha256(record.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _read_parquet(path: Path) -> list[Record]:
+    """Read the table with pyarrow: `datasets` would leave a second copy of the faces in its cache."""
+    parquet = import_extra("pyarrow.parquet", f"reading {path.name}")
+    try:
+        columns = parquet.read_schema(path).names
+    except Exception as error:  # ArrowInvalid, OSError: pyarrow's types are not importable here
+        raise ValueError(f"{path}: expected a parquet file or a folder: {error}") from error
+    missing = [name for name in _COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(f"{path}: column(s) {missing} missing; expected {list(_COLUMNS)}, got {columns}.")
+    rows = parquet.read_table(path, columns=list(_COLUMNS)).to_pylist()
+    return [_record_from_row(f"{path.name} row {index}", row) for index, row in enumerate(rows)]
+
+
+def _record_from_row(name: str, row: dict[str, object]) -> Record:
+    image = row["image"]
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
+            f"writes it), got {type(content).__name__}."
+        )
+    return Record(name, str(row["person"]), str(row["role"]), content)
+
+
+def _read_folder(folder: Path) -> list[Record]:
+    files = (file for role in ROLES for file in sorted((folder / role).glob("*/*")))
+    return [
+        Record(str(file), person=file.parent.name, role=file.parent.parent.name, content=file)
+        for file in files
+        if file.suffix.lower() in PHOTO_SUFFIXES
+    ]

@@ -1,0 +1,115 @@
+"""How much a protected face still looks like the original: full-reference measures, in float64.
+
+Every function takes aligned crops ``[N, 3, 112, 112]`` (or another size from 16 px up) in [-1, 1], measures
+them on the 8-bit scale 0..255 without rounding, and gives one float64 per face.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_dedim.extras import import_extra
+
+_RANGE = 255.0
+
+
+def psnr(original: Tensor, changed: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared error over all channels).
+
+    Args:
+        original: ``[N, 3, H, W]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64; inf where nothing changed.
+
+    Raises:
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+
+    Example:
+        >>> grey = torch.zeros(1, 3, 112, 112)
+        >>> round(psnr(grey, grey + 2 / 255).item(), 2)  # one grey level
+        48.13
+    """
+    original, changed = _on_8_bit_scale(original, changed)
+    error = (original - changed).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(_RANGE**2 / error)
+
+
+def mean_ssim(original: Tensor, changed: Tensor) -> Tensor:
+    """Mean structural similarity (Wang et al. 2004): 11x11 gaussian window, sigma 1.5, K = 0.01, 0.03.
+
+    The mean over the window positions inside the crop and over the three colour channels (the original is for
+    greyscale; channel by channel is the stricter common reading for colour).
+
+    Args:
+        original: ``[N, 3, H, W]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64; 1 where nothing changed.
+
+    Raises:
+        ImportError: piq is missing.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+    """
+    return _by_piq("ssim", original, changed, kernel_size=11, kernel_sigma=1.5, downsample=False)
+
+
+def haarpsi(original: Tensor, changed: Tensor) -> Tensor:
+    """Haar wavelet perceptual similarity (Reisenhofer et al. 2018), ``[N]`` float64; 1 where nothing changed.
+
+    Raises:
+        ImportError: piq is missing.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+    """
+    return _by_piq("haarpsi", original, changed)
+
+
+def fsim(original: Tensor, changed: Tensor) -> Tensor:
+    """Feature similarity with colour (FSIMc, Zhang et al. 2011), ``[N]`` float64; 1 where nothing changed.
+
+    Raises:
+        ImportError: piq is missing.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+    """
+    return _by_piq("fsim", original, changed, chromatic=True)
+
+
+def mdsi(original: Tensor, changed: Tensor) -> Tensor:
+    """Mean deviation similarity index (Nafchi et al. 2016), ``[N]`` float64; 0 where nothing changed.
+
+    Unlike the others, **smaller is better**.
+
+    Raises:
+        ImportError: piq is missing.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+    """
+    return _by_piq("mdsi", original, changed)
+
+
+def _by_piq(name: str, original: Tensor, changed: Tensor, **settings: Any) -> Tensor:
+    piq = import_extra("piq", name)
+    original, changed = _on_8_bit_scale(original, changed)
+    measure = getattr(piq, name)
+    values: Tensor = measure(changed, original, data_range=_RANGE, reduction="none", **settings)
+    return values.reshape(len(original))
+
+
+def _on_8_bit_scale(original: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+    """Map [-1, 1] to 0..255 in float64; piq refuses what the last bit of float32 puts outside."""
+    if original.shape != changed.shape or original.ndim != 4 or original.shape[1] != 3:
+        raise ValueError(
+            f"original, changed: expected the same shape [N, 3, H, W], got {list(original.shape)} "
+            f"and {list(changed.shape)}."
+        )
+    first, second = (((crops.detach().double() + 1) * (_RANGE / 2)) for crops in (original, changed))
+    low, high = min(first.min().item(), second.min().item()), max(first.max().item(), second.max().item())
+    if low < -0.01 or high > _RANGE + 0.01:
+        raise ValueError(
+            f"original, changed: expected values in [-1, 1], got {low / 127.5 - 1:g} to {high / 127.5 - 1:g}."
+        )
+    return first.clamp(0, _RANGE), second.clamp(0, _RANGE)

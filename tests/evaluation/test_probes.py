@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_experiment import BYSTANDER, CENTRAL, MeanColour, SwapColours, detect, photo_of, write_experiment
+
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Gallery,
+    Recogniser,
+    central_face,
+    embed_faces,
+    embed_gallery,
+    evaluate_probes,
+    load_recogniser,
+    make_panel,
+    prepare_probes,
+    protect_probes,
+    read_protocol,
+    score_photos,
+)
+from diffusers_dedim.faces import Face, align_face
+
+TOY = Recogniser("toy", MeanColour(), "1")
+
+
+class Photographer(MeanColour):
+    """An encoder that wants the photo."""
+
+    def embed_photo(self, photo: np.ndarray, face: Face) -> torch.Tensor:
+        assert face is CENTRAL
+        return torch.tensor([1.0, 0.0]) if photo.mean() > 0 else torch.tensor([0.0, 1.0])
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    people = ["red", "green", "blue"]
+    protocol = read_protocol(write_experiment(tmp_path / "e.parquet", people, people))
+    cache = ArrayCache(tmp_path / "cache")
+    gallery = embed_gallery(protocol.gallery, [TOY], detect, cache)
+    return prepare_probes(protocol.probes, detect, cache), gallery
+
+
+def test_the_central_face_is_meant() -> None:
+    assert central_face(photo_of("red"), detect) is CENTRAL
+    assert central_face(photo_of("nobody"), detect) is None
+
+
+def test_encoders_get_the_crop_or_the_photo() -> None:
+    photo = photo_of("red")
+    crop = align_face(photo, CENTRAL).crop[None]
+    np.testing.assert_array_equal(embed_faces(MeanColour(), [photo], [CENTRAL]), MeanColour()(crop).numpy())
+    assert embed_faces(Photographer(), [photo, photo * 0], [CENTRAL, CENTRAL]).tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match="faces: expected one for each photo, got 0 for 1"):
+        embed_faces(MeanColour(), [photo], [])
+
+
+def test_an_attacker_finds_originals_and_loses_changed_photos(experiment) -> None:
+    probes, gallery = experiment
+    originals = score_photos(probes, [probe.photo for probe in probes], gallery, [TOY], detect)
+    assert originals.rank1 == {"toy": 1.0}
+    assert np.isinf(originals.psnr).all()
+    np.testing.assert_allclose(originals.ssim, 1)
+
+    pipe = SwapColours()
+    protection, scores = evaluate_probes(pipe, probes, gallery, [TOY], detect, batch_size=2)
+    assert [call["photos"] for call in pipe.calls] == [2, 1]
+    assert len(protection.faces) == 3
+    assert protection.seconds > 0
+    assert scores.rank1 == {"toy": 0.0}
+    assert scores.similarities["toy"].shape == (3, 3)
+    assert (scores.psnr < 20).all()
+    assert scores.undetected == 0
+    assert scores.crops_after.shape == (3, 3, 112, 112)
+
+
+def test_a_face_the_detector_loses_is_matched_where_it_was(experiment) -> None:
+    probes, gallery = experiment
+    scores = score_photos(probes, [probe.photo for probe in probes], gallery, [TOY], lambda photo: [])
+    assert scores.undetected == 3
+    assert scores.rank1 == {"toy": 1.0}
+
+
+def test_photos_without_a_face_are_left_out_and_never_matched(tmp_path: Path) -> None:
+    people = ["red", "nobody"]
+    protocol = read_protocol(write_experiment(tmp_path / "e.parquet", people, people))
+    cache = ArrayCache(tmp_path / "cache")
+    probes = prepare_probes(protocol.probes, detect, cache)
+    gallery = embed_gallery(protocol.gallery, [TOY], detect, cache)
+    assert [probe.person for probe in probes] == ["red"]
+    assert gallery.undetected == 1
+    scores = score_photos(probes, [probes[0].photo], gallery, [TOY], detect)
+    assert np.isneginf(scores.similarities["toy"][0, 1])
+
+
+def test_the_gallery_is_embedded_once_per_recogniser_and_detector(tmp_path: Path) -> None:
+    protocol = read_protocol(write_experiment(tmp_path / "e.parquet", ["red"], ["red", "blue"]))
+    calls = []
+
+    class Counting(MeanColour):
+        def forward(self, crops: torch.Tensor) -> torch.Tensor:
+            calls.append(len(crops))
+            return super().forward(crops)
+
+    def run(fingerprint: str, detector=detect) -> Gallery:
+        recogniser = Recogniser("toy", Counting(), fingerprint)
+        return embed_gallery(protocol.gallery, [recogniser], detector, ArrayCache(tmp_path / "cache"))
+
+    first, again = run("1"), run("1")
+    assert calls == [2]
+    np.testing.assert_array_equal(first.embeddings["toy"], again.embeddings["toy"])
+    run("2")
+    run("1", lambda photo: [BYSTANDER])
+    assert calls == [2, 2, 2]
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(b"cut short")
+    assert np.array_equal(run("1").embeddings["toy"], first.embeddings["toy"])
+    with pytest.raises(ValueError, match=r"recognisers: expected different names, got \['toy', 'toy'\]"):
+        embed_gallery(protocol.gallery, [TOY, TOY], detect, ArrayCache(tmp_path / "cache"))
+
+
+def test_what_a_method_gives_back_is_checked(experiment) -> None:
+    probes, gallery = experiment
+    with pytest.raises(ValueError, match=r"photos\[0\]: expected uint8 of the probe's shape \[120, 120, 3\]"):
+        score_photos(probes, [probe.photo[:50] for probe in probes], gallery, [TOY], detect)
+    with pytest.raises(ValueError, match="photos: expected 3, one for each probe, got 1"):
+        score_photos(probes, [probes[0].photo], gallery, [TOY], detect)
+    with pytest.raises(ValueError, match=r"no embeddings by 'other', only by \['toy'\]"):
+        score_photos(
+            probes, [p.photo for p in probes], gallery, [Recogniser("other", MeanColour(), "")], detect
+        )
+    assert protect_probes(SwapColours(), probes, batch_size=8).photos[0].dtype == np.uint8
+
+
+def test_recognisers_are_named_on_the_command_line(tmp_path: Path) -> None:
+    for spec in ("foamliu", "x=y.bin"):
+        with pytest.raises(
+            ValueError, match=rf"recogniser: expected 'dlib', 'NAME=FILE.onnx' .* got '{spec}'"
+        ):
+            load_recogniser(spec)
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        load_recogniser(f"x={tmp_path}/none.onnx")
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert Recogniser.of("a", first).fingerprint == Recogniser.of("b", first).fingerprint
+    assert Recogniser.of("a", first).fingerprint != Recogniser.of("a", second).fingerprint
+
+
+def test_panel_shows_before_after_and_difference() -> None:
+    before = torch.zeros(3, 3, 112, 112)
+    panel = np.asarray(make_panel(before, before + 2 / 127.5, ["a", "b", "c"]))
+    assert panel.shape == (2 * (224 + 18), 2 * 672 + 12, 3)
+    assert panel[100, 100].tolist() == [128] * 3  # 127.5 rounds to even
+    assert panel[100, 300].tolist() == [130] * 3
+    assert panel[100, 600].tolist() == [144] * 3  # 127.5 + 8 * 2, to even
+    assert panel[300, 800].tolist() == [255] * 3  # no fourth face
+    with pytest.raises(
+        ValueError, match=r"expected N > 0 faces of one shape and N labels, got \[3, 3, 112, 112\]"
+    ):
+        make_panel(before, before, ["a"])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffusers_dedim.errors import UnreadablePhotoError
+from diffusers_dedim.evaluation import read_protocol
+from diffusers_dedim.evaluation.protocol import hash_records
+
+
+def encode(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, rows: list[tuple[object, str, str]]) -> Path:
+    table = {
+        "image": [
+            {"bytes": image, "path": None} if isinstance(image, bytes) else image for image, _, _ in rows
+        ],
+        "person": [person for _, person, _ in rows],
+        "role": [role for _, _, role in rows],
+    }
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+ROWS = [
+    (encode(1), "a", "probe"),
+    (encode(2), "b", "gallery"),
+    (encode(3), "a", "gallery"),
+    (encode(4), "b", "probe"),
+]
+
+
+def test_reads_a_parquet_file_in_its_order(tmp_path: Path) -> None:
+    protocol = read_protocol(write(tmp_path / "p.parquet", ROWS))
+    assert [record.person for record in protocol.probes] == ["a", "b"]
+    assert [record.person for record in protocol.gallery] == ["b", "a"]
+    photo = protocol.gallery[0].read_photo()
+    assert photo.shape == (4, 6, 3)
+    assert photo.dtype == np.uint8
+    assert photo[0, 0].tolist() == [2, 0, 0]
+    assert [record.person for record in protocol.take_probes(1).probes] == ["a"]
+    assert protocol.take_probes(1).gallery == protocol.gallery
+
+
+def test_reads_a_file_written_by_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    images = [Image.new("RGB", (6, 4), (value, 0, 0)) for value in (1, 2)]
+    columns = {"image": images, "person": ["a", "a"], "role": ["probe", "gallery"]}
+    features = datasets.Features(
+        image=datasets.Image(), person=datasets.Value("string"), role=datasets.Value("string")
+    )
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "d.parquet")
+    assert read_protocol(tmp_path / "d.parquet").gallery[0].read_photo()[0, 0].tolist() == [2, 0, 0]
+
+
+def test_reads_a_folder_in_sorted_order(tmp_path: Path) -> None:
+    for name in (
+        "probe/b/1.png",
+        "probe/a/1.png",
+        "gallery/b/2.png",
+        "gallery/a/2.png",
+        "gallery/a/notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encode(7))
+    protocol = read_protocol(tmp_path)
+    assert [record.person for record in protocol.probes] == ["a", "b"]
+    assert len(protocol.gallery) == 2
+    assert protocol.probes[0].read_photo()[0, 0].tolist() == [7, 0, 0]
+
+
+def test_hash_changes_with_photos_and_order(tmp_path: Path) -> None:
+    records = read_protocol(write(tmp_path / "p.parquet", ROWS)).gallery
+    assert hash_records(records) == hash_records(list(records))
+    assert hash_records(records) != hash_records(records[::-1])
+
+
+def test_a_probe_without_a_mate_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.parquet", [*ROWS, (encode(5), "lonely", "probe")])
+    with pytest.raises(
+        ValueError, match=r"1 probe\(s\) without a gallery image .*'lonely' \(p\.parquet row 4\)"
+    ):
+        read_protocol(path)
+
+
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*none\.parquet"):
+        read_protocol(tmp_path / "none.parquet")
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk\.parquet: expected a parquet file or a folder"):
+        read_protocol(tmp_path / "junk.parquet")
+    pq.write_table(pa.table({"image": [b""], "name": ["a"]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"c\.parquet: column\(s\) \['person', 'role'\] missing"):
+        read_protocol(tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"'role' must hold 'probe' or 'gallery', got {'query': 1}"):
+        read_protocol(write(tmp_path / "r.parquet", [*ROWS, (encode(1), "a", "query")]))
+    with pytest.raises(ValueError, match=r"t\.parquet row 0: column 'image' must hold the encoded photo"):
+        read_protocol(write(tmp_path / "t.parquet", [("photo.jpg", "a", "probe")]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no photo with the role 'probe'"):
+        read_protocol(tmp_path / "empty")
+
+
+def test_an_unreadable_image_is_named_when_it_is_read(tmp_path: Path) -> None:
+    protocol = read_protocol(write(tmp_path / "p.parquet", [*ROWS, (b"broken", "a", "gallery")]))
+    with pytest.raises(UnreadablePhotoError, match=r"p\.parquet row 4 \(gallery of 'a'\): not a photo"):
+        protocol.gallery[-1].read_photo()
+
+
+def test_limits_are_checked(tmp_path: Path) -> None:
+    protocol = read_protocol(write(tmp_path / "p.parquet", ROWS))
+    for limit in (0, 3):
+        with pytest.raises(ValueError, match=f"limit: expected 1 to 2 probes, got {limit}"):
+            protocol.take_probes(limit)

@@ -1,0 +1,158 @@
+"""The house rules of DESIGN, sections 2 and 5, read off the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import diffusers_dedim
+
+ROOT = Path(diffusers_dedim.__file__).parent
+PACKAGE = ROOT.name
+MODULES = {
+    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+# What may not be imported from below: the outer ring of DESIGN section 2 and the folder runs of `dedim`.
+OUTER = (
+    "baselines",
+    "training",
+    "evaluation",
+    "hub",
+    "cli",
+    "report",
+    "run",
+    "run_batch",
+    "manifest",
+    "photo_jobs",
+)
+# Each inner module, and all that it may import of the package.
+INNER = {
+    "schedule": (),
+    "guidance": ("schedule",),
+    "sampling": ("schedule", "guidance"),
+    "callbacks": ("schedule", "guidance", "sampling"),
+    "presets": ("schedule", "guidance"),
+    "faces": ("faces", "blocks", "errors"),
+    "encoders": ("encoders", "blocks", "extras"),
+    "blocks": (),
+    "generators": (),
+    "results": (),
+}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under ``if TYPE_CHECKING``: names for the reader, not imports."""
+    for child in ast.iter_child_nodes(tree):
+        if not is_type_checking(child):
+            yield child
+            yield from run_time_nodes(child)
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """Full names of the modules that a module imports at run time, lazily or not."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in run_time_nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, base]).rstrip(".")
+            for alias in node.names:
+                found.add(resolve(base, alias.name))
+    return found
+
+
+def resolve(base: str, name: str) -> str:
+    """The module behind ``from base import name``; the root package's names are lazy."""
+    if base == PACKAGE and name in diffusers_dedim._HOMES:
+        return f"{PACKAGE}.{diffusers_dedim._HOMES[name]}"
+    return f"{base}.{name}" if f"{base}.{name}" in MODULES else base
+
+
+GRAPH = {name: imported(name, path) for name, path in MODULES.items()}
+
+
+def part(module: str) -> str:
+    """``diffusers_dedim.faces.align`` -> ``faces``; "" for the root."""
+    return [*module.split("."), ""][1]
+
+
+def own_parts(module: str) -> set[str]:
+    return {part(other) for other in GRAPH[module] if other.split(".")[0] == PACKAGE}
+
+
+def test_the_graph_is_read() -> None:
+    assert f"{PACKAGE}.guidance" in GRAPH[f"{PACKAGE}.sampling"]
+    assert {"faces", "sampling", "encoders"} <= own_parts(f"{PACKAGE}.pipeline_dedim")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) in INNER])
+def test_inner_modules_import_only_what_is_below_them(module: str) -> None:
+    assert own_parts(module) <= {*INNER[part(module)]}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part(name) not in (*OUTER, "")])
+def test_nothing_inside_imports_the_outer_ring(module: str) -> None:
+    assert not own_parts(module) & {*OUTER}
+
+
+def test_there_is_no_cycle() -> None:
+    own = {name: {other for other in uses if other in MODULES} for name, uses in GRAPH.items()}
+    # a package's __init__ and its modules are one thing: a module may ask its own package's siblings only
+    list(TopologicalSorter({name: uses - {name} for name, uses in own.items()}).static_order())
+
+
+@pytest.mark.parametrize("module", ["schedule", "guidance", "sampling", "callbacks", "presets"])
+def test_the_sampler_never_sees_pil(module: str) -> None:
+    assert not {other for other in GRAPH[f"{PACKAGE}.{module}"] if other.split(".")[0] == "PIL"}
+
+
+def test_faces_never_see_a_unet() -> None:
+    for name in MODULES:
+        if part(name) == "faces":
+            nodes = list(ast.walk(ast.parse(MODULES[name].read_text())))
+            words = {node.id for node in nodes if isinstance(node, ast.Name)}
+            words |= {node.name for node in nodes if isinstance(node, ast.alias)}
+            assert not {word for word in words if "unet" in word.lower()}, name
+
+
+FUNCTIONS = [
+    pytest.param(node, id=f"{name}:{node.name}")
+    for name, path in MODULES.items()
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function_bodies_are_short(function: ast.FunctionDef, request: pytest.FixtureRequest) -> None:
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+    assert lines <= (80 if request.node.callspec.id.endswith("pipeline_dedim:__call__") else 40)
+
+
+def loop_depth(node: ast.AST) -> int:
+    inner = max((loop_depth(child) for child in ast.iter_child_nodes(node)), default=0)
+    return inner + isinstance(node, (ast.For, ast.While, ast.AsyncFor))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_limits(module: str) -> None:
+    source = MODULES[module].read_text()
+    tree = ast.parse(source)
+    assert len(source.splitlines()) <= 300
+    assert MODULES[module].name != "utils.py"
+    assert loop_depth(tree) <= 2
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "never assert on input"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import itertools
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dedim.training.data import (
+    FaceCrops,
+    ResumableBatches,
+    batches,
+    random_similarity,
+    to_model_range,
+)
+
+
+def png(size: int = 112, value: int = 0) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_parquet_file(faces: Path) -> None:
+    data = FaceCrops(faces, require_landmarks=True)
+    item = data[np.int64(2)]  # type: ignore[index]
+    assert len(data) == 6
+    assert (item["image"].dtype, item["image"].shape) == (torch.uint8, (3, 112, 112))
+    assert (item["known"].dtype, item["known"].shape) == (torch.bool, (1, 112, 112))
+    assert not item["known"][..., :10].any()
+    assert item["known"][..., 10:].all()
+    assert item["landmarks"].shape == (68, 2)
+    assert item["landmarks"][17].tolist() == [27 + 2, 40 + 2]  # x then y
+
+
+def test_a_folder_of_parquet_files_is_read_by_split(faces: Path, tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "val-0"):
+        (tmp_path / f"{name}.parquet").write_bytes(faces.read_bytes())
+    assert len(FaceCrops(tmp_path)) == 12
+    assert len(FaceCrops(tmp_path, "val")) == 6
+
+
+def test_a_folder_of_images_is_read_by_split(tmp_path: Path) -> None:
+    for name in ("train/a.png", "train/b.png", "val/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    assert len(FaceCrops(tmp_path)) == 2
+    val = FaceCrops(tmp_path, "val")
+    assert len(val) == 1
+    assert val[0]["known"].all()  # no alpha: everything is known
+    assert "landmarks" not in val[0]
+
+
+def test_a_source_without_parts_says_so(tmp_path: Path, faces: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    for source in (tmp_path, faces):
+        with pytest.warns(UserWarning, match="has no part 'val'; all of it is used") as caught:
+            FaceCrops(source, "val")
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("image", [png(), {"bytes": png(), "path": None}])
+def test_encoded_bytes_of_other_programs_are_images(tmp_path: Path, image: Any) -> None:
+    assert FaceCrops(write(tmp_path / "a.parquet", image=[image]))[0]["image"].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments", "text"),
+    [
+        ({"photo": [png()]}, {}, "has no column 'image'; its columns are ['photo']."),
+        ({"image": [png()]}, {"require_landmarks": True}, "has no column 'landmarks_68' (136 floats, x then y)"),
+        ({"image": [png(64)]}, {}, "is 64x64, expected 112x112; align it with diffusers_dedim.faces.align_face first."),
+        ({"image": [3]}, {}, "the column 'image' of"),
+        ({"image": [b"no image"]}, {}, "cannot be read (cannot identify image file"),
+        ({"image": [png()], "landmarks_68": [[1.0] * 10]}, {}, "has 10 numbers in 'landmarks_68', expected 136"),
+        ({"image": [png()], "landmarks_68": pa.array([None], pa.list_(pa.float32()))}, {}, "has 0 numbers in"),
+    ],
+)  # fmt: skip
+def test_bad_data_is_refused(
+    tmp_path: Path, columns: dict[str, Any], arguments: dict[str, Any], text: str
+) -> None:
+    path = write(tmp_path / "bad.parquet", **columns)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FaceCrops(path, **arguments)
+
+
+@pytest.mark.parametrize("source", ["nowhere.parquet", "/no/where", "faces.csv"])
+def test_a_source_that_is_not_there_is_refused(source: str) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"data: {source} is neither a .parquet file nor a folder.")
+    ):
+        FaceCrops(source)
+
+
+def test_a_folder_with_nothing_of_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no images here")
+    text = f"data: the folder {tmp_path} holds no val*.parquet file and no image."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FaceCrops(tmp_path, "val")
+
+
+def test_batches_cover_an_epoch_without_repeats_and_shuffle_anew() -> None:
+    sampler = iter(ResumableBatches(10, 3, seed=0))
+    first, second = (list(itertools.islice(sampler, 3)) for _ in range(2))
+    for epoch in (first, second):
+        flat = list(itertools.chain.from_iterable(epoch))
+        assert len(set(flat)) == 9  # ten images, three batches of three: one waits for another epoch
+    assert first != second
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 7])
+def test_resumed_batches_are_those_of_an_uninterrupted_run(start: int) -> None:
+    whole = list(itertools.islice(iter(ResumableBatches(10, 3, seed=5)), 12))
+    resumed = list(itertools.islice(iter(ResumableBatches(10, 3, seed=5, start_step=start)), 12 - start))
+    assert resumed == whole[start:]
+    assert list(itertools.islice(iter(ResumableBatches(10, 3, seed=6)), 12)) != whole
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("batch_size: 8 is more than the 6 images of the data.")):
+        ResumableBatches(6, 8, seed=0)
+
+
+def test_batches_are_collated(faces: Path) -> None:
+    batch = next(batches(FaceCrops(faces), 4, 0, 0, 0))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "image": (4, 3, 112, 112), "known": (4, 1, 112, 112), "landmarks": (4, 68, 2),
+    }  # fmt: skip
+
+
+def test_model_range() -> None:
+    assert to_model_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_move_with_the_pixels(dtype: torch.dtype) -> None:
+    """A soft spot is painted at each point; after the warp its centre of mass is where the point went."""
+    points = torch.tensor([[[40.0, 50.0]], [[70.0, 61.0]], [[55.5, 80.0]], [[33.0, 77.0]]], dtype=dtype)
+    axis = torch.arange(112, dtype=dtype)
+    distance = (axis - points[..., :1]).square()[:, :, None] + (axis - points[..., 1:]).square()[..., None]
+    images = torch.exp(-distance / 18)
+    warped, moved = random_similarity(
+        images, points, torch.Generator().manual_seed(0), max_shift=6, max_scale=0.1, max_degrees=15
+    )
+    assert moved.dtype == warped.dtype == dtype
+    assert (moved - points).norm(dim=2).min() > 1  # they did move
+    mass = warped.sum((2, 3))
+    centre = torch.stack([(warped.sum(2) * axis).sum(2) / mass, (warped.sum(3) * axis).sum(2) / mass], dim=2)
+    # bilinear sampling keeps a centre of mass but for the spot's curvature within a pixel
+    torch.testing.assert_close(centre, moved, rtol=0, atol=0.02)
+
+
+def test_no_movement_is_the_identity() -> None:
+    images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    warped, moved = random_similarity(images, torch.zeros(2, 0, 2), torch.Generator(), 0, 0, 0)
+    assert moved.shape == (2, 0, 2)
+    torch.testing.assert_close(warped, images, rtol=0, atol=1e-4)  # float32 grid coordinates: 1e-5 of a pixel

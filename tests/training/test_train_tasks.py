@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+from toys import MEAN_FACE, tiny_unet
+from typer.testing import CliRunner
+
+from diffusers_dedim import LandmarkRegressor, make_scheduler
+from diffusers_dedim.faces import MIRROR_PERMUTATION
+from diffusers_dedim.training import unet as unet_module
+from diffusers_dedim.training.cli import app
+from diffusers_dedim.training.data import FaceCrops
+from diffusers_dedim.training.encoder import EncoderTask, _principal_directions, augment, teacher_embeddings
+from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
+from diffusers_dedim.training.loop import LoopConfig
+from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
+
+
+@pytest.fixture
+def data(faces: Path) -> FaceCrops:
+    return FaceCrops(faces)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> LoopConfig:
+    return LoopConfig(str(tmp_path), batch_size=2, precision="no")
+
+
+def one_step(task: Any) -> float:
+    """One optimiser step on the first batch; the loss of the same batch must fall."""
+    task.model.train()
+    batch = next(task.batches(0))
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        loss = task.loss(task.model, batch, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in task.model.parameters())
+    assert losses[1] < losses[0]
+    return losses[0]
+
+
+def tiny_unet_task(
+    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> UNetTask:
+    monkeypatch.setattr(unet_module, "make_unet", tiny_unet)
+    return UNetTask(data, data, config, crop_size=32, val_images=2, **changes)
+
+
+def test_unet_task(data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_unet_task(data, config, monkeypatch)
+    assert one_step(task) == pytest.approx(1, abs=0.5)  # an untrained network predicts about 0 of N(0, 1)
+    figures = task.validate(task.model.eval())
+    assert sorted(figures) == ["psnr_t200", "psnr_t25", "psnr_t50", "psnr_t99"]
+    assert figures["psnr_t25"] > figures["psnr_t50"] > figures["psnr_t99"] > figures["psnr_t200"]
+
+
+def test_the_shipped_unet_takes_crops_of_both_sizes() -> None:
+    model = make_unet().eval()
+    for size in (64, 112):
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, size, size), 5).sample.shape == (1, 3, size, size)
+    assert 4e6 < sum(p.numel() for p in model.parameters()) < 5.5e6  # "4.8 M" in its docstring
+
+
+def test_unknown_pixels_do_not_count(
+    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_unet_task(data, config, monkeypatch, full_size_share=1.0)
+    batch = next(task.batches(0))
+    first = task.loss(task.model, batch, torch.Generator().manual_seed(0))
+    batch["known"] = torch.zeros_like(batch["known"])
+    assert task.loss(task.model, batch, torch.Generator().manual_seed(0)).item() == 0
+    assert first.item() > 0
+
+
+def test_faces_and_their_known_pixels_are_cut_alike(
+    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_unet_task(data, config, monkeypatch, full_size_share=0.0)
+    known = torch.rand(4, 1, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.5
+    for seed in range(5):
+        image, cut = task._augment(
+            known.float().expand(-1, 3, -1, -1), known, torch.Generator().manual_seed(seed)
+        )
+        assert image.shape == (4, 3, 32, 32)
+        assert torch.equal(image[:, :1] > 0.5, cut)
+
+
+def test_low_timesteps_are_preferred(
+    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_unet_task(data, config, monkeypatch, low_timestep_share=0.6)
+    timesteps = task._timesteps(20_000, torch.Generator().manual_seed(0))
+    assert timesteps.min() >= 0
+    assert timesteps.max() <= 999
+    # 0.6 + 0.4 * 0.2; four standard deviations of a share of 20,000
+    assert (timesteps < 200).float().mean().item() == pytest.approx(0.68, abs=0.0132)
+
+
+@pytest.mark.parametrize("size", [12, 60, 120])
+def test_a_crop_size_the_unet_cannot_take_is_refused(data: FaceCrops, config: LoopConfig, size: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"crop_size: expected a multiple of 8 from 16 to 112, got {size}\."
+    ):
+        UNetTask(data, data, config, crop_size=size)
+
+
+class PerfectDenoiser(nn.Module):
+    """Knows the clean faces, so that its x_0 estimate is exact; the PSNR is then that of rounding."""
+
+    def __init__(self, data: FaceCrops) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.x_0 = torch.stack([data[i]["image"] for i in range(len(data))]).float() / 127.5 - 1
+
+    def forward(self, x_t: Tensor, timesteps: Tensor) -> Any:
+        ac = make_scheduler().alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        return SimpleNamespace(sample=(x_t - ac.sqrt() * self.x_0[: len(x_t)]) / (1 - ac).sqrt())
+
+
+def test_psnr_of_a_perfect_denoiser_is_that_of_float32(data: FaceCrops) -> None:
+    assert min(x_0_psnr(PerfectDenoiser(data), data, 6).values()) > 100
+
+
+def encoder_task(data: FaceCrops, config: LoopConfig) -> EncoderTask:
+    teacher = nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    return EncoderTask(data, data, teacher, teacher, config, embedding_dim=4)
+
+
+def test_encoder_task(data: FaceCrops, config: LoopConfig) -> None:
+    task = encoder_task(data, config)
+    one_step(task)
+    figures = task.validate(task.model.eval())
+    assert sorted(figures) == ["cosine_to_teacher", "impostor_correlation"]
+    assert all(-1 <= value <= 1 for value in figures.values())
+
+
+def test_targets_follow_their_images(data: FaceCrops, config: LoopConfig) -> None:
+    task = encoder_task(data, config)
+    batch = next(task.batches(0))
+    for image, target in zip(batch["image"], batch["target"], strict=True):
+        index = next(i for i in range(6) if torch.equal(data[i]["image"], image))
+        assert torch.equal(task.targets[index], target)
+
+
+def test_principal_directions_keep_the_cosines() -> None:
+    """Embeddings that lie in a plane keep their cosines in two dimensions, to float32."""
+    generator = torch.Generator().manual_seed(0)
+    plane, _ = torch.linalg.qr(torch.randn(8, 2, generator=generator))
+    embeddings = nn.functional.normalize(torch.randn(20, 2, generator=generator)) @ plane.T
+    reduced = embeddings @ _principal_directions(embeddings, 2)
+    torch.testing.assert_close(reduced @ reduced.T, embeddings @ embeddings.T, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"embedding_dim: 9 exceeds the teacher's 8\."):
+        _principal_directions(embeddings, 9)
+
+
+def test_augmentation_depends_on_the_generator_alone() -> None:
+    images = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, again, other = (augment(images, torch.Generator().manual_seed(s), 0.15) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == images.shape
+
+
+def mean_colour_teacher(path: Path) -> Path:
+    """An ONNX recogniser that embeds a face as its mean colour."""
+    face = helper.make_tensor_value_info("face", TensorProto.FLOAT, ["N", 3, 112, 112])
+    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, ["N", 3])
+    node = helper.make_node("ReduceMean", ["face"], ["colour"], axes=[2, 3], keepdims=0)
+    model = helper.make_model(
+        helper.make_graph([node], "teacher", [face], [colour]), opset_imports=[helper.make_opsetid("", 13)]
+    )
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def test_teacher_embeddings_are_made_once(data: FaceCrops, tmp_path: Path) -> None:
+    teacher, cache = mean_colour_teacher(tmp_path / "teacher.onnx"), tmp_path / "made" / "cache.npy"
+    embeddings = teacher_embeddings(teacher, data, cache, batch_size=4)
+    colour = (data[5]["image"].float() / 127.5 - 1).mean((1, 2))
+    # means of 12,544 float32 numbers, added in another order
+    torch.testing.assert_close(embeddings[5], nn.functional.normalize(colour, dim=0), rtol=1e-3, atol=1e-4)
+    teacher.unlink()
+    assert torch.equal(teacher_embeddings(teacher, data, cache), embeddings)
+    np.save(cache, np.ones((3, 3)))
+    with pytest.raises(
+        ValueError, match=re.escape(f"teacher: {cache} holds 3 rows but the data 6; delete it.")
+    ):
+        teacher_embeddings(teacher, data, cache)
+
+
+def test_a_missing_teacher_is_refused(data: FaceCrops, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"teacher: no such file .*missing\.onnx; expected an ONNX face recogniser"
+    ):
+        teacher_embeddings(tmp_path / "missing.onnx", data, tmp_path / "cache.npy")
+
+
+def test_landmark_task(data: FaceCrops, config: LoopConfig) -> None:
+    torch.manual_seed(0)
+    task = LandmarkTask(data, data, config)
+    torch.testing.assert_close(task.model.mean_shape, MEAN_FACE + 2.5)  # faces are moved by 0..5 px
+    loss = one_step(task)
+    assert 0.5 < loss < 8  # the mean face against faces shifted by up to 4 px, scaled and turned
+    figures = task.validate(task.model.eval())
+    assert 0 < figures["error_iod"] < 0.2
+
+
+class Fixed(nn.Module):
+    """Finds the first ``count`` faces' landmarks, whatever it is shown."""
+
+    def __init__(self, points: Tensor) -> None:
+        super().__init__()
+        self.points = nn.Parameter(points)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.points[: len(images)]
+
+
+def test_landmark_error_is_over_the_outer_eye_corners(data: FaceCrops) -> None:
+    truth = torch.stack([data[i]["landmarks"][17:] for i in range(6)])
+    assert landmark_errors(Fixed(truth), data, 6)["error_iod"] == 0
+    ocular = float(MEAN_FACE[45 - 17, 0] - MEAN_FACE[36 - 17, 0])
+    shifted = landmark_errors(Fixed(truth + torch.tensor([3.0, 4.0])), data, 6)
+    assert shifted["error_iod"] == pytest.approx(5 / ocular, rel=1e-5)  # float32
+    symmetric = landmark_errors(Fixed(MEAN_FACE.expand(6, -1, -1)), data, 6)
+    assert symmetric["flip_iod"] == pytest.approx(0, abs=1e-6)
+
+
+def test_mirroring_twice_is_nothing() -> None:
+    order = list(MIRROR_PERMUTATION)
+    assert [order[index] for index in order] == list(range(51))
+    points = torch.rand(3, 51, 2, generator=torch.Generator().manual_seed(0)) * 112
+    torch.testing.assert_close(mirror_landmarks(mirror_landmarks(points)), points, rtol=0, atol=1e-5)
+    assert not torch.equal(mirror_landmarks(points), points)
+
+
+def test_mirroring_swaps_left_and_right_points_of_the_annotation() -> None:
+    mirrored = mirror_landmarks(MEAN_FACE[None])[0]
+    torch.testing.assert_close(mirrored, MEAN_FACE)  # a symmetric face is its own mirror image
+    for left, right in ((36, 45), (39, 42), (48, 54), (17, 26), (31, 35), (60, 64)):
+        assert MEAN_FACE[left - 17, 0] < 55.5 < MEAN_FACE[right - 17, 0]
+        assert MIRROR_PERMUTATION[left - 17] == right - 17
+
+
+@pytest.mark.filterwarnings("ignore:.*has no part 'val':UserWarning")
+def test_the_command_trains_and_leaves_a_model(faces: Path, tmp_path: Path) -> None:
+    arguments = [
+        "landmarks",
+        "--data",
+        str(faces),
+        "-o",
+        str(tmp_path),
+        "--max-steps",
+        "1",
+        "--batch-size",
+        "2",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "error_iod: " in result.output
+    assert f"model: {tmp_path / 'model'}" in result.output
+    model = LandmarkRegressor.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(model.mean_shape, MEAN_FACE + 2.5)
