@@ -93,8 +93,8 @@ PRESETS: dict[str, DeDiMPreset] = {
         max_rounds=100, threshold=0.2,
     ),
     "fast": DeDiMPreset(
-        start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.012,
-        max_rounds=10, threshold=0.6, threshold_margin=0.03, mask_feather=4.0,
+        start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.015,
+        max_rounds=12, threshold=0.52, threshold_margin=0.03, mask_feather=4.0,
     ),
 }  # fmt: skip
 

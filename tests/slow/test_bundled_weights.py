@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_a_folder_of_good_and_bad_photos_from_the_command_line(tmp_path: Path) -
         "0",
         "--report",
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}  # also when not installed
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stderr
     assert "1 of 3 photos protected (2 faces)" in done.stdout
     assert "nobody.png" in done.stderr
