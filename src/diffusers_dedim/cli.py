@@ -192,6 +192,7 @@ def _load_pipeline(weights: str | None, device: str | None) -> Any:
     from diffusers_dedim.precision import fast_dtype
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         pipe: Any = DeDiMPipeline.from_pretrained(weights, dtype=fast_dtype(chosen))
@@ -271,7 +272,8 @@ def _draw(pipe: Any, number: int, seed: int, steps: int) -> list[Image.Image]:
     import torch
     from diffusers import DDPMPipeline
 
-    plain = DDPMPipeline(unet=pipe.unet, scheduler=pipe.scheduler)
+    # DDPMPipeline keeps x_t in the network's type: in bfloat16 a thousand steps would add up its rounding
+    plain = DDPMPipeline(unet=pipe.unet.float(), scheduler=pipe.scheduler)
     generator = torch.Generator("cpu").manual_seed(seed)
     faces: list[Image.Image] = []
     while len(faces) < number:

@@ -27,6 +27,13 @@ def pipe() -> DeDiMPipeline:
     return pipeline
 
 
+def run_dedim(*words: str) -> subprocess.CompletedProcess[str]:
+    program = "from diffusers_dedim.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}  # also when not installed
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 def test_they_fit_the_package() -> None:
     files = list(BUNDLED_WEIGHTS.rglob("*.safetensors"))
     assert {file.parent.name for file in files} == {"unet", "face_encoder", "landmarker"}
@@ -44,6 +51,12 @@ def test_they_load_as_a_plain_ddpm_pipeline() -> None:
         112,
         112,
     )
+
+
+def test_faces_are_drawn_from_the_command_line(tmp_path: Path) -> None:
+    done = run_dedim("sample", "-n", "2", "--steps", "2", "-o", str(tmp_path / "faces.png"))
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "faces.png").size in {(112, 224), (224, 112)}
 
 
 def test_a_portrait_is_protected_and_looks_the_same_outside_the_mask(pipe: DeDiMPipeline) -> None:
@@ -77,21 +90,7 @@ def test_a_folder_of_good_and_bad_photos_from_the_command_line(tmp_path: Path) -
     group.save(photos / "group.jpg", quality=95)
     Image.new("RGB", (300, 200), "grey").save(photos / "nobody.png")
     (photos / "broken.jpg").write_bytes((photos / "group.jpg").read_bytes()[:2000])
-    program = "from diffusers_dedim.cli import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "run",
-        str(photos),
-        "-o",
-        str(tmp_path / "out"),
-        "--seed",
-        "0",
-        "--report",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}  # also when not installed
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_dedim("run", str(photos), "-o", str(tmp_path / "out"), "--seed", "0", "--report")
     assert done.returncode == 1, done.stderr
     assert "1 of 3 photos protected (2 faces)" in done.stdout
     assert "nobody.png" in done.stderr
