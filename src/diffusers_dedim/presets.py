@@ -98,7 +98,7 @@ PRESETS: dict[str, DeDiMPreset] = {
     # SSIM 0.912; 53 denoiser calls and 2.0 s a face on two cores; 107 of 110 faces below h.
     "fast": DeDiMPreset(
         start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.015,
-        max_rounds=12, threshold=0.52, threshold_margin=0.03, mask_feather=4.0,
+        max_rounds=12, threshold=0.55, threshold_margin=0.06, mask_feather=4.0,
     ),
 }  # fmt: skip
 
