@@ -36,7 +36,7 @@ from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.sampling import StepCallback, sample_dedim
-from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.schedule import check_scheduler, dedim_timesteps
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
 MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
@@ -53,7 +53,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
 
     Args:
         unet: face denoiser, epsilon prediction on 112-px crops.
-        scheduler: a `DDPMScheduler`; the bundled one has the paper's cosine schedule.
+        scheduler: a `DDPMScheduler` (else TypeError); the bundled one has the paper's cosine schedule.
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
             module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
         landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
@@ -79,6 +79,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         landmarker: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_scheduler(scheduler)
         if face_encoder is None:
             face_encoder = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
         if landmarker is None:
@@ -169,7 +170,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
             callback_on_step_end: more callbacks, run after the guidance: ``(pipeline, step_index, timestep,
                 tensors) -> tensors``; what it returns as ``prev_sample`` is used.
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
-            aligned: the images are aligned 112x112 crops already; no detection, no paste-back.
+            aligned: the images are aligned 112x112 crops already; nothing is detected.
             small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.

@@ -23,6 +23,19 @@ def make_scheduler(num_train_timesteps: int = 1000) -> DDPMScheduler:
     )
 
 
+def check_scheduler(scheduler: object) -> None:
+    """Refuse any scheduler but DDPM's, whose posterior mean the guidance moves.
+
+    Raises:
+        TypeError: the scheduler is of another class.
+    """
+    if not isinstance(scheduler, DDPMScheduler):
+        raise TypeError(
+            f"scheduler: expected a DDPMScheduler, got {type(scheduler).__name__}; the guidance moves the mean of the "
+            "DDPM posterior. Use diffusers_dedim.make_scheduler()."
+        )
+
+
 def dedim_timesteps(start_timestep: int, num_inference_steps: int) -> list[int]:
     """Space ``num_inference_steps`` diffusers timesteps evenly over the paper's t = start_timestep..1.
 

@@ -8,6 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from diffusers_dedim.blocks import ConvNormAct, bottleneck_stack
+from diffusers_dedim.encoders.types import check_crops
 
 # Rows of table 1 between the depthwise stem and the last 1x1: expansion, channels, repeats, first stride.
 _BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
@@ -54,10 +55,6 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         Raises:
             ValueError: the crops have another shape.
         """
-        if crops.ndim != 4 or crops.shape[1:] != (3, 112, 112):
-            raise ValueError(
-                f"crops: expected shape [N, 3, 112, 112], got {list(crops.shape)}; "
-                "align faces with diffusers_dedim.faces.align_face first."
-            )
+        check_crops(crops)
         features: Tensor = self.head(self.bottlenecks(self.stem(crops.to(self.dtype)))).flatten(1)
         return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)))

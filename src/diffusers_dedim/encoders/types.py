@@ -17,7 +17,7 @@ class PhotoEncoder(Protocol):
     """An encoder that frames the face in the photo by itself.
 
     Encoders without this method see the 112x112 crop: ``align_face`` and then the call, which
-    `diffusers_dedim.evaluation.embedding.embed_faces` does for both kinds.
+    `diffusers_dedim.evaluation.recogniser.embed_faces` does for both kinds.
     """
 
     def embed_photo(self, photo: NDArray[np.uint8], face: Face) -> Tensor:
