@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_dedim.evaluation.lfw import draw_protocol, read_experiment
+from diffusers_dedim.evaluation.lfw import draw_protocol, read_experiment, reserve_people
 
 
 @pytest.fixture
@@ -51,6 +51,18 @@ def test_too_few_people_are_told(lfw: Path) -> None:
         ValueError, match=r"at least 1000 people, 500 of them with two photos .* got 12 and 6;"
     ):
         read_experiment(lfw)
+
+
+def test_people_without_a_probe_can_be_taken_out_of_the_gallery(lfw: Path) -> None:
+    whole = draw_protocol(lfw, seed=1, paired=4, alone=8)
+    smaller = reserve_people(whole, 3, seed=5)
+    assert smaller == reserve_people(whole, 3, seed=5)
+    assert smaller.protocol.probes == whole.protocol.probes
+    assert len(smaller.protocol.gallery) == 9
+    taken = {record.person for record in smaller.spare}
+    assert len(taken) == 3
+    assert not taken & {record.person for record in (*smaller.protocol.probes, *smaller.protocol.gallery)}
+    assert len(reserve_people(whole, 100).protocol.gallery) == 4, "people with a probe stay"
 
 
 def test_a_folder_with_roles_is_no_lfw(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_bad_input_is_told_before_anything_is_measured(tmp_path: Path) -> None:
         UnreadablePhotoError, match=r"1 of 7 photos cannot be read: bad\.jpg \(probe of 'red'\)"
     ):
         make_session(tmp_path, methods, ("original",), experiment=experiment).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(DeDiMError, match="no face was found in any of the 3 probes"):
         make_session(tmp_path, methods, ("original",), detector=_only_gallery(3)).run(tmp_path / "new")
     assert methods.calls == []

@@ -14,14 +14,14 @@ import typer
 from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.evaluate import EvaluationSettings
-from diffusers_dedim.evaluation.lfw import Experiment, read_experiment
+from diffusers_dedim.evaluation.lfw import Experiment, read_experiment, reserve_people
 from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method
 from diffusers_dedim.evaluation.protocol import Record, read_photos
 from diffusers_dedim.evaluation.quality import Lpips
 from diffusers_dedim.evaluation.recogniser import Recogniser, load_recogniser
 from diffusers_dedim.evaluation.report import REPORT, RESULTS
 from diffusers_dedim.evaluation.schema import MethodEntry
-from diffusers_dedim.evaluation.session import Session, check_folder
+from diffusers_dedim.evaluation.session import TARGETS, Session, check_folder
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import FaceDetector
 
@@ -60,7 +60,8 @@ def evaluate(
     targets: Annotated[
         Path | None,
         typer.Option(
-            help="Photos of other people for TIP-IM: folder or parquet.", show_default="spare people"
+            help="Photos of other people for TIP-IM: folder or parquet.",
+            show_default="people taken out of the gallery",
         ),
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights, for LPIPS.")] = None,
@@ -83,6 +84,13 @@ def evaluate(
     settings = EvaluationSettings(tuple(names), seed, chunk)
     check_folder(out, resume=resume)
     experiment = _read(data, seed, limit)
+    if targets is None and not experiment.spare and any(name.startswith("tip-im") for name in names):
+        experiment = reserve_people(experiment, TARGETS, seed)
+        typer.echo(
+            f"TIP-IM needs {TARGETS} people as targets: {len(experiment.spare)} without a probe were taken out of the "
+            "gallery. Give --targets with photos of others to keep it whole.",
+            err=True,
+        )
     boxes = load_black_boxes(black_box or [])
     pipe = _load_pipeline(context.obj, weights, device, white_box)
     session = Session(

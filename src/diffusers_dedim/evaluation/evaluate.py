@@ -92,10 +92,6 @@ class Evaluator:
     targets: Tensor | None = None
     transforms: Mapping[str, Transform] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name in self.settings.methods:  # a wrong name is told now, not after the methods before it
-            self._make(name, 0)
-
     def impostors(self) -> dict[str, NDArray[np.float64]]:
         """Recogniser name -> similarities of different people in the unprotected gallery."""
         return {each.name: impostor_scores(self.bench.gallery, each.name) for each in self.bench.recognisers}

@@ -87,6 +87,28 @@ def draw_protocol(
     return Experiment(RetrievalProtocol(tuple(probes), tuple(gallery)), spare)
 
 
+def reserve_people(experiment: Experiment, count: int, seed: int = 0) -> Experiment:
+    """Take people out of the gallery, to serve as TIP-IM's targets: those must be neither probe nor gallery.
+
+    Only people without a probe are taken. A smaller gallery makes every search a little easier, so no method
+    looks better for it.
+
+    Args:
+        experiment: its gallery loses ``count`` photos, or as many as people have no probe.
+        count: people wanted.
+        seed: of the draw.
+    """
+    searched = {record.person for record in experiment.protocol.probes}
+    alone = sorted({record.person for record in experiment.protocol.gallery} - searched)
+    taken = set(random.Random(seed).sample(alone, min(count, len(alone))))
+    gallery = experiment.protocol.gallery
+    protocol = RetrievalProtocol(
+        experiment.protocol.probes, tuple(record for record in gallery if record.person not in taken)
+    )
+    spare = {record.person: record for record in gallery if record.person in taken}
+    return Experiment(protocol, (*experiment.spare, *spare.values()))
+
+
 def _photos_by_person(folder: Path) -> dict[str, list[Path]]:
     """Sorted by code points, so that the draw does not depend on the file system's order."""
     photos = {

@@ -82,13 +82,16 @@ class Session:
 
         Raises:
             UnreadablePhotoError: a photo cannot be decoded; told before anything is measured.
+            ValueError: a method is unknown, or lacks targets; told before anything is measured.
             DeDiMError: no face in any probe, or a method failed; what was measured stays in the cache.
         """
         begin = time.perf_counter()
+        targets = self._targets()
+        for method in self.settings.methods:  # a wrong name is told now, not after hours
+            self.make_method(method, self.pipe, seed=self.settings.seed, targets=targets)
         protocol = self.experiment.protocol
         check_readable([*protocol.probes, *protocol.gallery])
-        cache = ArrayCache(self.cache or folder / CACHE)
-        evaluator = self._evaluator(cache)
+        evaluator = self._evaluator(ArrayCache(self.cache or folder / CACHE), targets)
         impostors = evaluator.impostors()
         done: list[tuple[MethodEntry, list[RateEntry]]] = []
         for method in self.settings.methods:
@@ -103,14 +106,9 @@ class Session:
         self._write_panel(evaluator, folder)
         return evaluation
 
-    def _evaluator(self, cache: ArrayCache) -> Evaluator:
+    def _targets(self) -> Tensor | None:
+        """Aligned faces of people who are neither probe nor in the gallery."""
         protocol = self.experiment.protocol
-        recognisers = (Recogniser.of(WHITE, self.pipe.face_encoder), *self.black_boxes)
-        gallery = embed_gallery(protocol.gallery, recognisers, self.detector, cache)
-        probes = prepare_probes(protocol.probes, self.detector, cache)
-        if not probes:
-            raise DeDiMError(f"data: no face was found in any of the {len(protocol.probes)} probes.")
-        bench = Bench(recognisers, gallery, self.detector, self.pipe.landmarker, cache, self.lpips)
         known = {record.person for record in (*protocol.probes, *protocol.gallery)}
         spare = self.targets or self.experiment.spare
         targets = target_crops([record for record in spare if record.person not in known], self.detector)
@@ -119,6 +117,16 @@ class Session:
                 f"targets: none of the {len(self.targets)} photos shows a face of a person who is neither probe nor "
                 "in the gallery; TIP-IM needs other people as targets."
             )
+        return targets
+
+    def _evaluator(self, cache: ArrayCache, targets: Tensor | None) -> Evaluator:
+        protocol = self.experiment.protocol
+        recognisers = (Recogniser.of(WHITE, self.pipe.face_encoder), *self.black_boxes)
+        gallery = embed_gallery(protocol.gallery, recognisers, self.detector, cache)
+        probes = prepare_probes(protocol.probes, self.detector, cache)
+        if not probes:
+            raise DeDiMError(f"data: no face was found in any of the {len(protocol.probes)} probes.")
+        bench = Bench(recognisers, gallery, self.detector, self.pipe.landmarker, cache, self.lpips)
         return Evaluator(
             self.pipe, probes, bench, self.settings, self.make_method, targets, self.transforms or {}
         )
