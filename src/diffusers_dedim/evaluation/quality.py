@@ -134,7 +134,7 @@ class Lpips(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str]) -> None:
         super().__init__()
-        lpips = import_extra("lpips", "LPIPS", "pip install lpips")
+        lpips = import_extra("lpips", "LPIPS", 'pip install "diffusers-dedim[lpips]"')
         path = Path(weights)
         if not path.is_file():
             raise FileNotFoundError(
