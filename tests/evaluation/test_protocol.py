@@ -145,6 +145,12 @@ def test_photos_without_roles(tmp_path: Path) -> None:
     (tmp_path / "f" / "z.png").write_bytes(encode(3))
     assert [record.person for record in read_photos(tmp_path / "t.parquet")] == ["x"]
     assert sorted(record.person for record in read_photos(tmp_path / "f")) == ["y", "z"]
+    named = [{"bytes": encode(1), "path": "Abel_Pacheco_0004.jpg"}, {"bytes": encode(1), "path": None}]
+    pq.write_table(pa.table({"image": named[:1]}), tmp_path / "lfw.parquet")
+    assert [record.person for record in read_photos(tmp_path / "lfw.parquet")] == ["Abel_Pacheco"]
+    pq.write_table(pa.table({"image": named}), tmp_path / "who.parquet")
+    with pytest.raises(ValueError, match=r"who\.parquet row 1: no column 'person' and no image path"):
+        read_photos(tmp_path / "who.parquet")
     with pytest.raises(FileNotFoundError, match="targets: there is no file or folder"):
         read_photos(tmp_path / "gone")
     (tmp_path / "empty").mkdir()

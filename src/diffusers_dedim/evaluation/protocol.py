@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def read_protocol(source: str | os.PathLike[str]) -> RetrievalProtocol:
 def read_photos(source: str | os.PathLike[str]) -> list[Record]:
     """Read photos of people without roles: a parquet with ``image`` and ``person``, or ``folder/person/photo``.
 
-    Photos that lie in the folder itself are a person each. Rows and files are in the order of the source.
+    A parquet without ``person`` must name its images ``Person_Name_0001.jpg``, as LFW does. Photos that lie in the
+    folder itself are a person each. Rows and files are in the order of the source.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -139,7 +141,7 @@ def read_photos(source: str | os.PathLike[str]) -> list[Record]:
             for file in files
         ]
     else:
-        records = _read_parquet(path, ("image", "person"))
+        records = _read_parquet(path, ("image",))
     if not records:
         raise ValueError(f"targets: there is no photo in {str(path)!r}.")
     return records
@@ -186,7 +188,7 @@ def _read_parquet(path: Path, wanted: Sequence[str] = _COLUMNS) -> list[Record]:
     missing = [name for name in wanted if name not in columns]
     if missing:
         raise ValueError(f"{path}: column(s) {missing} missing; expected {list(wanted)}, got {columns}.")
-    rows = parquet.read_table(path, columns=list(wanted)).to_pylist()
+    rows = parquet.read_table(path, columns=[name for name in _COLUMNS if name in columns]).to_pylist()
     return [_record_from_row(f"{path.name} row {index}", row) for index, row in enumerate(rows)]
 
 
@@ -198,7 +200,16 @@ def _record_from_row(name: str, row: dict[str, object]) -> Record:
             f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
             f"writes it), got {type(content).__name__}."
         )
-    return Record(name, str(row["person"]), str(row.get("role", "target")), content)
+    person = row.get("person") or _person_of(image.get("path") if isinstance(image, dict) else None)
+    if not person:
+        raise ValueError(f"{name}: no column 'person' and no image path Person_Name_0001.jpg: who is it?")
+    return Record(name, str(person), str(row.get("role", "target")), content)
+
+
+def _person_of(path: object) -> str:
+    """``Abel_Pacheco`` of ``Abel_Pacheco_0004.jpg``."""
+    match = re.fullmatch(r"(.+)_\d+", Path(path).stem) if isinstance(path, str) else None
+    return match[1] if match else ""
 
 
 def _read_folder(folder: Path) -> list[Record]:
