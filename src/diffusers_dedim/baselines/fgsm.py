@@ -28,7 +28,7 @@ def apply_fgsm(
         ``[N, 3, H, W]`` in [-1, 1].
 
     Source:
-        Tramèr et al. 2018, Eq. 7: x' = x + a sign(N(0, I)), then x' + (epsilon - a) sign(gradient), a = epsilon / 2.
+        Tramèr et al. 2018 (R+FGSM): x' = x + a sign(N(0, I)), then x' + (epsilon - a) sign(gradient), a = epsilon / 2.
 
     Raises:
         ValueError: an argument has another shape or range.

@@ -26,7 +26,7 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] =
         ``[B]``, 0 or more.
 
     Source:
-        Gretton et al. 2012, Eq. 5 (the biased estimate); Yang et al. 2021, section on naturalness.
+        Gretton et al. 2012 (the biased estimate); kernels as in the published code of Yang et al. 2021.
 
     Example:
         >>> import torch

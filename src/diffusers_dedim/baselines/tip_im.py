@@ -6,6 +6,7 @@ the functions and says what differs from the published code.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class TipImPreset:
         if self.iterations < 1 or self.iterations != int(self.iterations):
             raise ValueError(f"iterations: expected a whole number of at least 1, got {self.iterations}.")
         for name in ("step_factor", "momentum", "gamma"):
-            if not 0 <= getattr(self, name) < float("inf"):  # also refuses nan
+            if not 0 <= getattr(self, name) < math.inf:  # also refuses nan
                 raise ValueError(f"{name}: expected a finite number of 0 or more, got {getattr(self, name)}.")
         if len(self.diversity) != 2 or not 0 <= self.diversity[0] <= self.diversity[1] < 1:
             raise ValueError(
@@ -58,7 +59,7 @@ class TipImPreset:
 # The paper on DeDiM shows weak and strong noise (its Fig. 1) without numbers: these two are our choice.
 TIP_IM_PRESETS: dict[str, TipImPreset] = {
     "published": TipImPreset(),
-    "weak": TipImPreset(epsilon=6.0, gamma=1.0),
+    "weak": TipImPreset(epsilon=6.0, gamma=0.1),
     "strong": TipImPreset(epsilon=24.0),
 }
 
@@ -98,7 +99,7 @@ def apply_tip_im(
         The crops and the choices.
 
     Source:
-        Yang et al. 2021, algorithm 1; the comments name its parts.
+        Yang et al. 2021, after their published code; docs/baselines.md.
 
     Raises:
         ValueError: an argument has another shape or range.
@@ -203,7 +204,7 @@ def l2_step(velocities: Tensor, step_size: float) -> Tensor:
     Their root mean square is ``step_size`` grey levels.
     """
     norm = velocities.square().sum((2, 3, 4), keepdim=True).sqrt()
-    length = step_size * velocities[0, 0].numel() ** 0.5
+    length = step_size * math.sqrt(velocities[0, 0].numel())
     return length * velocities / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 

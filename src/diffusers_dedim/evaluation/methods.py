@@ -152,11 +152,10 @@ def _ddpm(pipe: DeDiMPipeline, photos: list[Pixels], generator: Generators = Non
     with warnings.catch_warnings():
         # nothing pushes these faces below h: that they stay above it is the finding, not a fault
         warnings.filterwarnings("ignore", message=".* stayed above the threshold")
-        output = pipe(
+        return pipe(
             photos, preset="paper", guidance_scale=0, max_rounds=1, small_faces="skip",
             output_type="np", generator=generator,
         )  # fmt: skip
-    return output
 
 
 def _fgsm(pipe: DeDiMPipeline, x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
