@@ -23,6 +23,10 @@ class PlainModule(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        if (
+            next(self.parameters(), None) is None
+        ):  # accelerate's offload hooks ask the first one for its device
+            self.register_parameter("placeholder", nn.Parameter(torch.empty(0), requires_grad=False))
 
     @property
     def device(self) -> torch.device:
