@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from diffusers_dedim.errors import DeDiMError
 
-GET_TOKEN = "make one with write access at https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN"
+GET_TOKEN = "make one with write access at https://huggingface.co/settings/tokens and set HF_TOKEN, or `hf auth login`"
 _GO_ON = "What has arrived is kept; run the same command again to go on."
 # huggingface_hub 1 speaks through httpx, 2 through httpx2: neither is a dependency of ours.
 _NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "httpcore2")
