@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import hub_server
+import huggingface_hub.constants
 import pytest
 import torch
 from hub_server import FakeHub
@@ -110,7 +110,7 @@ def run_fresh(script: str, hub_url: str, home: Path, *words: str, **environment:
     }  # fmt: skip
     env.pop("HF_TOKEN", None)
     result = subprocess.run(
-        [sys.executable, "-c", script, *words], env=env, capture_output=True, text=True, timeout=300, cwd=home
+        [sys.executable, "-c", script, *words], env=env, capture_output=True, text=True, timeout=600, cwd=home
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout + result.stderr

@@ -101,7 +101,9 @@ def is_lfs(path: str) -> bool:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body in one packet: the client's delayed acknowledgement costs 40 ms otherwise
+    wbufsize = (
+        -1
+    )  # headers and body in one packet: the client's delayed acknowledgement costs 40 ms otherwise
     hub: FakeHub
 
     def log_message(self, format: str, *args: Any) -> None:

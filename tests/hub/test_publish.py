@@ -39,7 +39,9 @@ def test_a_network_is_published_with_both_variants_and_its_card(hub: FakeHub, en
     whole, half = (load(repo.files[f"diffusion_pytorch_model{infix}.safetensors"]) for infix in ("", ".fp16"))
     assert {str(value.dtype) for value in whole.values()} == {"torch.float32", "torch.int64"}
     assert {str(value.dtype) for value in half.values()} == {"torch.float16", "torch.int64"}
-    assert all((half[name] - value).abs().max() < 1e-3 * (1 + value.abs().max()) for name, value in whole.items())
+    assert all(
+        (half[name] - value).abs().max() < 1e-3 * (1 + value.abs().max()) for name, value in whole.items()
+    )
     text = repo.files["README.md"].decode()
     assert 'MobileFaceNet.from_pretrained("me/encoder")' in text
     assert "See the other, [the licence](LICENSE.md) and [a page](https://example.org/a)." in text
@@ -115,7 +117,12 @@ def test_private_is_private_and_never_guessed(hub: FakeHub, encoder: Dedim) -> N
 ])  # fmt: skip
 @pytest.mark.parametrize("exists", [False, True])
 def test_tokens_that_do_not_do(
-    hub: FakeHub, encoder: Dedim, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str, exists: bool
+    hub: FakeHub,
+    encoder: Dedim,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    message: str,
+    exists: bool,
 ) -> None:
     if exists:
         hub.add("model", "me/encoder", {})
@@ -148,7 +155,9 @@ def test_another_model_is_not_overwritten(
     repo = hub.add("model", "me/encoder", index)
     result = encoder()
     assert result.exit_code == 2
-    assert f"me/encoder: holds a {found} already, and this is a MobileFaceNet; choose another" in result.stderr
+    assert (
+        f"me/encoder: holds a {found} already, and this is a MobileFaceNet; choose another" in result.stderr
+    )
     assert repo.files == index
 
 
@@ -250,7 +259,10 @@ def test_damaged_weights_are_not_published(
     (folder / "face_encoder" / "diffusion_pytorch_model.safetensors").write_bytes(b"?")
     assert "cannot be read as safetensors" in dedim(*words, "--card", card).stderr
     shutil.rmtree(folder / "face_encoder")
-    assert "expected a folder with config.json, as save_pretrained writes it" in dedim(*words, "--card", card).stderr
+    assert (
+        "expected a folder with config.json, as save_pretrained writes it"
+        in dedim(*words, "--card", card).stderr
+    )
     card_without = tmp_path / "card.md"
     card_without.write_text("---\nlicense: other\n---\n# Card\n")
     result = dedim(*words, "--card", card_without)

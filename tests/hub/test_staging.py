@@ -26,13 +26,18 @@ def test_the_cards_are_fit_for_the_hub(model: Model) -> None:
     assert (again.data.license, again.data.license_link) == ("other", "LICENSE.md")
     assert (again.data.pipeline_tag == "image-to-image") == (model is Model.pipeline)
     links = set(re.findall(r"\]\(([^)]+)\)", again.text))
-    assert {link for link in links if not link.startswith("https://")} <= {"LICENSE.md", "#training-data-of-all-three"}
+    assert {link for link in links if not link.startswith("https://")} <= {
+        "LICENSE.md",
+        "#training-data-of-all-three",
+    }
     assert "## Training data of all three" in again.text
     assert "## Rules" not in again.text
     assert '"me/x"' in again.text
     assert "REPO_ID" not in text
     results = yaml.safe_load(eval_results_yaml(card) or "")
-    assert [entry["value"] for entry in results] == [result.metric_value for result in again.data["eval_results"]]
+    assert [entry["value"] for entry in results] == [
+        result.metric_value for result in again.data["eval_results"]
+    ]
     tasks = [(entry["dataset"]["id"], entry["dataset"]["task_id"]) for entry in results]
     assert len(set(tasks)) == len(tasks) > 0
     for entry in results:  # a number in the metadata must be one of the card's own text
