@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from conftest import Dedim, run_fresh
+from hub_runs import Dedim, run_fresh
 from hub_server import FakeHub
 from numpy.typing import NDArray
 from safetensors.torch import load, save

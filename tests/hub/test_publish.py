@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import yaml
-from conftest import Dedim
+from hub_runs import Dedim
 from hub_server import BREAKS, READER, STRANGER, FakeHub
 from safetensors.torch import load
 
