@@ -33,7 +33,7 @@ def package_folder(name: str) -> Path:
             return folder
     raise DeDiMError(
         f"{name}: not in the installed package and not beside its source; install diffusers-dedim from a wheel "
-        "or a whole checkout, or give --folder or --card."
+        "or a whole checkout, or give --folder (Space) or --card (model)."
     )
 
 
