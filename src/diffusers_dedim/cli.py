@@ -167,7 +167,8 @@ def train(context: typer.Context) -> None:
     """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
     from diffusers_dedim.training.cli import app as training  # imports PyTorch
 
-    training(args=context.args, prog_name="dedim train")
+    with _plain_errors():
+        training(args=context.args, prog_name="dedim train")
 
 
 @app.command(add_help_option=False, **_MOUNTED)
