@@ -249,6 +249,7 @@ def test_training_stops_at_a_number_that_is_not_finite(tmp_path: Path, bad: str,
                 loss = loss + (loss * float("nan") if bad == "loss" else (loss * 0).sqrt())
             return loss
 
+    Spoilt.__name__ = "TinyTask"  # what a checkpoint names its task by
     config = loop_config(str(tmp_path))
     with pytest.raises(
         TrainingDivergedError, match=rf"^step 4: the {what}.*; training stopped, and the last"
