@@ -194,3 +194,11 @@ def test_the_fingerprint_is_of_the_content_and_not_of_its_place(tmp_path: Path) 
     assert FaceCrops(tmp_path / "folder").fingerprint == one
     assert FaceCrops(write(tmp_path / "two.parquet", image=images[::-1])).fingerprint != one
     assert FaceCrops(write(tmp_path / "few.parquet", image=images[:1])).fingerprint != one
+
+
+def test_a_name_is_read_by_split(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is out of reach of the tests: what is asked of `datasets` is looked at."""
+    rows, asked = FaceCrops(faces).rows, []
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    assert len(FaceCrops("someone/ffhq-112", "val")) == 6
+    assert asked == [("someone/ffhq-112", "val")]

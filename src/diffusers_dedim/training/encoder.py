@@ -79,6 +79,7 @@ class EncoderTask:
         embedding, stages = (self._answer or self.model.embed_with_stages)(
             add_noise(images, generator, self.config.max_noise)
         )
+        self.teacher.to(images.device)  # the loop moves the student only
         with torch.no_grad():
             teacher, teacher_stages = self._ask(images)
             target = nn.functional.normalize(teacher.float() @ self.basis.to(teacher.device))

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
+_NEEDED = ("dedim train encoder", 'pip install "diffusers-dedim[train]"')
 _STAGE_SIZES = (28, 14, 7)
 _SPOT_CHECKS = 64  # rows of an old cache that are embedded anew
 
@@ -49,8 +50,8 @@ class Teacher(nn.Module):
 
 def _convert(path: Path) -> fx.GraphModule:
     """Fold the graph's constants with onnxruntime (exports pad by computed amounts), then convert it."""
-    runtime = import_extra("onnxruntime", "dedim train encoder")
-    onnx2torch = import_extra("onnx2torch", "dedim train encoder")
+    runtime = import_extra("onnxruntime", *_NEEDED)
+    onnx2torch = import_extra("onnx2torch", *_NEEDED)
     with tempfile.TemporaryDirectory() as folder:
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -143,7 +144,7 @@ def _verified(old: Path, teacher: str | Path, data: FaceCrops, batch_size: int) 
 
 
 def _embed(teacher: str | Path, data: FaceCrops, places: Any, batch_size: int) -> Any:
-    runtime = import_extra("onnxruntime", "dedim train encoder", 'pip install "diffusers-dedim[train]"')
+    runtime = import_extra("onnxruntime", *_NEEDED)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(teacher), options, providers=["CPUExecutionProvider"])
