@@ -1,7 +1,4 @@
-"""The command ``dedim``: protect photos, sample faces, train.
-
-PyTorch and diffusers are imported inside the commands, so that help and usage errors are quick.
-"""
+"""The command ``dedim``. PyTorch is imported inside its commands, so that help and usage errors are quick."""
 
 from __future__ import annotations
 
@@ -168,9 +165,10 @@ def sample(
 @app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
     """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
-    from diffusers_dedim.training.cli import app as training  # imports PyTorch
+    from diffusers_dedim.training.cli import app as training
 
-    training(args=context.args, prog_name="dedim train")
+    with _plain_errors():
+        training(args=context.args, prog_name="dedim train")
 
 
 @app.command(add_help_option=False, **_MOUNTED)
