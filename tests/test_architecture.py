@@ -24,6 +24,7 @@ OUTER = (
     "evaluation",
     "hub",
     "cli",
+    "demo",
     "report",
     "run",
     "run_batch",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from diffusers_dedim.callbacks import CallbackView, chain_callbacks
 from diffusers_dedim.components import as_component
 from diffusers_dedim.encoders import MobileFaceNet
-from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.faces import (
     AlignedFace,
     FaceDetector,
@@ -31,6 +29,7 @@ from diffusers_dedim.faces import (
 )
 from diffusers_dedim.generators import child_generator, photo_generators
 from diffusers_dedim.guidance import match_probability
+from diffusers_dedim.photo_faces import FaceChoice, find_faces
 from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
 from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
@@ -39,7 +38,6 @@ from diffusers_dedim.sampling import StepCallback, sample_dedim
 from diffusers_dedim.schedule import check_scheduler, dedim_timesteps
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
-MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
 _OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
     "face_encoder": MobileFaceNet,
     "landmarker": LandmarkRegressor,
@@ -152,6 +150,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
         aligned: bool = False,
         small_faces: Literal["error", "skip"] = "error",
+        select_faces: FaceChoice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -172,6 +171,8 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
             aligned: the images are aligned 112x112 crops already; nothing is detected.
             small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            select_faces: ``face -> bool`` by its box, landmarks and confidence; the faces it refuses are left as
+                they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
             output_type: "pil", "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
@@ -182,7 +183,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
             ``reached_threshold`` False.
 
         Raises:
-            NoFaceError: a photo shows no face. FaceTooSmallError: a face is under 40 px.
+            NoFaceError: a photo shows no face, or none that was selected. FaceTooSmallError: a face is under 40 px.
             ValueError, TypeError: an argument is of the wrong shape, type or range.
         """
         settings = resolve_preset(
@@ -199,11 +200,17 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
         if small_faces not in ("error", "skip"):
             raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
+        if aligned and select_faces is not None:
+            raise ValueError(
+                "select_faces: needs faces to choose from, and aligned=True detects none; drop one."
+            )
         photos = to_pixel_list(image)
         generators = photo_generators(generator, len(photos))
         found: list[tuple[int, AlignedFace]] = []
         for index, photo in enumerate(photos):
-            faces = [whole_crop(photo)] if aligned else self._find_faces(photo, index, small_faces)
+            faces = [whole_crop(photo)] if aligned else find_faces(
+                photo, index, self.face_detector, small_faces=small_faces, select_faces=select_faces
+            )  # fmt: skip
             found += [(index, face) for face in faces]
         callback = chain_callbacks(
             [guidance or settings.make_guidance(), callback_on_step_end],
@@ -219,29 +226,6 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         self.maybe_free_model_hooks()
         images = [from_pixels(photo, output_type) for photo in photos]
         return DeDiMOutput(images, results) if return_dict else (images, results)
-
-    def _find_faces(
-        self, photo: NDArray[np.uint8], index: int, small_faces: Literal["error", "skip"]
-    ) -> list[AlignedFace]:
-        """Detect and align; say aloud what cannot be protected."""
-        faces = self.face_detector(photo)
-        if not faces:
-            raise NoFaceError(f"image {index}: no face was found, so nothing was protected.")
-        small = [face for face in faces if face.size < MIN_FACE_SIZE]
-        large = [face for face in faces if face.size >= MIN_FACE_SIZE]
-        if small and (small_faces == "error" or not large):
-            raise FaceTooSmallError(
-                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px (the "
-                f"smallest {min(face.size for face in small):.0f} px) and cannot be protected; use a larger "
-                "photo, or small_faces='skip' to leave them as they are."
-            )
-        if small:
-            warnings.warn(
-                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px and "
-                "were left UNPROTECTED (small_faces='skip').",
-                stacklevel=4,  # past __call__ and its no_grad wrapper: the user's line
-            )
-        return [align_face(photo, face) for face in large]
 
     def _protect_batch(
         self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
