@@ -1,4 +1,4 @@
-"""The command ``dedim``: protect photos, sample faces, train.
+"""The command ``dedim``: protect photos, sample faces, train, show the demo.
 
 PyTorch and diffusers are imported inside the commands, so that help and usage errors are quick.
 """
@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from diffusers_dedim import __version__
+from diffusers_dedim.demo.cli import demo_command
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.image_io import write_atomic
 from diffusers_dedim.manifest import PhotoRecord
@@ -213,6 +214,9 @@ def _load_for(settings: RunSettings, weights: str | None, device: str | None) ->
     pipe = _load_pipeline(weights, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+app.command()(demo_command(_plain_errors, lambda weights, device: _load_pipeline(weights, device)))
 
 
 def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:
