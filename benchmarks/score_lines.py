@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet")
-    parser.add_argument("--cache", type=Path, help="folder for embeddings (default as for benchmarks.main_job)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for embeddings (default as for benchmarks.main_job)"
+    )
     parser.add_argument("--black-box", nargs="*", default=["dlib"], help="as for benchmarks.main_job")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(words)
@@ -56,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for recogniser in recognisers
     }
-    print_results({"fmr": FMR, "recognisers": lines, **environment()}, "benchmarks.score_lines", words, options.json)
+    print_results(
+        {"fmr": FMR, "recognisers": lines, **environment()}, "benchmarks.score_lines", words, options.json
+    )
 
 
 def read_line(embeddings: NDArray[np.float32]) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def _photo_pair(job: PhotoJob, record: PhotoRecord, out: Path) -> PhotoPair | No
     except UnreadablePhotoError:
         return None
     faces = tuple(
-        FacePair(data_uri(face_square(before, face.box)), data_uri(face_square(after, face.box)), face) for face in record.faces
+        FacePair(data_uri(face_square(before, face.box)), data_uri(face_square(after, face.box)), face)
+        for face in record.faces
     )
     small_before, small_after = _thumbnail(before), _thumbnail(after)
     caption = "protected" if record.status == "protected" else f"NOT PROTECTED: {record.reason}"
@@ -145,6 +146,7 @@ def face_square(image: Image.Image, box: tuple[float, float, float, float]) -> I
 
 
 def data_uri(image: Image.Image) -> str:
+    """The image as a JPEG inside a URI, for a page that is one file."""
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

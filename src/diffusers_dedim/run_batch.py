@@ -122,6 +122,7 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
 
 
 def face_record(face: Any) -> FaceRecord:
+    """The numbers of a `FaceResult`, as plain values."""
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     return FaceRecord(
         (x0, y0, x1, y1), float(face.similarity_before), float(face.similarity), float(face.probability),

@@ -32,14 +32,20 @@ def add_api(handlers: DemoHandlers, cache_dir: str, queue_name: str) -> None:
         faces: list[int] | None = None, second_photo: FileData | None = None,
     ) -> tuple[FileData, dict[str, Any]]:  # fmt: skip
         try:
-            view = handlers.protect_file(_path(photo), preset, strength, faces, second_photo and _path(second_photo))
+            view = handlers.protect_file(
+                _path(photo), preset, strength, faces, _path(second_photo) if second_photo else None
+            )
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
         path = save_bytes_to_cache(view.data or b"", view.file_name or "", cache_dir)
         return FileData(path=path), score_table(view.result)
 
-    gr.api(
-        protect, api_name="protect", api_description=_DESCRIPTION, concurrency_limit=1, concurrency_id=queue_name
+    gr.api(  # type: ignore[attr-defined]  # in its __all__, but not re-exported by name
+        protect,
+        api_name="protect",
+        api_description=_DESCRIPTION,
+        concurrency_limit=1,
+        concurrency_id=queue_name,
     )
 
 

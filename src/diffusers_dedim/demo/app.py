@@ -39,25 +39,19 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 
 
-class PhotoUpload(gr.Image):  # type: ignore[misc]  # Gradio generates its events, mypy sees none
-    """An image that hands over the uploaded file untouched: our own reader judges it and words the error."""
-
-    is_template = True  # drawn by the page as its base class is
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the upload; a picture inside the message itself is written to a file by Gradio."""
-        if payload is None or payload.path is None:
-            answer: str | None = super().preprocess(payload)
-            return answer
-        return str(payload.path)
-
-
-def _photo_upload(elem_id: str, placeholder: str, height: int) -> PhotoUpload:
-    # not in __init__: Gradio reads from its signature what the page is told
-    return PhotoUpload(
+def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
+    """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
+    field = gr.Image(
         type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"], show_label=False,
         buttons=[], height=height, elem_id=elem_id, placeholder=placeholder,
     )  # fmt: skip
+    # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
+    field.preprocess = _uploaded_path  # type: ignore[method-assign]
+    return field
+
+
+def _uploaded_path(payload: Any) -> str | None:
+    return None if payload is None or payload.path is None else str(payload.path)
 
 
 @dataclass(frozen=True)
@@ -114,16 +108,23 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
         where: where photos are processed, e.g. "on this computer".
     """
     title = "dedim: make faces harder to match"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=DELETE_CACHE) as demo:
+    demo: gr.Blocks = gr.Blocks(title=title, analytics_enabled=False, delete_cache=DELETE_CACHE)
+    with demo:
         gr.Markdown(INTRO, elem_classes="dd-intro")
         opened = gr.State(None, time_to_live=DELETE_CACHE[1])
-        upload, faces, settings, result = _upload_card(), _faces_card(), _settings_card(handlers.presets), _result_card()
+        upload, faces, settings, result = (
+            _upload_card(),
+            _faces_card(),
+            _settings_card(handlers.presets),
+            _result_card(),
+        )
         gr.Markdown(PRIVACY.format(where=where), elem_classes="dd-privacy")
         _wire_photo(handlers, opened, upload, faces, settings, result)
         _wire_run(handlers, opened, faces, settings, result)
         demo.unload(events.leaving(handlers))
         add_api(handlers, result.download.GRADIO_CACHE, PROTECT_QUEUE)
-    return demo.queue(max_size=QUEUE_SIZE)
+    demo.queue(max_size=QUEUE_SIZE)
+    return demo
 
 
 def _upload_card() -> UploadCard:
@@ -131,7 +132,9 @@ def _upload_card() -> UploadCard:
         gr.Markdown("## 1. Choose a photo")
         photo = _photo_upload("photo", "Drop a photo here, or click to choose one", 260)
         problem = gr.HTML(elem_id="problem")
-        gr.HTML('<p class="dd-hint">You can also take one with the camera or paste one: the small signs above.</p>')
+        gr.HTML(
+            '<p class="dd-hint">You can also take one with the camera or paste one: the small signs above.</p>'
+        )
         example = gr.Button("No photo at hand? Try an astronaut", size="sm", elem_id="example")
     return UploadCard(card, photo, problem, example)
 
@@ -199,12 +202,12 @@ def _wire_photo(
     open_photo = events.opening(handlers)
     outputs = [
         opened, upload.problem, upload.card, faces.card, settings.card, result.card, faces.sentence,
-        faces.picture, faces.chosen,
+        faces.picture, faces.chosen, upload.photo,
     ]  # fmt: skip
-    progress = {"show_progress_on": [upload.problem], "concurrency_limit": 2, **PRIVATE}
+    progress = {"show_progress_on": [upload.photo], "concurrency_limit": 2, **PRIVATE}
     upload.photo.change(open_photo, [upload.photo], outputs, **progress)
     upload.example.click(lambda: open_photo(str(EXAMPLE)), None, outputs, **progress)
-    faces.back.click(events.closed, None, [*outputs, upload.photo, settings.other], queue=False, **_QUIET)
+    faces.back.click(events.closed, None, [*outputs, settings.other], queue=False, **_QUIET)
     faces.picture.select(events.toggling(handlers), [opened, faces.chosen], [faces.chosen], **_QUIET)
     faces.chosen.change(events.redraw, [opened, faces.chosen], [faces.picture], **_QUIET)
 
@@ -220,7 +223,7 @@ def _wire_run(
     job = settings.run.click(events.started, None, start, queue=False, **_QUIET).then(
         events.protecting(handlers, result.download.GRADIO_CACHE),
         [opened, faces.chosen, settings.preset, settings.strength, settings.other],
-        outputs, concurrency_limit=1, concurrency_id=PROTECT_QUEUE, show_progress_on=[settings.status], **PRIVATE,
+        outputs, concurrency_limit=1, concurrency_id=PROTECT_QUEUE, **_QUIET,
     )  # fmt: skip
     job.then(None, js=SHOW_RESULT)
     after = [settings.status, settings.run, settings.stop]

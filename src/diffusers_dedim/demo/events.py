@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import Any
 
 import gradio as gr
@@ -13,36 +16,41 @@ from diffusers_dedim.demo.handlers import DemoError, DemoHandlers, ResultView
 from diffusers_dedim.demo.photos import OpenedPhoto, draw_faces
 
 Updates = tuple[Any, ...]
-WAITING = "Waiting for its turn, then protecting. A photo usually takes well under a minute."
+WAITING = "Waiting for its turn."
+PROGRESS_SECONDS = 0.3
 STOPPED = "Stopped. The photo was not changed."
 
 
 def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
     """Show the photo with its faces, or why it cannot be used.
 
-    Updates: opened, problem, the cards of upload, faces, settings and result, sentence, picture, chosen.
+    Updates: opened, problem, the cards of upload, faces, settings and result, sentence, picture, chosen, and the
+    photo field, which is emptied after a file that cannot be used.
     """
 
     def on_photo(path: str | None) -> Updates:
         if path is None:  # the field was emptied
-            return (gr.skip(),) * 9
+            return (gr.skip(),) * 10
         try:
             view = handlers.open(path)
         except DemoError as error:
-            return (None, texts.render_message(str(error), "problem"), gr.skip(), *_hidden(5))
+            return (
+                None, texts.render_message(str(error), "problem"), gr.skip(), *_hidden(3), "", None,
+                gr.update(value=[]), None,
+            )  # fmt: skip
         large = view.opened.large
         choices = [(f"Face {index + 1}", index) for index in large]
         return (
             view.opened, "", gr.update(visible=False), gr.update(visible=True), gr.update(visible=True),
             gr.update(visible=False), texts.render_message(view.sentence), view.picture,
-            gr.update(choices=choices, value=large, visible=len(large) > 1),
+            gr.update(choices=choices, value=large, visible=len(large) > 1), gr.skip(),
         )  # fmt: skip
 
     return on_photo
 
 
 def closed() -> Updates:
-    """Back to the empty page; updates as `opening`, then the two photo fields."""
+    """Back to the empty page; updates as `opening`, then the field of the second photo."""
     return (None, "", gr.update(visible=True), *_hidden(3), "", None, gr.update(value=[]), None, None)
 
 
@@ -64,37 +72,54 @@ def redraw(opened: OpenedPhoto | None, chosen: Sequence[int]) -> Any:
 
 def started() -> Updates:
     """Updates: status, result card, run and stop button."""
-    return texts.render_message(WAITING), *_hidden(2), gr.update(visible=True)
+    return texts.render_progress(0.0, WAITING), *_hidden(2), gr.update(visible=True)
 
 
-def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Updates]:
+def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator[Updates]]:
     """Run, and show the result or why there is none.
+
+    Args:
+        handlers: the page's actions.
+        cache_dir: where the file to download is written, and deleted by age.
 
     Updates: status, result card, verdict, slider, change, download, scores, run and stop button.
     """
 
     def on_run(
         opened: OpenedPhoto | None, chosen: Sequence[int], preset: str, strength: str, other: str | None,
-        request: gr.Request, progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for it here
-    ) -> Updates:  # fmt: skip
-        def report(share: float, words: str) -> None:
-            progress(share, desc=words)
-
-        buttons = gr.update(visible=True), gr.update(visible=False)
-        session = str(request.session_hash)
-        try:
-            view = handlers.protect(opened, chosen, preset, strength, other, session, report)
-        except DemoError as error:
-            return (
-                texts.render_message(str(error), "problem"), gr.update(visible=False), "", None, None,
-                gr.update(value=None, visible=False), "", *buttons,
+        request: gr.Request,
+    ) -> Iterator[Updates]:  # fmt: skip
+        session, progress = str(request.session_hash), deque([(0.0, "Starting")], maxlen=1)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            job = pool.submit(
+                copy_context().run, handlers.protect, opened, chosen, preset, strength, other, session,
+                lambda share, words: progress.append((share, words)),
             )  # fmt: skip
-        return (
-            "", gr.update(visible=True), view.verdict, (view.before, view.after), view.change,
-            _download(view, cache_dir), view.scores, *buttons,
-        )  # fmt: skip
+            try:
+                while not wait([job], timeout=PROGRESS_SECONDS).done:
+                    yield texts.render_progress(*progress[0]), *(gr.skip(),) * 8
+            finally:
+                handlers.stop(session)  # Gradio closes this generator where the user stops or leaves
+        try:
+            yield _result(job.result(), cache_dir)
+        except DemoError as error:
+            yield _no_result(str(error))
 
     return on_run
+
+
+def _result(view: ResultView, cache_dir: str) -> Updates:
+    return (
+        "", gr.update(visible=True), view.verdict, (view.before, view.after), view.change,
+        _download(view, cache_dir), view.scores, gr.update(visible=True), gr.update(visible=False),
+    )  # fmt: skip
+
+
+def _no_result(sentence: str) -> Updates:
+    return (
+        texts.render_message(sentence, "problem"), gr.update(visible=False), "", None, None,
+        gr.update(value=None, visible=False), "", gr.update(visible=True), gr.update(visible=False),
+    )  # fmt: skip
 
 
 def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Updates]:
@@ -119,9 +144,13 @@ def leaving(handlers: DemoHandlers) -> Callable[[gr.Request], None]:
 def _download(view: ResultView, cache_dir: str) -> Any:
     if view.data is None or view.file_name is None:
         return gr.update(value=None, visible=False)
-    path = save_bytes_to_cache(view.data, view.file_name, cache_dir)  # where Gradio deletes it by age
+    path = save_bytes_to_cache(view.data, view.file_name, cache_dir)
     left_out = len(view.result.left_out)
-    label = f"Download ({left_out} face{'' if left_out == 1 else 's'} left out, not protected)" if left_out else "Download"
+    label = (
+        f"Download ({left_out} face{'' if left_out == 1 else 's'} left out, not protected)"
+        if left_out
+        else "Download"
+    )
     return gr.update(value=path, label=label, visible=True)
 
 

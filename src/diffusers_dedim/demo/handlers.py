@@ -110,9 +110,7 @@ class DemoHandlers:
         stop = self._running[session] = threading.Event()
         try:
             other, note = self._open_other(other_path)
-            result = self.protector(
-                opened, chosen, preset, strength, other=other, report=report, stop=stop
-            )
+            result = self.protector(opened, chosen, preset, strength, other=other, report=report, stop=stop)
         except ValueError as error:  # DeDiMError is one
             raise DemoError(texts.explain(error)) from None  # the traceback would name the user's file
         except Exception as error:

@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from diffusers_dedim.demo.app import HERE, build_demo
+from diffusers_dedim.demo import app
+from diffusers_dedim.demo.files import keep_deleting, make_private_folder
 from diffusers_dedim.demo.handlers import DemoHandlers
 from diffusers_dedim.demo.protect import Protector
 from diffusers_dedim.demo.scores import load_unseen
@@ -57,10 +58,11 @@ def serve(
         OSError: the port is taken.
     """
     where = "on the server of this page" if is_space() or share else "on this computer"
-    demo = build_demo(handlers, where)
+    keep_deleting(make_private_folder(), *app.DELETE_CACHE)
+    demo = app.build_demo(handlers, where)
     _, url, _ = demo.launch(
         server_port=port, share=share, prevent_thread_lock=not block, quiet=not block, theme=make_theme(),
-        css_paths=HERE / "style.css", footer_links=["api", "settings"], max_file_size=_MAX_UPLOAD,
+        css_paths=app.HERE / "style.css", footer_links=["api"], max_file_size=_MAX_UPLOAD,
         state_session_capacity=_SESSIONS, run_history=False, enable_monitoring=False, ssr_mode=False,
         pwa=False, mcp_server=False, i18n=None,
     )  # fmt: skip

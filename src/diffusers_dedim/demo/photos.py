@@ -94,8 +94,8 @@ def draw_faces(opened: OpenedPhoto, chosen: Collection[int]) -> Image.Image:
     image = shown(opened.photo.pixels)
     scale = image.width / opened.photo.pixels.shape[1]
     draw = ImageDraw.Draw(image)
-    line = max(3, round(max(image.size) / 220))
-    font = ImageFont.load_default(size=max(14, round(max(image.size) / 36)))
+    line = max(3, round(max(image.size) / 190))
+    font = ImageFont.load_default(size=max(14, round(max(image.size) / 28)))
     for index, face in enumerate(opened.faces):
         x0, y0, x1, y1 = (edge * scale for edge in face.box)
         corners = (max(x0, 0.0), max(y0, 0.0), min(x1, image.width - 1.0), min(y1, image.height - 1.0))

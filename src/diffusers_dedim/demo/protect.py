@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,12 @@ class Protector:
     unseen: Recogniser | None = None
     max_seconds: float | None = None
     wrap: Callable[[PipelineCall], PipelineCall] | None = None
+    _call: PipelineCall = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # once, at the start: ZeroGPU wants to know its functions before the first request
+        call = self._call_pipeline if self.wrap is None else self.wrap(self._call_pipeline)
+        object.__setattr__(self, "_call", call)
 
     def __call__(
         self, opened: OpenedPhoto, chosen: Sequence[int], preset: str, strength: str, *,
@@ -141,7 +147,11 @@ class Protector:
         threshold = resolve_preset(preset).threshold + STRENGTHS[strength]
         settings = resolve_preset(preset, threshold=threshold)
         watcher = StepWatcher(
-            report, stop or threading.Event(), settings.num_inference_steps, settings.max_rounds, self.max_seconds
+            report,
+            stop or threading.Event(),
+            settings.num_inference_steps,
+            settings.max_rounds,
+            self.max_seconds,
         )
         start = time.monotonic()
         faces = [opened.faces[index] for index in chosen]
@@ -154,7 +164,11 @@ class Protector:
         recognisers = [guide] if self.unseen is None else [guide, self.unseen]
         scores = face_scores(recognisers, opened.photo.pixels, pixels, faces, other)
         records = [
-            replace(face_record(result), similarity=rows[0].after, reached_threshold=_below(rows, result, threshold))
+            replace(
+                face_record(result),
+                similarity=rows[0].after,
+                reached_threshold=_below(rows, result, threshold),
+            )
             for result, rows in zip(results, scores, strict=True)
         ]
         status, reason = judge(opened.photo, (pixels, tuple(records)))
@@ -169,15 +183,20 @@ class Protector:
         self, opened: OpenedPhoto, faces: Sequence[Face], watcher: StepWatcher, **settings: Any
     ) -> tuple[PixelArray, list[Any]]:
         """Call the pipeline; its record of each of the faces, in their order."""
-        call = self._call if self.wrap is None else self.wrap(self._call)
-        image, found = call(opened.photo.pixels, faces, watcher if self.wrap is None else None, settings)
+        image, found = self._call(
+            opened.photo.pixels, faces, watcher if self.wrap is None else None, settings
+        )
         results = [next((item for item in found if _is_same(item.box, face)), None) for face in faces]
         if None in results or len(found) != len(faces):
             raise RuntimeError(f"the pipeline changed {len(found)} faces where {len(faces)} were chosen")
         return image, results
 
-    def _call(
-        self, pixels: PixelArray, faces: Sequence[Face], callback: StepWatcher | None, settings: dict[str, Any]
+    def _call_pipeline(
+        self,
+        pixels: PixelArray,
+        faces: Sequence[Face],
+        callback: StepWatcher | None,
+        settings: dict[str, Any],
     ) -> tuple[PixelArray, list[Any]]:
         """The part that a GPU may be lent for: what goes in and out can be pickled."""
         with warnings.catch_warnings():

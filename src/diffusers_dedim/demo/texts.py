@@ -86,10 +86,14 @@ def face_list(opened: OpenedPhoto) -> str:
     if small:
         are = "One is" if small == 1 else f"{small} are"
         text += f" {are} under {MIN_FACE_SIZE} pixels and cannot be protected."
+    if len(opened.large) > 1:
+        text += " Click on a face to leave it out; click again to take it in."
     return text
 
 
-def render_result(opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | None, note: str = "") -> tuple[str, str]:
+def render_result(
+    opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | None, note: str = ""
+) -> tuple[str, str]:
     """The words above and below the picture, as HTML: what was reached and left out; what the scores mean.
 
     Args:
@@ -107,20 +111,20 @@ def render_result(opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | Non
         )
         for row, index in enumerate(result.chosen)
     ]  # fmt: skip
-    values = dict(
-        cards=cards,
-        result=result,
-        numbers=[card.number for card in cards],
-        missed=[card.number for card in cards if not card.reached],
-        still=_still_matching(result),
-        left_out=join_numbers([index + 1 for index in result.left_out]),
-        left_out_count=len(result.left_out),
-        unseen=unseen,
-        has_lines=any(bar.line for card in cards for bar in card.bars),
-        has_other=any(score.against == "other" for row in result.scores for score in row),
-        notes=[*([note] if note else []), *opened.photo.notes],
-        join=join_numbers,
-    )
+    values = {
+        "cards": cards,
+        "result": result,
+        "numbers": [card.number for card in cards],
+        "missed": [card.number for card in cards if not card.reached],
+        "still": _still_matching(result),
+        "left_out": join_numbers([index + 1 for index in result.left_out]),
+        "left_out_count": len(result.left_out),
+        "unseen": unseen,
+        "has_lines": any(bar.line for card in cards for bar in card.bars),
+        "has_other": any(score.against == "other" for row in result.scores for score in row),
+        "notes": [*([note] if note else []), *opened.photo.notes],
+        "join": join_numbers,
+    }
     verdict, scores = (
         _environment().get_template(f"demo_{part}.html").render(**values) for part in ("verdict", "scores")
     )
@@ -132,6 +136,15 @@ def render_message(text: str, kind: str = "info") -> str:
     return _environment().from_string(
         '<p class="dd-message dd-{{ kind }}" role="{{ "alert" if kind == "problem" else "status" }}">{{ text }}</p>'
     ).render(text=text, kind=kind) if text else ""  # fmt: skip
+
+
+def render_progress(share: float, words: str) -> str:
+    """A bar and what is being done, as HTML; ``share`` in [0, 1]."""
+    return _environment().from_string(
+        '<div class="dd-progress"><div class="dd-progress-bar" role="progressbar" aria-valuemin="0" '
+        'aria-valuemax="100" aria-valuenow="{{ percent }}"><span style="width:{{ percent }}%"></span></div>'
+        '<p class="dd-hint">{{ words }}</p></div>'
+    ).render(percent=round(100 * share), words=words)  # fmt: skip
 
 
 def join_numbers(numbers: Sequence[int]) -> str:
@@ -185,8 +198,8 @@ def _bar(score: Score) -> ScoreBar:
     who = "This tool's own recogniser" if score.recogniser == GUIDE_NAME else score.recogniser
     against = "against the photo as it was" if score.against == "itself" else "against your second photo"
     return ScoreBar(
-        who, against, f"{score.before:.2f}", f"{score.after:.2f}", place(score.before),
-        place(score.after), scale and f"{scale.line:.2f}", scale and place(scale.line), _verdict(score),
+        who, against, f"{score.before:.2f}", f"{score.after:.2f}", place(score.before), place(score.after),
+        f"{scale.line:.2f}" if scale else None, place(scale.line) if scale else None, _verdict(score),
         score.still_matches,
     )  # fmt: skip
 
@@ -202,4 +215,6 @@ def _verdict(score: Score) -> str:
 
 
 def _environment() -> Environment:
-    return Environment(loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
