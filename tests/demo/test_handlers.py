@@ -192,6 +192,17 @@ def test_a_second_photo_is_compared_with_the_face_most_like_it(path: str, tmp_pa
     assert "<b>unseen</b> had no part in it" in view.scores
 
 
+def test_a_match_with_another_recogniser_is_told_first(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool's own threshold was reached, and still nobody may think that this is all."""
+    monkeypatch.setitem(scores.SCALES, "other", ScoreScale(-1.2, -1.1))  # every cosine lies above
+    handlers = toy_handlers(lambda _: FACES[:2], unseen=Recogniser.of("unseen", OtherEncoder(seed=3)))
+    view = protect(handlers, path, [0, 1])
+    assert view.result.is_protected
+    assert "<strong>Changed, but still matched.</strong>" in view.verdict
+    assert "would still match\nfaces 1 and 2. Try" in view.verdict
+    assert "dd-good" not in view.verdict
+
+
 def test_a_second_photo_that_cannot_be_used_is_left_aside(path: str, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no photo")
     view = protect(toy_handlers(lambda _: FACES[:1]), path, [0], other_path=str(tmp_path / "text.png"))

@@ -146,11 +146,11 @@ def _download(view: ResultView, cache_dir: str) -> Any:
         return gr.update(value=None, visible=False)
     path = save_bytes_to_cache(view.data, view.file_name, cache_dir)
     left_out = len(view.result.left_out)
-    label = (
-        f"Download ({left_out} face{'' if left_out == 1 else 's'} left out, not protected)"
-        if left_out
-        else "Download"
-    )
+    label = "Download"
+    if left_out:
+        label += f" ({left_out} face{'' if left_out == 1 else 's'} left out, not protected)"
+    elif any(score.still_matches for row in view.result.scores for score in row):
+        label += " (see the scores first)"
     return gr.update(value=path, label=label, visible=True)
 
 

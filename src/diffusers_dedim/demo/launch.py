@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,8 @@ def serve(
         OSError: the port is taken.
     """
     where = "on the server of this page" if is_space() or share else "on this computer"
+    if block:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl+C, so that the files go
     keep_deleting(make_private_folder(), *app.DELETE_CACHE)
     demo = app.build_demo(handlers, where)
     _, url, _ = demo.launch(
