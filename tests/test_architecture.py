@@ -25,6 +25,7 @@ OUTER = (
     "hub",
     "cli",
     "cli_errors",
+    "demo",
     "report",
     "run",
     "run_batch",

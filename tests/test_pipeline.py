@@ -294,6 +294,46 @@ def test_skipping_every_face_is_still_an_error(pipe: DeDiMPipeline, crop: Pixels
         protect(pipe, crop, aligned=False, small_faces="skip")
 
 
+def two_faces(pipe: DeDiMPipeline, crop: Pixels, *, second: float = 112) -> Pixels:
+    """A photo with a face left and right, the right one of another size if asked."""
+    photo = np.full((150, 320, 3), 128, np.uint8)
+    photo[20:132, 20:132], photo[20:132, 180:292] = crop, crop[:, ::-1]
+    pipe.face_detector = lambda _: [face_at(20, 20, 112), face_at(180, 20, second)]
+    return photo
+
+
+def test_only_the_selected_faces_change(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    photo = two_faces(pipe, crop)
+    out = protect(pipe, photo, aligned=False, select_faces=lambda face: face.box[0] > 100)
+    assert [face.box[0] for face in out.faces] == [180]
+    np.testing.assert_array_equal(out.images[0][:, :175], photo[:, :175])
+    assert (out.images[0][20:132, 180:292] != photo[20:132, 180:292]).any()
+    everyone = protect(pipe, photo, aligned=False, select_faces=lambda face: True)
+    np.testing.assert_array_equal(
+        everyone.images[0], protect(pipe, photo, aligned=False, select_faces=None).images[0]
+    )
+
+
+def test_a_small_face_that_is_not_selected_is_no_error(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    photo = two_faces(pipe, crop, second=30)
+    out = protect(pipe, photo, aligned=False, select_faces=lambda face: face.box[0] < 100)
+    assert [face.box[0] for face in out.faces] == [20]
+    with pytest.raises(FaceTooSmallError, match="1 of 1 faces are smaller than 40 px"):
+        protect(pipe, photo, aligned=False, select_faces=lambda face: face.box[0] > 100)
+
+
+def test_selecting_no_face_is_an_error(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    text = (
+        "image 0: select_faces chose none of the 2 faces found, so nothing was protected; let it return True "
+        "for at least one."
+    )
+    with pytest.raises(NoFaceError, match=re.escape(text)):
+        protect(pipe, two_faces(pipe, crop), aligned=False, select_faces=lambda face: False)
+    text = "select_faces: needs faces to choose from, and aligned=True detects none; drop one."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        protect(pipe, crop, select_faces=lambda face: True)
+
+
 def real_networks() -> DeDiMPipeline:
     """The shipped architectures with random weights, but landmarks where a face has them."""
     with torch.random.fork_rng():

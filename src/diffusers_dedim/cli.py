@@ -22,6 +22,7 @@ from rich.progress import (
 
 from diffusers_dedim import __version__
 from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.demo.cli import demo_command
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cli import publish, publish_space
 from diffusers_dedim.image_io import write_atomic
@@ -213,6 +214,9 @@ def _load_for(settings: RunSettings, weights: str | None, device: str | None) ->
     pipe = _load_pipeline(weights, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+app.command()(demo_command(lambda weights, device: _load_pipeline(weights, device)))
 
 
 def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:

@@ -20,6 +20,7 @@ from diffusers_dedim.encoders import MobileFaceNet
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import (
     AlignedFace,
+    FaceChoice,
     FaceDetector,
     LandmarkRegressor,
     find_faces,
@@ -147,6 +148,7 @@ class DeDiMPipeline(ComposablePipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
         aligned: bool = False,
         small_faces: Literal["error", "skip"] = "error",
+        select_faces: FaceChoice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -167,6 +169,8 @@ class DeDiMPipeline(ComposablePipeline):
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
             aligned: the images are aligned 112x112 crops already; nothing is detected.
             small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            select_faces: ``face -> bool`` by its box, landmarks and confidence; the faces it refuses are left as
+                they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
             output_type: "pil", "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
@@ -177,7 +181,7 @@ class DeDiMPipeline(ComposablePipeline):
             ``reached_threshold`` False.
 
         Raises:
-            NoFaceError: a photo shows no face. FaceTooSmallError: a face is under 40 px.
+            NoFaceError: a photo shows no face, or none that was selected. FaceTooSmallError: a face is under 40 px.
             ValueError, TypeError: an argument is of the wrong shape, type or range.
         """
         settings = resolve_preset(
@@ -194,6 +198,10 @@ class DeDiMPipeline(ComposablePipeline):
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
         if small_faces not in ("error", "skip"):
             raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
+        if aligned and select_faces is not None:
+            raise ValueError(
+                "select_faces: needs faces to choose from, and aligned=True detects none; drop one."
+            )
         photos = to_pixel_list(image)
         generators = photo_generators(generator, len(photos))
         found: list[tuple[int, AlignedFace]] = []
@@ -202,7 +210,7 @@ class DeDiMPipeline(ComposablePipeline):
             faces = (
                 [whole_crop(photo)]
                 if aligned
-                else find_faces(self.face_detector, photo, index, small_faces, 4)
+                else find_faces(self.face_detector, photo, index, small_faces, 4, select_faces)
             )
             found += [(index, face) for face in faces]
         callback = chain_callbacks(

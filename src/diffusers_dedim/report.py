@@ -119,13 +119,14 @@ def _photo_pair(job: PhotoJob, record: PhotoRecord, out: Path) -> PhotoPair | No
     except UnreadablePhotoError:
         return None
     faces = tuple(
-        FacePair(_uri(_face(before, face)), _uri(_face(after, face)), face) for face in record.faces
+        FacePair(data_uri(face_square(before, face.box)), data_uri(face_square(after, face.box)), face)
+        for face in record.faces
     )
     small_before, small_after = _thumbnail(before), _thumbnail(after)
     caption = "protected" if record.status == "protected" else f"NOT PROTECTED: {record.reason}"
     return PhotoPair(
-        display_name(record.output), caption, record.status == "protected", _uri(small_before),
-        _uri(small_after), small_before.width, small_before.height, faces, record.notes,
+        display_name(record.output), caption, record.status == "protected", data_uri(small_before),
+        data_uri(small_after), small_before.width, small_before.height, faces, record.notes,
     )  # fmt: skip
 
 
@@ -135,16 +136,17 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return small
 
 
-def _face(image: Image.Image, face: FaceRecord) -> Image.Image:
+def face_square(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
     """The square around a face box, with margin; black where it leaves the photo."""
-    x0, y0, x1, y1 = face.box
+    x0, y0, x1, y1 = box
     half = max(x1 - x0, y1 - y0, 1.0) * (0.5 + _FACE_MARGIN)
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     square = image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
     return square.resize((FACE_SIDE, FACE_SIDE), Image.Resampling.LANCZOS)
 
 
-def _uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """The image as a JPEG inside a URI, for a page that is one file."""
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

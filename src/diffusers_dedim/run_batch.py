@@ -117,11 +117,12 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
     if len(out.images) != len(loaded):
         raise RuntimeError(f"the pipeline returned {len(out.images)} images for {len(loaded)} photos")
     for index, image in enumerate(out.images):
-        faces = tuple(_face_record(face) for face in out.faces if face.image_index == index)
+        faces = tuple(face_record(face) for face in out.faces if face.image_index == index)
         yield np.asarray(image.convert("RGB")), faces
 
 
-def _face_record(face: Any) -> FaceRecord:
+def face_record(face: Any) -> FaceRecord:
+    """The numbers of a `FaceResult`, as plain values."""
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     return FaceRecord(
         (x0, y0, x1, y1), float(face.similarity_before), float(face.similarity), float(face.probability),

@@ -3,7 +3,7 @@
 from diffusers_dedim.faces.align import ARCFACE_TEMPLATE, align_face, estimate_similarity, whole_crop
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
-from diffusers_dedim.faces.find import MIN_FACE_SIZE, find_faces
+from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, find_faces
 from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
 from diffusers_dedim.faces.mask import landmark_mask
 from diffusers_dedim.faces.types import AlignedFace, Face
@@ -15,6 +15,8 @@ __all__ = [
     "NUM_LANDMARKS",
     "AlignedFace",
     "Face",
+    "FaceChoice",
+    "FaceDetection",
     "FaceDetector",
     "LandmarkRegressor",
     "align_face",

@@ -1,0 +1,230 @@
+"""The page itself: Gradio's components in four cards, and which event calls what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffusers_dedim.demo import events
+from diffusers_dedim.demo.api import add_api
+from diffusers_dedim.demo.handlers import DemoHandlers
+from diffusers_dedim.demo.protect import STRENGTHS
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE / "examples" / "astronaut.jpg"
+DELETE_CACHE = (300, 1800)
+"""Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results."""
+PROTECT_QUEUE = "protect"
+QUEUE_SIZE = 20
+
+INTRO = """# Make faces harder to match
+
+Choose a photo, and who in it. It comes back at its own size, with those faces changed a little, so that face
+recognition **matches them less**. It does not make anybody anonymous: people who know the person will recognise
+them, and other recognisers may too.
+"""
+PRIVACY = (
+    "Photos are processed {where}. They are not logged, and are deleted within 35 minutes. Camera, date and place "
+    "(EXIF) are not written to the result."
+)
+SLIDER_HINT = '<p class="dd-hint">Drag the line: before on its left, after on its right.</p>'
+CHANGE_HINT = '<p class="dd-hint">The difference, eight times enlarged. Grey is unchanged.</p>'
+SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
+PRESET_LABELS = {"fast": "Fast (recommended)", "paper": "As in the paper (many minutes a face)"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+
+
+def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
+    """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
+    field = gr.Image(
+        type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"], show_label=False,
+        buttons=[], height=height, elem_id=elem_id, placeholder=placeholder,
+    )  # fmt: skip
+    # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
+    field.preprocess = _uploaded_path  # type: ignore[method-assign]
+    return field
+
+
+def _uploaded_path(payload: Any) -> str | None:
+    return None if payload is None or payload.path is None else str(payload.path)
+
+
+@dataclass(frozen=True)
+class UploadCard:
+    """Step 1."""
+
+    card: Any
+    photo: Any
+    problem: Any
+    example: Any
+
+
+@dataclass(frozen=True)
+class FacesCard:
+    """Step 2."""
+
+    card: Any
+    sentence: Any
+    picture: Any
+    chosen: Any
+    back: Any
+
+
+@dataclass(frozen=True)
+class SettingsCard:
+    """Step 3."""
+
+    card: Any
+    strength: Any
+    preset: Any
+    other: Any
+    run: Any
+    stop: Any
+    status: Any
+
+
+@dataclass(frozen=True)
+class ResultCard:
+    """The result."""
+
+    card: Any
+    verdict: Any
+    slider: Any
+    change: Any
+    download: Any
+    scores: Any
+
+
+def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
+    """Lay out the page.
+
+    Args:
+        handlers: its actions.
+        where: where photos are processed, e.g. "on this computer".
+    """
+    title = "dedim: make faces harder to match"
+    demo: gr.Blocks = gr.Blocks(title=title, analytics_enabled=False, delete_cache=DELETE_CACHE)
+    with demo:
+        gr.Markdown(INTRO, elem_classes="dd-intro")
+        opened = gr.State(None, time_to_live=DELETE_CACHE[1])
+        upload, faces, settings, result = (
+            _upload_card(),
+            _faces_card(),
+            _settings_card(handlers.presets),
+            _result_card(),
+        )
+        gr.Markdown(PRIVACY.format(where=where), elem_classes="dd-privacy")
+        _wire_photo(handlers, opened, upload, faces, settings, result)
+        _wire_run(handlers, opened, faces, settings, result)
+        demo.unload(events.leaving(handlers))
+        add_api(handlers, result.download.GRADIO_CACHE, PROTECT_QUEUE)
+    demo.queue(max_size=QUEUE_SIZE)
+    return demo
+
+
+def _upload_card() -> UploadCard:
+    with gr.Column(elem_classes="dd-card") as card:
+        gr.Markdown("## 1. Choose a photo")
+        photo = _photo_upload("photo", "Drop a photo here, or click to choose one", 260)
+        problem = gr.HTML(elem_id="problem")
+        gr.HTML(
+            '<p class="dd-hint">You can also take one with the camera or paste one: the small signs above.</p>'
+        )
+        example = gr.Button("No photo at hand? Try an astronaut", size="sm", elem_id="example")
+    return UploadCard(card, photo, problem, example)
+
+
+def _faces_card() -> FacesCard:
+    with gr.Column(visible=False, elem_classes="dd-card") as card:
+        gr.Markdown("## 2. Choose the faces")
+        sentence = gr.HTML(elem_id="faces-found")
+        picture = gr.Image(
+            format="jpeg", interactive=False, show_label=False, buttons=[], elem_id="faces",
+            alt_text="Your photo with a numbered box around each face",
+        )  # fmt: skip
+        chosen = gr.CheckboxGroup(label="Faces to change", elem_id="chosen")
+        back = gr.Button("Use another photo", size="sm", elem_id="back")
+    return FacesCard(card, sentence, picture, chosen, back)
+
+
+def _settings_card(presets: Sequence[str]) -> SettingsCard:
+    with gr.Column(visible=False, elem_classes="dd-card") as card:
+        gr.Markdown("## 3. Protect")
+        strength = gr.Radio(
+            [(name.capitalize(), name) for name in STRENGTHS], value="standard", label="Strength",
+            info="How far the match score must fall before a face is done. Stronger changes the face more.",
+            elem_id="strength",
+        )  # fmt: skip
+        preset = gr.Radio(
+            [(PRESET_LABELS.get(name, name.capitalize()), name) for name in presets], value=presets[0],
+            label="Preset", visible=len(presets) > 1, elem_id="preset",
+        )  # fmt: skip
+        with gr.Accordion("Check against a second photo of the same person (optional)", open=False):
+            hint = "Whoever searches has another photo. Drop one here to see how it compares"
+            other = _photo_upload("other", hint, 200)
+        run = gr.Button("Protect the chosen faces", variant="primary", elem_id="run")
+        stop = gr.Button("Stop", visible=False, elem_id="stop")
+        status = gr.HTML(elem_id="status")
+    return SettingsCard(card, strength, preset, other, run, stop, status)
+
+
+def _result_card() -> ResultCard:
+    with gr.Column(visible=False, elem_classes="dd-card", elem_id="result") as card:
+        gr.Markdown("## Result")
+        verdict = gr.HTML(elem_id="verdict")
+        with gr.Tabs():
+            with gr.Tab("Before and after"):
+                slider = gr.ImageSlider(
+                    format="png", interactive=False, show_label=False, buttons=[],
+                    elem_id="slider", max_height=720,
+                )  # fmt: skip
+                gr.HTML(SLIDER_HINT)
+            with gr.Tab("What changed"):
+                change = gr.Image(
+                    format="png", interactive=False, show_label=False, buttons=[],
+                    elem_id="change", alt_text="The difference between before and after",
+                )  # fmt: skip
+                gr.HTML(CHANGE_HINT)
+        download = gr.DownloadButton("Download", variant="primary", visible=False, elem_id="download")
+        scores = gr.HTML(elem_id="scores")
+    return ResultCard(card, verdict, slider, change, download, scores)
+
+
+def _wire_photo(
+    handlers: DemoHandlers, opened: gr.State, upload: UploadCard, faces: FacesCard, settings: SettingsCard,
+    result: ResultCard,
+) -> None:  # fmt: skip
+    open_photo = events.opening(handlers)
+    outputs = [
+        opened, upload.problem, upload.card, faces.card, settings.card, result.card, faces.sentence,
+        faces.picture, faces.chosen, upload.photo,
+    ]  # fmt: skip
+    progress = {"show_progress_on": [upload.photo], "concurrency_limit": 2, **PRIVATE}
+    upload.photo.change(open_photo, [upload.photo], outputs, **progress)
+    upload.example.click(lambda: open_photo(str(EXAMPLE)), None, outputs, **progress)
+    faces.back.click(events.closed, None, [*outputs, settings.other], queue=False, **_QUIET)
+    faces.picture.select(events.toggling(handlers), [opened, faces.chosen], [faces.chosen], **_QUIET)
+    faces.chosen.change(events.redraw, [opened, faces.chosen], [faces.picture], **_QUIET)
+
+
+def _wire_run(
+    handlers: DemoHandlers, opened: gr.State, faces: FacesCard, settings: SettingsCard, result: ResultCard
+) -> None:
+    start = [settings.status, result.card, settings.run, settings.stop]
+    outputs = [
+        settings.status, result.card, result.verdict, result.slider, result.change, result.download,
+        result.scores, settings.run, settings.stop,
+    ]  # fmt: skip
+    job = settings.run.click(events.started, None, start, queue=False, **_QUIET).then(
+        events.protecting(handlers, result.download.GRADIO_CACHE),
+        [opened, faces.chosen, settings.preset, settings.strength, settings.other],
+        outputs, concurrency_limit=1, concurrency_id=PROTECT_QUEUE, **_QUIET,
+    )  # fmt: skip
+    job.then(None, js=SHOW_RESULT)
+    after = [settings.status, settings.run, settings.stop]
+    settings.stop.click(events.stopping(handlers), None, after, queue=False, cancels=[job], **_QUIET)

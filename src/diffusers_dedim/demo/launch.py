@@ -1,0 +1,77 @@
+"""Load everything the page needs and serve it: ``dedim demo`` and ``spaces/app.py`` both end here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from diffusers_dedim.demo import app
+from diffusers_dedim.demo.files import keep_deleting, make_private_folder
+from diffusers_dedim.demo.handlers import DemoHandlers
+from diffusers_dedim.demo.protect import Protector
+from diffusers_dedim.demo.scores import load_unseen
+from diffusers_dedim.demo.theme import make_theme
+from diffusers_dedim.faces import FaceDetector
+from diffusers_dedim.presets import PRESETS
+
+SPACE_SECONDS = 180.0
+"""Longest run of one photo on a Space, where others wait."""
+_SESSIONS = 32  # whose opened photos are held in memory, up to 75 MB each
+_MAX_UPLOAD = "80mb"
+
+
+def make_handlers(pipe: Any, *, wrap: Callable[..., Any] | None = None) -> DemoHandlers:
+    """The page's actions for a pipeline.
+
+    On a Space (the environment says so) a run is limited to `SPACE_SECONDS`, and only the preset "fast" is
+    offered; elsewhere every preset is.
+
+    Args:
+        pipe: a `DeDiMPipeline` on its device.
+        wrap: put around its call, e.g. ``spaces.GPU``.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    on_space = is_space()
+    names = ("fast",) if on_space else ("fast", *(name for name in PRESETS if name != "fast"))
+    protector = Protector(pipe, load_unseen(), SPACE_SECONDS if on_space else None, wrap)
+    return DemoHandlers(protector, FaceDetector(), names)
+
+
+def serve(
+    handlers: DemoHandlers, *, port: int | None = None, share: bool = False, block: bool = True
+) -> tuple[gr.Blocks, str]:
+    """Build the page and serve it.
+
+    Args:
+        handlers: its actions.
+        port: TCP port; None for the first free one from 7860.
+        share: also reachable by anybody through Gradio's servers.
+        block: return only when the server ends.
+
+    Returns:
+        The page and its local address.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    where = "on the server of this page" if is_space() or share else "on this computer"
+    if block:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl+C, so that the files go
+    keep_deleting(make_private_folder(), *app.DELETE_CACHE)
+    demo = app.build_demo(handlers, where)
+    _, url, _ = demo.launch(
+        server_port=port, share=share, prevent_thread_lock=not block, quiet=not block, theme=make_theme(),
+        css_paths=app.HERE / "style.css", footer_links=["api"], max_file_size=_MAX_UPLOAD,
+        state_session_capacity=_SESSIONS, run_history=False, enable_monitoring=False, ssr_mode=False,
+        pwa=False, mcp_server=False, i18n=None,
+    )  # fmt: skip
+    return demo, url
+
+
+def is_space() -> bool:
+    """Whether this process is a Hugging Face Space."""
+    return "SPACE_ID" in os.environ

@@ -1,0 +1,235 @@
+"""Protect the chosen faces of an opened photo, and judge the very file that is offered."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diffusers_dedim.demo.photos import OpenedPhoto
+from diffusers_dedim.demo.scores import GUIDE_NAME, Score, face_scores
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.evaluation.recogniser import Recogniser
+from diffusers_dedim.faces import Face
+from diffusers_dedim.image_io import decode_photo, encode_photo
+from diffusers_dedim.image_modes import PixelArray
+from diffusers_dedim.presets import resolve_preset
+from diffusers_dedim.run_batch import face_record, judge
+
+STRENGTHS = {"gentler": 0.05, "standard": 0.0, "stronger": -0.05}
+"""What is added to a preset's threshold h: 0.05 is 0.1 of cosine."""
+
+PipelineCall = Callable[..., Any]
+Progress = Callable[[float, str], None]
+_SAME_FACE = 0.3  # of its size: as near as the detector takes two findings for one face
+
+
+class StoppedError(DeDiMError):
+    """The user stopped the run, or it took longer than the page allows."""
+
+
+@dataclass(frozen=True)
+class ProtectedPhoto:
+    """What came out.
+
+    Attributes:
+        pixels: uint8 RGB ``[H, W, 3]``, decoded again from ``data``: what is shown and scored is what is kept.
+        data: the file, same format and size as the photo, without metadata.
+        chosen: indices of the faces that were to be changed.
+        left_out: indices of all other faces of the photo; they are unchanged.
+        reached: for each chosen face whether its score fell below the threshold, in the file.
+        scores: for each chosen face what the recognisers say.
+        threshold: cosine to the original below which a face counts as done.
+        is_protected: whether the file may be handed out as protected.
+        reason: why not; empty where it may.
+        seconds: how long the pipeline took.
+    """
+
+    pixels: PixelArray
+    data: bytes
+    chosen: tuple[int, ...]
+    left_out: tuple[int, ...]
+    reached: tuple[bool, ...]
+    scores: tuple[tuple[Score, ...], ...]
+    threshold: float
+    is_protected: bool
+    reason: str
+    seconds: float
+
+
+class StepWatcher:
+    """A step callback that reports progress and ends the run on request or after ``max_seconds``.
+
+    Args:
+        report: called with the share of the work done at most, in [0, 1], and words.
+        stop: ends the run once it is set.
+        steps, max_rounds: of the preset.
+        max_seconds: longest run; None for no limit.
+    """
+
+    def __init__(
+        self, report: Progress, stop: threading.Event, steps: int, max_rounds: int, max_seconds: float | None
+    ) -> None:
+        self._report, self._stop, self._max_seconds = report, stop, max_seconds
+        self._steps, self._max_rounds = steps, max_rounds
+        self._start, self._round = time.monotonic(), 0
+
+    def __call__(
+        self, pipeline: Any, step_index: int, timestep: int, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Called by the sampler after every step."""
+        if self._stop.is_set():
+            raise StoppedError("Stopped. The photo was not changed.")
+        if self._max_seconds is not None and time.monotonic() - self._start > self._max_seconds:
+            raise StoppedError(
+                f"Stopped after {self._max_seconds:.0f} seconds, the longest this page computes for one photo; "
+                "nothing was protected. Choose fewer faces or the fast preset."
+            )
+        self._round += step_index == 0
+        done = (self._round - 1) * self._steps + step_index + 1
+        share = min(done / (self._steps * self._max_rounds), 0.99)
+        self._report(share, f"Round {self._round} of at most {self._max_rounds}; most photos need fewer")
+        return tensors
+
+
+@dataclass(frozen=True)
+class Protector:
+    """The pipeline and the recognisers that judge its work.
+
+    Attributes:
+        pipe: a `DeDiMPipeline`, or what is called and answers like one.
+        unseen: a recogniser without a part in the change, or None.
+        max_seconds: longest run, or None.
+        wrap: put around the call of the pipeline, e.g. ``spaces.GPU`` of ZeroGPU. What it wraps runs in
+            another process, so progress and stopping are not available then.
+    """
+
+    pipe: Any
+    unseen: Recogniser | None = None
+    max_seconds: float | None = None
+    wrap: Callable[[PipelineCall], PipelineCall] | None = None
+    _call: PipelineCall = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # once, at the start: ZeroGPU wants to know its functions before the first request
+        call = self._call_pipeline if self.wrap is None else self.wrap(self._call_pipeline)
+        object.__setattr__(self, "_call", call)
+
+    def __call__(
+        self, opened: OpenedPhoto, chosen: Sequence[int], preset: str, strength: str, *,
+        other: OpenedPhoto | None = None, report: Progress = lambda share, words: None,
+        stop: threading.Event | None = None,
+    ) -> ProtectedPhoto:  # fmt: skip
+        """Protect the chosen faces.
+
+        Args:
+            opened: the photo and its faces.
+            chosen: indices of the faces to protect, at least one.
+            preset: a name of `PRESETS`.
+            strength: a name of `STRENGTHS`.
+            other: another photo of the same person, for the scores.
+            report: gets the progress.
+            stop: ends the run once it is set.
+
+        Raises:
+            ValueError: an argument is out of range; `StoppedError`: stopped; otherwise as `DeDiMPipeline`.
+        """
+        chosen = _check_chosen(opened, chosen)
+        if strength not in STRENGTHS:
+            raise ValueError(f"strength: expected one of {list(STRENGTHS)}, got {strength!r}.")
+        threshold = resolve_preset(preset).threshold + STRENGTHS[strength]
+        settings = resolve_preset(preset, threshold=threshold)
+        watcher = StepWatcher(
+            report,
+            stop or threading.Event(),
+            settings.num_inference_steps,
+            settings.max_rounds,
+            self.max_seconds,
+        )
+        start = time.monotonic()
+        faces = [opened.faces[index] for index in chosen]
+        image, results = self._run(opened, faces, watcher, preset=preset, threshold=threshold)
+        seconds = time.monotonic() - start
+        data = encode_photo(opened.photo, image)
+        pixels = decode_photo(data).pixels
+        report(0.99, "Scoring the result")
+        guide = Recogniser.of(GUIDE_NAME, self.pipe.face_encoder)
+        recognisers = [guide] if self.unseen is None else [guide, self.unseen]
+        scores = face_scores(recognisers, opened.photo.pixels, pixels, faces, other)
+        records = [
+            replace(
+                face_record(result),
+                similarity=rows[0].after,
+                reached_threshold=_below(rows, result, threshold),
+            )
+            for result, rows in zip(results, scores, strict=True)
+        ]
+        status, reason = judge(opened.photo, (pixels, tuple(records)))
+        return ProtectedPhoto(
+            pixels, data, tuple(chosen),
+            tuple(index for index in range(len(opened.faces)) if index not in chosen),
+            tuple(record.reached_threshold for record in records), tuple(map(tuple, scores)),
+            2 * threshold - 1, status == "protected", reason, seconds,
+        )  # fmt: skip
+
+    def _run(
+        self, opened: OpenedPhoto, faces: Sequence[Face], watcher: StepWatcher, **settings: Any
+    ) -> tuple[PixelArray, list[Any]]:
+        """Call the pipeline; its record of each of the faces, in their order."""
+        image, found = self._call(
+            opened.photo.pixels, faces, watcher if self.wrap is None else None, settings
+        )
+        results = [next((item for item in found if _is_same(item.box, face)), None) for face in faces]
+        if None in results or len(found) != len(faces):
+            raise RuntimeError(f"the pipeline changed {len(found)} faces where {len(faces)} were chosen")
+        return image, results
+
+    def _call_pipeline(
+        self,
+        pixels: PixelArray,
+        faces: Sequence[Face],
+        callback: StepWatcher | None,
+        settings: dict[str, Any],
+    ) -> tuple[PixelArray, list[Any]]:
+        """The part that a GPU may be lent for: what goes in and out can be pickled."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a face above the threshold is said on the page
+            out = self.pipe(
+                [Image.fromarray(pixels)],
+                small_faces="error",
+                select_faces=lambda found: any(_is_same(found.box, face) for face in faces),
+                callback_on_step_end=callback,
+                output_type="pil",
+                **settings,
+            )
+        return np.asarray(out.images[0].convert("RGB")), list(out.faces)
+
+
+def _check_chosen(opened: OpenedPhoto, chosen: Sequence[int]) -> list[int]:
+    large = opened.large
+    if not chosen:
+        raise ValueError("Choose at least one face.")
+    wrong = sorted(set(chosen) - set(large))
+    if wrong:
+        allowed = ", ".join(str(index + 1) for index in large)
+        raise ValueError(f"Face {wrong[0] + 1} cannot be chosen; in this photo these can: {allowed}.")
+    return sorted(set(chosen))
+
+
+def _is_same(box: Sequence[float], face: Face) -> bool:
+    """Whether a box found by another pass of the detector is this face."""
+    middle = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+    own = np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2
+    return bool(np.linalg.norm(middle - own) < _SAME_FACE * face.size)
+
+
+def _below(scores: Sequence[Score], result: Any, threshold: float) -> bool:
+    """Both the pipeline and the score of the written file must say so: saving may give some of it back."""
+    return bool(result.reached_threshold) and (scores[0].after + 1) / 2 < threshold

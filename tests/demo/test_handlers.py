@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_pipeline import FakePipeline, photo_array
+from PIL import Image
+from toy_demo import BoxPipeline, MeanEncoder, toy_face, toy_handlers
+
+from diffusers_dedim.demo import scores
+from diffusers_dedim.demo.handlers import DemoError, DemoHandlers
+from diffusers_dedim.demo.protect import Protector, StepWatcher, StoppedError
+from diffusers_dedim.demo.scores import Score, ScoreScale
+from diffusers_dedim.evaluation.recogniser import Recogniser
+from diffusers_dedim.image_io import decode_photo
+
+FACES = [toy_face(20, 30, 60), toy_face(120, 40, 50), toy_face(180, 0, 18)]
+
+
+class OtherEncoder(MeanEncoder):
+    fingerprint = "other"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    exif = Image.Exif()
+    exif[0x010F] = "Camera maker"
+    exif.get_ifd(0x8825)[1] = "N"
+    noise = np.random.default_rng(0).integers(40, 216, (120, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "holiday.jpg", exif=exif, quality=95)
+    return str(tmp_path / "holiday.jpg")
+
+
+def protect(handlers: DemoHandlers, path: str, chosen: list[int], **changes: Any) -> Any:
+    arguments = {"preset": "fast", "strength": "standard", "other_path": None, "session": "s", **changes}
+    return handlers.protect(handlers.open(path).opened, chosen, **arguments)
+
+
+def test_all_large_faces_are_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
+    handlers = toy_handlers(lambda _: FACES)
+    opened = handlers.open(path).opened
+    assert handlers.toggle(opened, opened.large, 40, 50) == [1]
+    assert handlers.toggle(opened, [1], 40, 50) == [0, 1]
+    assert handlers.toggle(opened, [0, 1], 5, 5) == [0, 1]
+    assert handlers.toggle(opened, [0], 185, 5) == [0]  # too small to be chosen
+
+
+def test_only_the_chosen_face_changes_and_the_other_is_told(path: str) -> None:
+    view = protect(toy_handlers(lambda _: FACES), path, [1])
+    before, after = np.asarray(view.before), np.asarray(view.after)
+    assert abs(before[35:85, 25:75].astype(int) - after[35:85, 25:75]).mean() < 3  # JPEG only
+    assert abs(before[45:85, 125:165].astype(int) - after[45:85, 125:165]).mean() > 30
+    assert view.result.left_out == (0, 2)
+    assert "Faces 1 and 3\nwere left out: unchanged and <strong>not protected</strong>." in view.verdict
+    assert "Done for face 2." in view.verdict
+    assert view.file_name == "dedim-some-faces.jpg"
+
+
+def test_the_file_is_what_is_shown_and_has_no_metadata(path: str) -> None:
+    view = protect(toy_handlers(lambda _: FACES[:2]), path, [0, 1])
+    assert view.file_name == "dedim.jpg"  # nothing of the upload's name
+    np.testing.assert_array_equal(decode_photo(view.data).pixels, np.asarray(view.after))
+    assert b"Exif" not in view.data
+    assert b"Exif" in Path(path).read_bytes()
+    assert "Both\nended" in re.sub(r"[ \n]+ended", "\nended", view.verdict)
+
+
+def test_a_face_above_the_threshold_gives_no_file(path: str) -> None:
+    view = protect(toy_handlers(lambda _: FACES[:1], reached=False), path, [0])
+    assert view.data is None
+    assert view.file_name is None
+    assert "<strong>Not protected.</strong>" in view.verdict
+    assert "so this picture is not offered as a file" in view.verdict
+    assert "above the threshold: not protected" in view.scores
+
+
+def test_the_written_file_must_be_below_the_threshold_too(path: str) -> None:
+    """A pipeline that claims success while the picture still matches is not believed."""
+    handlers = toy_handlers(lambda _: FACES[:1], reached=False)
+    handlers.protector.pipe.__class__ = Liar
+    view = protect(handlers, path, [0])
+    assert view.data is None
+    assert view.result.reached == (False,)
+
+
+class Liar(BoxPipeline):
+    def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
+        out = super().__call__(photos, **keywords)
+        for face in out.faces:
+            face.reached_threshold = True
+        return out
+
+
+def test_the_strength_moves_the_threshold(path: str) -> None:
+    handlers = toy_handlers(lambda _: FACES[:1])
+    for strength in ("gentler", "standard", "stronger"):
+        protect(handlers, path, [0], strength=strength)
+    thresholds = [call["threshold"] for call in handlers.protector.pipe.keywords]
+    assert np.diff(thresholds).round(6).tolist() == [-0.05, -0.05]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"chosen": []}, "Choose at least one face."),
+        ({"chosen": [2]}, "Face 3 cannot be chosen; in this photo these can: 1, 2."),
+        ({"chosen": [0], "preset": "best"}, "preset: expected one of ['fast', 'paper'], got 'best'."),
+        (
+            {"chosen": [0], "strength": "much"},
+            "strength: expected one of ['gentler', 'standard', 'stronger']",
+        ),
+    ],
+)
+def test_wrong_choices_are_told(path: str, changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(DemoError, match=re.escape(text)):
+        protect(toy_handlers(lambda _: FACES), path, **changes)
+
+
+def test_a_session_that_has_ended_is_told() -> None:
+    with pytest.raises(DemoError, match="The photo is not here any more; please choose it again"):
+        toy_handlers(lambda _: FACES).protect(None, [0], "fast", "standard", None, "s")
+
+
+def test_an_unexpected_error_names_its_type_only(path: str) -> None:
+    handlers = DemoHandlers(Protector(FakePipeline()), lambda _: FACES)
+    with pytest.raises(
+        DemoError, match=r"Something went wrong here \(\w+Error\), and nothing was protected"
+    ) as caught:
+        protect(handlers, path, [0])
+    assert "holiday" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_stop_ends_the_run_of_its_session_only(path: str) -> None:
+    handlers = toy_handlers(lambda _: FACES[:1], pause=0.02, rounds=100)
+    shares: list[float] = []
+
+    def report(share: float, words: str) -> None:
+        shares.append(share)
+        handlers.stop("somebody else")
+        if len(shares) == 5:
+            threading.Thread(target=handlers.stop, args=("s",)).start()
+
+    start = time.monotonic()
+    with pytest.raises(DemoError, match=r"Stopped\. The photo was not changed\."):
+        protect(handlers, path, [0], report=report)
+    assert time.monotonic() - start < 10  # of 20 s
+    assert shares[:5] == sorted(shares[:5])
+    handlers.stop("s")  # nothing runs: nothing happens
+    handlers.protector.pipe.rounds = 1
+    assert protect(handlers, path, [0]).data is not None
+
+
+def test_a_run_that_takes_too_long_is_ended() -> None:
+    watcher = StepWatcher(lambda share, words: None, threading.Event(), 10, 2, max_seconds=0.0)
+    time.sleep(0.01)
+    with pytest.raises(
+        StoppedError, match="Stopped after 0 seconds, the longest this page computes for one photo"
+    ):
+        watcher(None, 0, 99, {})
+
+
+def test_progress_tells_the_round_and_never_full() -> None:
+    seen: list[tuple[float, str]] = []
+    watcher = StepWatcher(lambda *told: seen.append(told), threading.Event(), 2, 2, None)  # type: ignore[arg-type]
+    tensors: dict[str, torch.Tensor] = {"sample": torch.zeros(1)}
+    for step in (0, 1, 0, 1, 0):  # a third round, of another batch of faces
+        assert watcher(None, step, 0, tensors) is tensors
+    assert [share for share, _ in seen] == [0.25, 0.5, 0.75, 0.99, 0.99]
+    assert seen[2][1] == "Round 2 of at most 2; most photos need fewer"
+
+
+def test_a_second_photo_is_compared_with_the_face_most_like_it(path: str, tmp_path: Path) -> None:
+    handlers = toy_handlers(lambda _: FACES[:2], unseen=Recogniser.of("unseen", OtherEncoder(seed=3)))
+    view = protect(handlers, path, [0, 1], other_path=path)  # its largest face is the first
+    table = [[(score.recogniser, score.against) for score in row] for row in view.result.scores]
+    assert table == [
+        [("guide", "itself"), ("guide", "other"), ("unseen", "itself"), ("unseen", "other")],
+        [("guide", "itself"), ("unseen", "itself")],
+    ]
+    other = view.result.scores[0][1]
+    assert other.before == pytest.approx(1, abs=1e-5)  # the very same photo; float32
+    assert other.after < 0.5
+    assert "The second photo shows several faces; the largest was compared." in view.verdict
+    assert "against your second photo" in view.scores
+    assert "<b>unseen</b> had no part in it" in view.scores
+
+
+def test_a_match_with_another_recogniser_is_told_first(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool's own threshold was reached, and still nobody may think that this is all."""
+    monkeypatch.setitem(scores.SCALES, "other", ScoreScale(-1.2, -1.1))  # every cosine lies above
+    handlers = toy_handlers(lambda _: FACES[:2], unseen=Recogniser.of("unseen", OtherEncoder(seed=3)))
+    view = protect(handlers, path, [0, 1])
+    assert view.result.is_protected
+    assert "<strong>Changed, but still matched.</strong>" in view.verdict
+    assert "would still match\nfaces 1 and 2. Try" in view.verdict
+    assert "dd-good" not in view.verdict
+
+
+def test_a_second_photo_that_cannot_be_used_is_left_aside(path: str, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no photo")
+    view = protect(toy_handlers(lambda _: FACES[:1]), path, [0], other_path=str(tmp_path / "text.png"))
+    assert view.data is not None
+    assert "The second photo was left aside. This file could not be used: not a photo" in view.verdict
+
+
+def test_without_an_unseen_recogniser_the_page_says_so(path: str) -> None:
+    view = protect(toy_handlers(lambda _: FACES[:1]), path, [0])
+    assert "No recogniser that had no part in the change is\ninstalled here" in view.scores
+    assert "This is not anonymity." in view.scores
+    assert "we have measured no line" in view.scores
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (1.0, 0.2, "Below the line: it would no longer take the two for the same person."),
+        (1.0, 0.5, "Above the line: it would still take the two for the same person."),
+        (0.3, 0.1, "Below the line, but it was so before the change too: this pair says little."),
+    ],
+)
+def test_the_verdict_on_a_score(before: float, after: float, verdict: str) -> None:
+    from diffusers_dedim.demo.texts import _bar
+
+    bar = _bar(Score("dlib", "other", before, after, ScoreScale(0.0, 0.5)))
+    assert bar.verdict == verdict
+    assert bar.line_at is not None
+    assert (bar.after_at >= bar.line_at) is (after >= 0.5)
+
+
+def test_a_score_on_the_line_matches() -> None:
+    assert Score("x", "itself", 1.0, 0.5, ScoreScale(0.0, 0.5)).still_matches
+
+
+def test_the_unseen_recogniser_is_dlib_or_cached_facenet_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded: list[str] = []
+
+    def load(spec: str) -> str:
+        loaded.append(spec)
+        if spec == "dlib":
+            raise ImportError("no dlib")
+        return spec
+
+    monkeypatch.setattr(scores, "load_recogniser", load)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert scores.load_unseen() is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "20180402-114759-vggface2.pt").write_bytes(b"")
+    assert scores.load_unseen() == f"facenet={tmp_path}/checkpoints/20180402-114759-vggface2.pt"
+    assert loaded == ["dlib", "dlib", loaded[-1]]
+
+
+def test_programs_number_faces_from_one_and_get_no_unprotected_file(path: str) -> None:
+    handlers = toy_handlers(lambda _: FACES)
+    assert handlers.protect_file(path, "fast", "standard", [2]).result.chosen == (1,)
+    assert handlers.protect_file(path, "fast", "standard").result.chosen == (0, 1)
+    with pytest.raises(DemoError, match="Face 9 cannot be chosen"):
+        handlers.protect_file(path, "fast", "standard", [9])
+    failing = toy_handlers(lambda _: FACES[:1], reached=False)
+    with pytest.raises(DemoError, match=r"Not protected, so there is no file: 1 of 1 faces still match"):
+        failing.protect_file(path, "fast", "standard")
+
+
+def test_the_scales_are_those_of_known_fingerprints() -> None:
+    assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in scores.SCALES if key != "toy")
+    assert all(-1 < scale.strangers < scale.line < 1 for scale in scores.SCALES.values())
+    assert photo_array().shape[2] == 3
