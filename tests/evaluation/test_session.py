@@ -10,7 +10,7 @@ from PIL import Image
 from toy_session import PEOPLE, Methods, make_session
 
 from diffusers_dedim.errors import DeDiMError, UnreadablePhotoError
-from diffusers_dedim.evaluation import report
+from diffusers_dedim.evaluation import evaluate, report
 from diffusers_dedim.evaluation.lfw import Experiment
 from diffusers_dedim.evaluation.protocol import Record, RetrievalProtocol
 from diffusers_dedim.evaluation.session import check_folder, target_crops
@@ -112,6 +112,17 @@ def test_another_black_box_needs_no_new_protection_and_another_seed_does(tmp_pat
     assert [entry["recogniser"] for entry in results(tmp_path / "out")["rates"]] == ["white"]
     make_session(tmp_path, again, ("noise",), seed=1).run(tmp_path / "out")
     assert len(again.calls) == 2
+
+
+def test_an_edit_during_a_run_does_not_protect_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panel at the end reads the pieces of the beginning, whatever happened to the source meanwhile."""
+    methods = Methods()
+    session = make_session(tmp_path, methods, ("noise",))
+    reads: list[int] = []
+    monkeypatch.setattr(evaluate.ast, "dump", lambda tree: str(reads.append(1) or len(reads)))
+    session.run(tmp_path / "out")
+    assert len(methods.calls) == 2
+    assert (tmp_path / "out" / "panel.png").is_file()
 
 
 def test_transforms_are_searched_too(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ast
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,9 @@ class Evaluator:
     targets: Tensor | None = None
     transforms: Mapping[str, Transform] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        method_code()  # before the first piece, not hours later
+
     def impostors(self) -> dict[str, NDArray[np.float64]]:
         """Recogniser name -> similarities of different people in the unprotected gallery."""
         return {each.name: impostor_scores(self.bench.gallery, each.name) for each in self.bench.recognisers}
@@ -144,14 +147,19 @@ class Evaluator:
 
     def _identity(self, method: str) -> str:
         """Everything that decides what a method makes of a photo."""
-        digest = hashlib.sha256(f"{method} {self.settings.seed} {method_code()}".encode())
+        return f"{method} {self._fingerprint}"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """SHA-256 over seed, code, networks, schedule and targets."""
+        digest = hashlib.sha256(f"{self.settings.seed} {method_code()}".encode())
         for name in ("unet", "face_encoder", "landmarker"):
             module = getattr(self.pipe, name, None)
             digest.update(f"{name} {module is not None and Recogniser.of(name, module).fingerprint}".encode())
         digest.update(str(getattr(getattr(self.pipe, "scheduler", None), "config", "")).encode())
         if self.targets is not None:
             digest.update(self.targets.cpu().numpy().tobytes())
-        return f"{method} {digest.hexdigest()}"
+        return digest.hexdigest()
 
     def _protect(self, method: str, chunk: Chunk, identity: str) -> Arrays:
         try:
@@ -215,8 +223,12 @@ class Evaluator:
         )
 
 
+@cache
 def method_code() -> str:
-    """SHA-256 over the code that makes protected photos, without comments and layout."""
+    """SHA-256 over the code that makes protected photos, without comments and layout.
+
+    Read once a process: a file edited during a run is not what runs.
+    """
     root = Path(diffusers_dedim.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
