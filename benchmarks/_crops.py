@@ -1,0 +1,93 @@
+"""Aligned crops of the training and validation faces, and photos protected once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks._common import environment
+from benchmarks.main_job import seeded
+from diffusers_dedim.evaluation import ArrayCache, Probe, Recogniser, protect_probes
+from diffusers_dedim.faces import whole_crop
+from diffusers_dedim.training.data import FaceCrops, to_model_range
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """What the pipeline made of photos.
+
+    Attributes:
+        photos: one for each given, uint8 RGB.
+        reached, similarity: per face, in the order of the pipeline's records; with aligned crops one a photo.
+        seconds: time spent protecting, when it was done.
+    """
+
+    photos: tuple[Pixels, ...]
+    reached: NDArray[np.bool_]
+    similarity: NDArray[np.float64]
+    seconds: float
+
+
+def crop_probes(crops: FaceCrops, rows: Sequence[int]) -> list[Probe]:
+    """Take aligned crops for photos of as many people, so that everything made for probes serves them."""
+    probes = []
+    for row in rows:
+        pixels: Pixels = crops[int(row)]["image"].permute(1, 2, 0).contiguous().numpy()
+        probes.append(Probe(str(row), pixels, whole_crop(pixels).face))
+    return probes
+
+
+def to_crops(photos: Sequence[Pixels]) -> Tensor:
+    """uint8 crops ``[112, 112, 3]`` -> ``[N, 3, 112, 112]`` in [-1, 1]."""
+    return to_model_range(torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2))
+
+
+def protect_once(
+    pipe: Any, probes: Sequence[Probe], cache: ArrayCache, *, preset: str, seed: int, batch_size: int,
+    aligned: bool = False,
+) -> Protected:  # fmt: skip
+    """Protect photos, or take what an earlier run of the same commit, weights, seed and photos left in the cache.
+
+    With uncommitted changes nothing is read or kept: code that is not named by the commit could differ.
+    """
+
+    def make() -> dict[str, NDArray[Any]]:
+        settings = {"preset": preset, "aligned": aligned, "small_faces": "skip", "output_type": "np"}
+        done = protect_probes(seeded(partial(pipe, **settings), seed), probes, batch_size)
+        faces: Sequence[Any] = done.faces
+        return {
+            "reached": np.array([face.reached_threshold for face in faces], dtype=bool),
+            "similarity": np.array([face.similarity for face in faces], dtype=np.float64),
+            "seconds": np.array(done.seconds),
+            **{f"photo-{index:06d}": photo for index, photo in enumerate(done.photos)},
+        }
+
+    commit = environment()["commit"]
+    if commit == "unknown" or commit.endswith("-dirty"):
+        print("uncommitted changes: protected photos are not kept for the next run", file=sys.stderr)
+        arrays: dict[str, NDArray[Any]] = make()
+    else:
+        parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
+        weights = [Recogniser.of("part", part).fingerprint for part in parts]
+        settings = (commit, torch.__version__, preset, str(seed), str(aligned))
+        arrays = cache.get(("protected", *settings, *weights, _hash_photos(probes)), make)
+    photos = tuple(arrays[name] for name in sorted(arrays) if name.startswith("photo-"))
+    return Protected(photos, arrays["reached"], arrays["similarity"], float(arrays["seconds"]))
+
+
+def _hash_photos(probes: Sequence[Probe]) -> str:
+    digest = hashlib.sha256()
+    for probe in probes:
+        digest.update(f"{probe.photo.shape}".encode() + np.ascontiguousarray(probe.photo).tobytes())
+    return digest.hexdigest()
