@@ -14,13 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._common import environment
+from benchmarks._common import environment, number
 from benchmarks.main_job import seeded
-from diffusers_dedim.evaluation import ArrayCache, Probe, Recogniser, protect_probes
+from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser, embed_faces, protect_probes
+from diffusers_dedim.evaluation.intervals import Estimate
+from diffusers_dedim.evaluation.verification import threshold_at_fmr
 from diffusers_dedim.faces import whole_crop
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
 Pixels = NDArray[np.uint8]
+SAME_PERSON_FMR = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,22 @@ def crop_probes(crops: FaceCrops, rows: Sequence[int]) -> list[Probe]:
 def to_crops(photos: Sequence[Pixels]) -> Tensor:
     """uint8 crops ``[112, 112, 3]`` -> ``[N, 3, 112, 112]`` in [-1, 1]."""
     return to_model_range(torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2))
+
+
+def resembles_gallery(people: Sequence[Probe], judge: Recogniser, gallery: Gallery) -> NDArray[np.bool_]:
+    """Whether each face may be somebody in the gallery, by one recogniser, ``[N]``.
+
+    It may if it is as much like a gallery image as one in 100,000 pairs of different gallery people are to each
+    other (the most alike pair of a gallery with fewer pairs).
+    """
+    found = ~np.isnan(gallery.embeddings[judge.name]).any(axis=1)
+    theirs, persons = gallery.embeddings[judge.name][found], np.asarray(gallery.persons)[found]
+    different = np.triu(persons[:, None] != persons[None, :], 1)
+    impostors = (theirs @ theirs.T)[different]
+    limit = threshold_at_fmr(impostors, max(SAME_PERSON_FMR, 1 / len(impostors)))
+    ours = embed_faces(judge.encoder, [person.photo for person in people], [person.face for person in people])
+    similar: NDArray[np.bool_] = (ours @ theirs.T).max(axis=1) >= limit
+    return similar
 
 
 def protect_once(
@@ -84,6 +103,12 @@ def protect_once(
         arrays = cache.get(("protected", *settings, *weights, _hash_photos(probes)), make)
     photos = tuple(arrays[name] for name in sorted(arrays) if name.startswith("photo-"))
     return Protected(photos, arrays["reached"], arrays["similarity"], float(arrays["seconds"]))
+
+
+def interval(estimate: Estimate) -> dict[str, float | None]:
+    """A mean and its 95 % interval as JSON."""
+    ends = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: None if value is None else number(value) for name, value in ends.items()}
 
 
 def _hash_photos(probes: Sequence[Probe]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._common import SHARED, environment, number, print_results
-from benchmarks._crops import Pixels, Protected, crop_probes, protect_once, to_crops
+from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
 from benchmarks._pairs import spread
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import (
@@ -33,7 +33,6 @@ from diffusers_dedim.evaluation import (
     psnr,
 )
 from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
-from diffusers_dedim.evaluation.intervals import Estimate
 from diffusers_dedim.training.data import FaceCrops
 
 BLACK_BOXES = (
@@ -78,7 +77,7 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     return {
         "faces": len(probes),
         "preset": options.preset,
-        "overall": {name: _interval(mean.overall) for name, mean in everybody.items()},
+        "overall": {name: interval(mean.overall) for name, mean in everybody.items()},
         "groups": {name: _by_group(of_attribute) for name, of_attribute in means.items()},
         "largest_difference": {
             name: {measure: number(mean.difference) for measure, mean in of_attribute.items()}
@@ -122,18 +121,11 @@ def _by_group(means: dict[str, GroupMeans]) -> dict[str, Any]:
         group: {
             "faces": count,
             **{
-                name: _interval(mean.by_group[group])
-                for name, mean in means.items()
-                if group in mean.by_group
+                name: interval(mean.by_group[group]) for name, mean in means.items() if group in mean.by_group
             },
         }
         for group, count in counts.items()
     }
-
-
-def _interval(estimate: Estimate) -> dict[str, float | None]:
-    ends = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: None if value is None else number(value) for name, value in ends.items()}
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
