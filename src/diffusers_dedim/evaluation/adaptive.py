@@ -237,7 +237,7 @@ def _train(
             others = torch.stack([lesson.mates[rows[place]] for place in known]).to(device)
             loss = loss + _distance(changed[known], others)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
@@ -266,7 +266,7 @@ def _one_of_two(pairs: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _embed(encoder: nn.Module, crops: Tensor) -> Tensor:
     device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
-    return torch.cat([encoder(piece.to(device)).float().cpu() for piece in crops.split(_EMBED_BATCH)])
+    return torch.cat([encoder(piece.to(device)).float().cpu() for piece in torch.split(crops, _EMBED_BATCH)])
 
 
 def _embed_mates(encoder: nn.Module, mates: Mapping[int, Tensor] | None) -> dict[int, Tensor]:

@@ -65,7 +65,8 @@ def bootstrap_mean(values: ArrayLike, persons: Sequence[str]) -> Estimate:
     if not finite.any():
         return Estimate(None)
     _, index = np.unique(np.asarray(persons)[finite], return_inverse=True)
-    sums, counts = np.bincount(index, weights=numbers[finite]), np.bincount(index).astype(np.float64)
+    sums = np.bincount(index, weights=numbers[finite]).astype(np.float64)
+    counts = np.bincount(index).astype(np.float64)
     mean = float(sums.sum() / counts.sum())
     if len(sums) < 2:
         return Estimate(mean)
