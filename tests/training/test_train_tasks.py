@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from toys import MEAN_FACE, tiny_unet
 from typer.testing import CliRunner
 
-from diffusers_dedim import LandmarkRegressor, make_scheduler
+from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.encoder import EncoderTask, _principal_directions, augment, teacher_embeddings
+from diffusers_dedim.training.encoder import (
+    EncoderTask,
+    _principal_directions,
+    _projection,
+    add_noise,
+    augment,
+    teacher_embeddings,
+)
 from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
 from diffusers_dedim.training.loop import LoopConfig
+from diffusers_dedim.training.teacher import Teacher
 from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
 
 
@@ -135,26 +143,53 @@ def test_psnr_of_a_perfect_denoiser_is_that_of_float32(data: FaceCrops) -> None:
     assert min(x_0_psnr(PerfectDenoiser(data), data, 6).values()) > 100
 
 
-def encoder_task(data: FaceCrops, config: LoopConfig) -> EncoderTask:
-    teacher = nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+def encoder_task(data: FaceCrops, config: LoopConfig, teacher: Path) -> EncoderTask:
     torch.manual_seed(0)
-    return EncoderTask(data, data, teacher, teacher, config, embedding_dim=4)
+    plain = teacher_embeddings(teacher, data, teacher.with_suffix(".npy"))
+    return EncoderTask(data, data, Teacher(teacher), plain, plain, config, student=MobileFaceNet(2))
 
 
-def test_encoder_task(data: FaceCrops, config: LoopConfig) -> None:
-    task = encoder_task(data, config)
+def test_encoder_task(data: FaceCrops, config: LoopConfig, tmp_path: Path) -> None:
+    task = encoder_task(data, config, mean_colour_teacher(tmp_path / "teacher.onnx"))
+    assert [size for size, _, _ in task.projections] == [28, 7]
     one_step(task)
     figures = task.validate(task.model.eval())
     assert sorted(figures) == ["cosine_to_teacher", "impostor_correlation"]
     assert all(-1 <= value <= 1 for value in figures.values())
 
 
-def test_targets_follow_their_images(data: FaceCrops, config: LoopConfig) -> None:
-    task = encoder_task(data, config)
-    batch = next(task.batches(0))
-    for image, target in zip(batch["image"], batch["target"], strict=True):
-        index = next(i for i in range(6) if torch.equal(data[i]["image"], image))
-        assert torch.equal(task.targets[index], target)
+def test_teacher_gives_the_last_sum_of_each_size(data: FaceCrops, tmp_path: Path) -> None:
+    teacher = Teacher(mean_colour_teacher(tmp_path / "teacher.onnx"))
+    images = data[0]["image"][None].float() / 127.5 - 1
+    embedding, stages = teacher(images)
+    # means of 12,544 float32 numbers, added in another order
+    torch.testing.assert_close(embedding, nn.functional.normalize(images.mean((2, 3))), rtol=1e-3, atol=1e-4)
+    assert [tuple(stage.shape) for stage in stages] == [(1, 3, 28, 28), (1, 3, 7, 7)]
+    torch.testing.assert_close(stages[1], 4 * nn.functional.avg_pool2d(images, 16))
+
+
+def test_projected_maps_have_the_students_width_and_unit_variance() -> None:
+    maps = torch.randn(6, 5, 7, 7, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    weight, bias = _projection(maps, 4)
+    projected = nn.functional.conv2d(maps, weight, bias)
+    assert projected.shape == (6, 4, 7, 7)
+    assert projected.mean((0, 2, 3)).abs().max().item() < 1e-4  # float32 of sums of 294 values
+    assert projected.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_training_from_given_weights_starts_there(faces: Path, tmp_path: Path) -> None:
+    teacher = mean_colour_teacher(tmp_path / "teacher.onnx")
+    MobileFaceNet(2).save_pretrained(tmp_path / "start")
+    words = [
+        "encoder", "--data", str(faces), "-o", str(tmp_path / "run"), "--teacher", str(teacher),
+        "--initial-weights", str(tmp_path / "start"), "--keep-in-memory",
+    ]  # fmt: skip
+    words += ["--max-steps", "1", "--batch-size", "2", "--precision", "no", "--learning-rate", "1e-12"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    start = MobileFaceNet.from_pretrained(tmp_path / "start").head[0][0].weight
+    trained = MobileFaceNet.from_pretrained(tmp_path / "run" / "model").head[0][0].weight
+    torch.testing.assert_close(trained, start, rtol=0, atol=1e-9)  # one step of at most 1e-12 a weight
 
 
 def test_principal_directions_keep_the_cosines() -> None:
@@ -169,20 +204,41 @@ def test_principal_directions_keep_the_cosines() -> None:
 
 
 def test_augmentation_depends_on_the_generator_alone() -> None:
-    images = torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    first, again, other = (augment(images, torch.Generator().manual_seed(s), 0.15) for s in (1, 1, 2))
+    images = (torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    first, again, other = (augment(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == images.shape
 
 
+def test_half_of_the_images_get_noise_up_to_the_limit() -> None:
+    images = torch.zeros(400, 3, 16, 16)
+    strength = add_noise(images, torch.Generator().manual_seed(0), 0.1).std((1, 2, 3))
+    # four standard deviations of a share of 400; the std of 768 draws is known to 10 %
+    assert (strength > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert 0.09 < strength.max() < 0.11
+
+
 def mean_colour_teacher(path: Path) -> Path:
-    """An ONNX recogniser that embeds a face as its mean colour."""
+    """An ONNX recogniser that embeds a face as its mean colour, after two "residual" sums."""
     face = helper.make_tensor_value_info("face", TensorProto.FLOAT, ["N", 3, 112, 112])
     colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, ["N", 3])
-    node = helper.make_node("ReduceMean", ["face"], ["colour"], axes=[2, 3], keepdims=0)
+    nodes = [
+        helper.make_node("AveragePool", ["face"], ["a"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Relu", ["a"], ["positive"]),
+        helper.make_node("Sub", ["a", "positive"], ["negative"]),
+        helper.make_node("Add", ["positive", "negative"], ["b"]),
+        helper.make_node("Add", ["b", "a"], ["c"]),
+        helper.make_node("AveragePool", ["c"], ["d"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Identity", ["d"], ["e"]),
+        helper.make_node("Abs", ["e"], ["f"]),
+        helper.make_node("Sub", ["e", "f"], ["g"]),
+        helper.make_node("Add", ["g", "f"], ["h"]),
+        helper.make_node("Add", ["h", "e"], ["i"]),
+        helper.make_node("ReduceMean", ["i"], ["colour"], axes=[2, 3], keepdims=0),
+    ]
     model = helper.make_model(
-        helper.make_graph([node], "teacher", [face], [colour]), opset_imports=[helper.make_opsetid("", 13)]
+        helper.make_graph(nodes, "teacher", [face], [colour]), opset_imports=[helper.make_opsetid("", 13)]
     )
     model.ir_version = 8
     onnx.save(model, path)

@@ -55,6 +55,25 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         Raises:
             ValueError: the crops have another shape.
         """
+        return self.embed_with_stages(crops)[0]
+
+    def embed_with_stages(self, crops: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embed aligned crops, and give the last feature map of each resolution: what distillation compares.
+
+        Args:
+            crops: as for `forward`.
+
+        Returns:
+            The embeddings, and maps ``[N, 64, 56, 56]``, ``[N, 64, 28, 28]``, ``[N, 128, 14, 14]``,
+            ``[N, 128, 7, 7]``.
+        """
         check_crops(crops)
-        features: Tensor = self.head(self.bottlenecks(self.stem(crops.to(self.dtype)))).flatten(1)
-        return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)))
+        stages: list[Tensor] = [self.stem(crops.to(self.dtype))]
+        for block in self.bottlenecks:
+            features = block(stages[-1])
+            if features.shape[-1] == stages[-1].shape[-1]:
+                stages[-1] = features
+            else:
+                stages.append(features)
+        flat = self.head(stages[-1]).flatten(1)
+        return nn.functional.normalize(flat.to(torch.promote_types(flat.dtype, torch.float32))), stages

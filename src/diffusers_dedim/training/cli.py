@@ -21,6 +21,7 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the che
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network.")]
 PrecisionOption = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
 WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.")]
+MemoryOption = Annotated[bool, typer.Option(help="Keep decoded images: 50 KB of memory each.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")]
 
 
@@ -63,27 +64,32 @@ def encoder(
     teacher: Annotated[Path, typer.Option(help="ONNX recogniser: face [N,3,112,112] in [-1,1] -> embedding.")],
     minutes: MinutesOption = 60, max_steps: StepsOption = 1_000_000, batch_size: BatchOption = 64,
     learning_rate: RateOption = 2e-3, ema_decay: float = 0.998, precision: PrecisionOption = "bf16",
-    max_noise: Annotated[float, typer.Option(help="Largest std of the noise on half of the crops.")] = 0.05,
-    compile: CompileOption = False, num_workers: WorkersOption = 0, seed: SeedOption = 0,
-    resume: ResumeOption = False,
+    max_noise: Annotated[float, typer.Option(help="Largest std of the noise on half of the crops.")] = 0.1,
+    feature_weight: Annotated[float, typer.Option(help="Weight of the teacher's feature maps.")] = 1.0,
+    initial_weights: Annotated[Path | None, typer.Option(help="Model folder to start from.")] = None,
+    keep_in_memory: MemoryOption = False, compile: CompileOption = False, num_workers: WorkersOption = 0,
+    seed: SeedOption = 0, resume: ResumeOption = False,
 ) -> None:  # fmt: skip
     """Distil MobileFaceNet from a teacher; validation: cosine to, and score correlation with, the teacher."""
     import torch
 
+    from diffusers_dedim.encoders import MobileFaceNet
     from diffusers_dedim.training.data import FaceCrops
     from diffusers_dedim.training.encoder import EncoderTask, teacher_embeddings
     from diffusers_dedim.training.loop import LoopConfig, train
+    from diffusers_dedim.training.teacher import Teacher
 
     loop = LoopConfig(
         str(output_dir), minutes, max_steps, batch_size, learning_rate, ema_decay=ema_decay, grad_clip=5.0,
         precision=precision, compile=compile, num_workers=num_workers, seed=seed,
     )  # fmt: skip
     torch.manual_seed(seed)
-    crops, val = FaceCrops(data), FaceCrops(data, "val")
+    crops, val = FaceCrops(data, keep_in_memory=keep_in_memory), FaceCrops(data, "val")
+    student = MobileFaceNet.from_pretrained(initial_weights) if initial_weights else MobileFaceNet()
     task = EncoderTask(
-        crops, val, teacher_embeddings(teacher, crops, output_dir / "teacher-train.npy"),
-        teacher_embeddings(teacher, val, output_dir / "teacher-val.npy"), loop,
-        max_noise=max_noise,
+        crops, val, Teacher(teacher), teacher_embeddings(teacher, crops, output_dir / "teacher-train.npy"),
+        teacher_embeddings(teacher, val, output_dir / "teacher-val.npy"), loop, student=student,
+        max_noise=max_noise, feature_weight=feature_weight,
     )  # fmt: skip
     _report(train(task, loop, resume=resume), output_dir)
 

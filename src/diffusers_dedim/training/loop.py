@@ -106,6 +106,7 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
     optimizer = torch.optim.AdamW(
         task.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    task.model.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     ema = EMAModel(task.model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     progress = Progress()
