@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from benchmarks._common import ROOT, SHARED, environment, number, print_results
 from diffusers_dedim.evaluation import (
@@ -39,6 +36,7 @@ from diffusers_dedim.evaluation import (
     read_protocol,
     search_gallery,
 )
+from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.evaluation.retrieval import rank_k_rate
 from diffusers_dedim.faces import FaceDetector
 
@@ -96,17 +94,6 @@ def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
         "panel": str(options.panel),
         **environment(),
     }
-
-
-def seeded(protect: Callable[..., Any], seed: int) -> Callable[[list[NDArray[np.uint8]]], Any]:
-    """Give every photo its own generator, so that the result does not depend on the batch size."""
-    count = itertools.count()
-
-    def call(photos: list[NDArray[np.uint8]]) -> Any:
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
-        return protect(photos, generator=generators)
-
-    return call
 
 
 def _rates(rank1: dict[str, float], original: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,251 @@
+"""The methods of the experiment under one call: photos in, photos and a record of each changed face out."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusers_dedim.baselines import TIP_IM_PRESETS, apply_fgsm, apply_tip_im, blur_face, pixelate_face
+from diffusers_dedim.face_records import measure_faces
+from diffusers_dedim.faces import AlignedFace, Face, find_faces, paste_back
+from diffusers_dedim.faces.types import CROP_SIZE
+from diffusers_dedim.generators import child_generator, photo_generators
+from diffusers_dedim.pipeline_dedim import DeDiMPipeline
+from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.results import DeDiMOutput, FaceResult
+
+Pixels = NDArray[np.uint8]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Method = Callable[..., Any]  # photos, generator -> DeDiMOutput
+FaceFilter = Callable[[Pixels, Face], Pixels]
+CropAttack = Callable[[Tensor, list[torch.Generator]], Tensor]
+
+METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im", "tip-im-strong", "dedim")
+"""Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``."""
+
+FGSM_EPSILON = 12.0
+# The baselines have no h of their own: their records say whether they got below the default preset's.
+_THRESHOLD = PRESETS["fast"].threshold
+_FACES_AT_A_TIME = 16  # TIP-IM holds ten candidates and ten gradients of each
+
+
+def make_method(
+    name: str, pipe: DeDiMPipeline, *, seed: int = 0, targets: Tensor | None = None
+) -> Callable[[list[Pixels]], Any]:
+    """Build a method of the experiment.
+
+    Args:
+        name: one of `METHOD_NAMES`, or ``dedim:PRESET``, ``tip-im:PRESET``. ``dedim`` is ``dedim:fast``, ``tip-im`` is
+            ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``.
+        pipe: detector, landmarks, denoiser and the white-box recogniser, for every method the same.
+        seed: each photo gets its own generator from it and from its place among all photos given so far, so
+            that batches do not matter. (A face that is processed beside others may still differ in the last
+            bits of float32.)
+        targets: for TIP-IM, aligned crops ``[K, 3, 112, 112]`` in [-1, 1] of people who are neither probe nor
+            in the gallery; the paper takes 10.
+
+    Returns:
+        Photos (uint8 ``[H, W, 3]`` each) -> `DeDiMOutput` with uint8 arrays and one `FaceResult` per changed
+        face. ``original`` changes none. Faces under 40 px are left as they are, with a warning.
+
+    Raises:
+        ValueError: the name or its preset is unknown, or TIP-IM has no targets; when run, a photo shows no face
+            (`NoFaceError`) or only small ones (`FaceTooSmallError`).
+
+    Example:
+        >>> method = make_method("dedim:fast", pipe, seed=0)  # doctest: +SKIP
+        >>> method([photo]).images[0].shape  # doctest: +SKIP
+        (250, 250, 3)
+    """
+    return seeded(_build(name, pipe, targets), seed)
+
+
+def seeded(method: Callable[..., Any], seed: int) -> Callable[[list[Pixels]], Any]:
+    """Give every photo its own generator, so that the result does not depend on the batch size."""
+    count = itertools.count()
+
+    def call(photos: list[Pixels]) -> Any:
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
+        return method(photos, generator=generators)
+
+    return call
+
+
+def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
+    base, _, preset = name.partition(":")
+    if base == "tip-im-strong" and not preset:
+        base, preset = "tip-im", "strong"
+    plain: dict[str, Callable[[], Method]] = {
+        "original": lambda: _keep,
+        "gaussian-blur": lambda: FilterMethod(pipe, blur_face),
+        "pixelate": lambda: FilterMethod(pipe, pixelate_face),
+        "ddpm": lambda: partial(_ddpm, pipe),
+        "fgsm": lambda: AttackMethod(
+            pipe, partial(_fgsm, pipe), epsilon=FGSM_EPSILON, rounds=1
+        ),
+    }  # fmt: skip
+    if base in plain and not preset:
+        return plain[base]()
+    if base == "tip-im":
+        return _build_tip_im(name, preset or "published", pipe, targets)
+    if base == "dedim":
+        _check_preset(name, preset or "fast", PRESETS)
+        return partial(pipe, preset=preset or "fast", small_faces="skip", output_type="np")
+    raise ValueError(
+        f"method: expected one of {list(METHOD_NAMES)}, 'dedim:PRESET' or 'tip-im:PRESET', got {name!r}."
+    )
+
+
+def _build_tip_im(name: str, preset: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
+    _check_preset(name, preset, TIP_IM_PRESETS)
+    if targets is None or len(targets) == 0:
+        raise ValueError(
+            f"targets: {name!r} needs photos of other people (10 in the paper) as aligned crops "
+            "[K, 3, 112, 112] in [-1, 1], got none; take people who are neither probe nor in the gallery."
+        )
+    if targets.ndim != 4 or targets.shape[1:] != (3, CROP_SIZE, CROP_SIZE):
+        raise ValueError(
+            f"targets: expected aligned crops [K, 3, {CROP_SIZE}, {CROP_SIZE}], got {list(targets.shape)}; use "
+            "diffusers_dedim.faces.align_face."
+        )
+    if not ((targets >= -1) & (targets <= 1)).all():  # also refuses nan
+        raise ValueError(
+            f"targets: expected values in [-1, 1], got {float(targets.min()):.3g} to {float(targets.max()):.3g}."
+        )
+    settings = TIP_IM_PRESETS[preset]
+    with torch.no_grad():
+        embeddings = pipe.face_encoder(targets.to(pipe.device))
+
+    def attack(x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
+        return apply_tip_im(
+            x_org,
+            face_encoder=pipe.face_encoder,
+            targets=embeddings,
+            settings=settings,
+            generators=generators,
+        ).crops
+
+    return AttackMethod(pipe, attack, epsilon=settings.epsilon, rounds=settings.iterations)
+
+
+def _check_preset(name: str, preset: str, presets: dict[str, Any]) -> None:
+    if preset not in presets:
+        raise ValueError(f"method: expected a preset out of {sorted(presets)}, got {name!r}.")
+
+
+def _keep(photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+    """The photos as they are."""
+    return DeDiMOutput(list(photos), [])
+
+
+def _ddpm(pipe: DeDiMPipeline, photos: list[Pixels], generator: Generators = None) -> Any:
+    """Algorithm 2 with s = 0 and L = 1: what the denoiser alone does to the masked face."""
+    with warnings.catch_warnings():
+        # nothing pushes these faces below h: that they stay above it is the finding, not a fault
+        warnings.filterwarnings("ignore", message=".* stayed above the threshold")
+        return pipe(
+            photos, preset="paper", guidance_scale=0, max_rounds=1, small_faces="skip",
+            output_type="np", generator=generator,
+        )  # fmt: skip
+
+
+def _fgsm(pipe: DeDiMPipeline, x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
+    return apply_fgsm(x_org, face_encoder=pipe.face_encoder, generators=generators, epsilon=FGSM_EPSILON)
+
+
+@dataclass(frozen=True)
+class FilterMethod:
+    """Change each face's box with a filter; no randomness.
+
+    Attributes:
+        pipe: finds the faces and judges the result.
+        change: (photo, face) -> new photo, other pixels bit for bit the same.
+    """
+
+    pipe: DeDiMPipeline
+    change: FaceFilter
+
+    def __call__(self, photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+        """Change every face of every photo; see `make_method`."""
+        found, results = _find_all(self.pipe, photos), list(photos)
+        for index, aligned in found:
+            results[index] = self.change(results[index], aligned.face)
+        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=0))
+
+
+@dataclass(frozen=True)
+class AttackMethod:
+    """Change each aligned crop within an epsilon ball and carry the change back into the photo.
+
+    Attributes:
+        pipe: finds the faces and judges the result; its recogniser is the white box.
+        attack: (crops ``[N, 3, 112, 112]``, one generator per face) -> changed crops.
+        epsilon: no value of the photo changes by more, grey levels; resampling alone could exceed it a little.
+        rounds: for the records.
+    """
+
+    pipe: DeDiMPipeline
+    attack: CropAttack
+    epsilon: float
+    rounds: int
+
+    def __call__(self, photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+        """Change every face of every photo; see `make_method`."""
+        generators = photo_generators(generator, len(photos))
+        found, results = _find_all(self.pipe, photos), list(photos)
+        for batch in _batches(found):
+            crops = _stack_crops(self.pipe, batch)
+            changed = self.attack(crops, [child_generator(generators[index]) for index, _ in batch])
+            for (index, aligned), crop in zip(batch, changed.cpu(), strict=True):
+                results[index] = paste_back(results[index], aligned, crop, torch.ones_like(crop[:1]))
+        results = [
+            _clip_change(original, result, self.epsilon)
+            for original, result in zip(photos, results, strict=True)
+        ]
+        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=self.rounds))
+
+
+def _clip_change(original: Pixels, changed: Pixels, epsilon: float) -> Pixels:
+    limit, start = int(epsilon), original.astype(np.int16)
+    return np.clip(changed.astype(np.int16), start - limit, start + limit).astype(np.uint8)
+
+
+def _find_all(pipe: DeDiMPipeline, photos: Sequence[Pixels]) -> list[tuple[int, AlignedFace]]:
+    # stacklevel 4: past this function and the method, the line that called it
+    return [
+        (index, aligned)
+        for index, photo in enumerate(photos)
+        for aligned in find_faces(pipe.face_detector, photo, index, "skip", 4)
+    ]
+
+
+def _batches(found: list[tuple[int, AlignedFace]]) -> list[list[tuple[int, AlignedFace]]]:
+    return [found[start : start + _FACES_AT_A_TIME] for start in range(0, len(found), _FACES_AT_A_TIME)]
+
+
+def _stack_crops(pipe: DeDiMPipeline, batch: Sequence[tuple[int, AlignedFace]]) -> Tensor:
+    return torch.stack([aligned.crop for _, aligned in batch]).to(pipe.device)
+
+
+def _measure_all(
+    pipe: DeDiMPipeline, photos: Sequence[Pixels], found: list[tuple[int, AlignedFace]], rounds: int
+) -> list[FaceResult]:
+    results: list[FaceResult] = []
+    for batch in _batches(found):
+        crops, count = _stack_crops(pipe, batch), len(batch)
+        with torch.no_grad():
+            landmarks = pipe.landmarker(crops)
+        results += measure_faces(
+            photos, batch, crops, landmarks, pipe.face_encoder,
+            rounds=[rounds] * count, unet_calls=[0] * count, threshold=_THRESHOLD,
+        )  # fmt: skip
+    return results
