@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._common import environment, number
-from benchmarks.main_job import seeded
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser, embed_faces, protect_probes
 from diffusers_dedim.evaluation.intervals import Estimate
+from diffusers_dedim.evaluation.methods import make_method
 from diffusers_dedim.evaluation.verification import threshold_at_fmr
 from diffusers_dedim.faces import whole_crop
 from diffusers_dedim.training.data import FaceCrops, to_model_range
@@ -72,18 +72,43 @@ def resembles_gallery(people: Sequence[Probe], judge: Recogniser, gallery: Galle
     return similar
 
 
+def choose_strangers(
+    source: str, count: int, judges: Sequence[Recogniser], gallery: Gallery, seed: int
+) -> tuple[list[Probe], int]:
+    """Draw ``count`` training faces; give those of nobody in the gallery, and how many resembled somebody there.
+
+    The data names nobody, so the recognisers judge; one of them is enough to leave a face out.
+    """
+    crops = FaceCrops(source, "train")
+    order = np.random.default_rng(seed).permutation(len(crops))[:count]
+    people = crop_probes(crops, order.tolist())
+    known = np.any([resembles_gallery(people, judge, gallery) for judge in judges], axis=0)
+    strangers = [person for person, is_known in zip(people, known, strict=True) if not is_known]
+    return strangers, int(known.sum())
+
+
 def protect_once(
-    pipe: Any, probes: Sequence[Probe], cache: ArrayCache, *, preset: str, seed: int, batch_size: int,
-    aligned: bool = False,
+    pipe: Any, probes: Sequence[Probe], cache: ArrayCache, *, method: str, seed: int, batch_size: int,
+    aligned: bool = False, targets: Tensor | None = None,
 ) -> Protected:  # fmt: skip
     """Protect photos, or take what an earlier run of the same commit, weights, seed and photos left in the cache.
 
     With uncommitted changes nothing is read or kept: code that is not named by the commit could differ.
+
+    Args:
+        pipe: a `DeDiMPipeline`.
+        probes: whose photos to protect.
+        cache: where the result is kept.
+        method: a name for `make_method`, such as "dedim:fast".
+        seed: of the method.
+        batch_size: photos a call.
+        aligned: the photos are aligned crops; nothing is detected, as with the pipeline's ``aligned=True``.
+        targets: for TIP-IM, see `make_method`.
     """
 
     def make() -> dict[str, NDArray[Any]]:
-        settings = {"preset": preset, "aligned": aligned, "small_faces": "skip", "output_type": "np"}
-        done = protect_probes(seeded(partial(pipe, **settings), seed), probes, batch_size)
+        with _whole_crops(pipe) if aligned else contextlib.nullcontext():
+            done = protect_probes(make_method(method, pipe, seed=seed, targets=targets), probes, batch_size)
         faces: Sequence[Any] = done.faces
         return {
             "reached": np.array([face.reached_threshold for face in faces], dtype=bool),
@@ -99,10 +124,26 @@ def protect_once(
     else:
         parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
         weights = [Recogniser.of("part", part).fingerprint for part in parts]
-        settings = (commit, torch.__version__, preset, str(seed), str(aligned))
-        arrays = cache.get(("protected", *settings, *weights, _hash_photos(probes)), make)
-    photos = tuple(arrays[name] for name in sorted(arrays) if name.startswith("photo-"))
-    return Protected(photos, arrays["reached"], arrays["similarity"], float(arrays["seconds"]))
+        settings = (commit, torch.__version__, method, str(seed), str(aligned))
+        photos = [probe.photo for probe in probes] + ([] if targets is None else [targets.numpy()])
+        arrays = cache.get(("protected", *settings, *weights, _hash_arrays(photos)), make)
+    names = sorted(name for name in arrays if name.startswith("photo-"))
+    return Protected(
+        tuple(arrays[name] for name in names),
+        arrays["reached"],
+        arrays["similarity"],
+        float(arrays["seconds"]),
+    )
+
+
+@contextlib.contextmanager
+def _whole_crops(pipe: Any) -> Iterator[None]:
+    """Let every method that asks the pipeline's detector take a crop for the face that it is."""
+    detector, pipe.face_detector = pipe.face_detector, lambda photo: [whole_crop(photo).face]
+    try:
+        yield
+    finally:
+        pipe.face_detector = detector
 
 
 def interval(estimate: Estimate) -> dict[str, float | None]:
@@ -111,8 +152,8 @@ def interval(estimate: Estimate) -> dict[str, float | None]:
     return {name: None if value is None else number(value) for name, value in ends.items()}
 
 
-def _hash_photos(probes: Sequence[Probe]) -> str:
+def _hash_arrays(arrays: Sequence[NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for probe in probes:
-        digest.update(f"{probe.photo.shape}".encode() + np.ascontiguousarray(probe.photo).tobytes())
+    for array in arrays:
+        digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +27,9 @@ from benchmarks._common import SHARED, environment, number, print_results
 from benchmarks._crops import (
     Pixels,
     Protected,
-    crop_probes,
+    choose_strangers,
     interval,
     protect_once,
-    resembles_gallery,
     to_crops,
 )
 from benchmarks.main_job import WHITE
@@ -52,16 +50,17 @@ from diffusers_dedim.evaluation import (
     read_protocol,
     search_gallery,
 )
-from diffusers_dedim.evaluation.adaptive import AdaptedEncoder, fit_adaptive_encoder, fit_adaptive_head
+from diffusers_dedim.evaluation.adapted import AdaptedEncoder
+from diffusers_dedim.evaluation.adaptive import fit_adaptive_encoder, fit_adaptive_head
 from diffusers_dedim.evaluation.intervals import bootstrap_mean
 from diffusers_dedim.faces import Face, FaceDetector
-from diffusers_dedim.training.data import FaceCrops
 
 BLACK_BOXES = (
     f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
     f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
 )
 ATTACKS = ("full", "head")
+TARGETS = 10  # other people that TIP-IM pushes towards, as in the paper
 HELD_OUT = 0.1  # of the attacker's people: has the attack learned anything at all?
 
 
@@ -122,8 +121,8 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
     gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
     probes = prepare_probes(protocol.probes, detector, cache)
-    training, lookalikes = choose_people(recognisers, gallery, options)
-    settings = {"preset": options.preset, "batch_size": options.batch_size}
+    training, targets, lookalikes = choose_people(recognisers, gallery, options)
+    settings = {"method": options.method, "batch_size": options.batch_size, "targets": targets}
     # another seed than the probes': or face k of either set would be diffused with the same noise
     taught = protect_once(pipe, training, cache, seed=options.seed + 1, aligned=True, **settings)
     done = protect_once(pipe, probes, cache, seed=options.seed, **settings)
@@ -137,7 +136,7 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
-        "preset": options.preset,
+        "method": options.method,
         **_describe_people(people, taught, lookalikes),
         "rank1": {item.name: plain_rates(item, victims) for item in recognisers},
         "attacks": {item.name: attack_all(item, people, victims, options) for item in recognisers},
@@ -150,23 +149,23 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
 
 def choose_people(
     recognisers: Sequence[Recogniser], gallery: Gallery, options: argparse.Namespace
-) -> tuple[list[Probe], int]:
-    """Training faces of nobody in the gallery, and how many were left out for resembling somebody there.
+) -> tuple[list[Probe], Tensor | None, int]:
+    """The attacker's people, TIP-IM's targets if needed, and how many were left out as lookalikes.
 
-    The data names nobody, so the black boxes judge (the white box if there are none).
+    The black boxes judge who resembles whom, the white box if there are none.
     """
-    crops = FaceCrops(options.people_data, "train")
-    order = np.random.default_rng(options.seed).permutation(len(crops))[: options.people]
-    people = crop_probes(crops, order.tolist())
     judges = [item for item in recognisers if item.name != WHITE] or recognisers
-    known = np.any([resembles_gallery(people, judge, gallery) for judge in judges], axis=0)
-    strangers = [person for person, is_known in zip(people, known, strict=True) if not is_known]
-    if len(strangers) < 4:
+    extra = TARGETS if options.method.startswith("tip-im") else 0
+    strangers, known = choose_strangers(
+        options.people_data, options.people + extra, judges, gallery, options.seed
+    )
+    if len(strangers) < 4 + extra:
         raise ValueError(
-            f"--people: {len(strangers)} of {len(people)} training faces resemble nobody in the gallery; the "
-            "attack needs at least 4, give more."
+            f"--people: {len(strangers)} of {options.people + extra} training faces resemble nobody in the "
+            f"gallery; the attack needs at least {4 + extra}, give more."
         )
-    return strangers, int(known.sum())
+    targets = to_crops([person.photo for person in strangers[:extra]]) if extra else None
+    return strangers[extra:], targets, known
 
 
 def plain_rates(recogniser: Recogniser, victims: Victims) -> dict[str, Any]:
@@ -267,7 +266,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
     add("--people", type=int, default=400, help="training faces of the attacker (default 400)")
-    add("--preset", default="fast", help="preset of the pipeline (default fast)")
+    add("--method", default="dedim:fast", help="dedim:PRESET, tip-im, ... (default dedim:fast)")
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     add("--steps", type=int, default=300, help="steps of fine-tuning all weights (default 300)")
     add("--learning-rate", type=float, default=3e-4, help="of fine-tuning all weights (default 3e-4)")

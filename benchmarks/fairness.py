@@ -65,7 +65,7 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     rows = spread(len(labels["age"]), options.faces)
     probes = crop_probes(FaceCrops(options.data, "val"), rows.tolist())
     done = protect_once(
-        pipe, probes, ArrayCache(options.cache), preset=options.preset, seed=options.seed,
+        pipe, probes, ArrayCache(options.cache), method=options.method, seed=options.seed,
         batch_size=options.batch_size, aligned=True,
     )  # fmt: skip
     measures = measure(probes, done, recognisers)
@@ -76,7 +76,7 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     everybody = group_means(measures, [_EVERYBODY] * len(probes))
     return {
         "faces": len(probes),
-        "preset": options.preset,
+        "method": options.method,
         "overall": {name: interval(mean.overall) for name, mean in everybody.items()},
         "groups": {name: _by_group(of_attribute) for name, of_attribute in means.items()},
         "largest_difference": {
@@ -134,7 +134,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--faces", type=int, default=300, help="faces, evenly spaced over the validation set (default 300)")
-    add("--preset", default="fast", help="preset of the pipeline (default fast)")
+    add("--method", default="dedim:fast", help="dedim:PRESET or another without targets (default dedim:fast)")
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     add("--min-group", type=int, default=10, help="leave out smaller groups (default 10 faces)")
     add("--seed", type=int, default=0)

@@ -20,6 +20,7 @@ from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
 
 PEOPLE = 12
+WHOLE = Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0)
 
 
 class Swap(toy.SwapColours):
@@ -29,9 +30,10 @@ class Swap(toy.SwapColours):
         super().__init__()
         self.face_encoder = ToyEncoder()
         self.unet = self.landmarker = toy.MeanColour()
+        self.face_detector = toy.detect
 
     def __call__(self, photos: list[np.ndarray], **settings: Any) -> SimpleNamespace:
-        output = super().__call__(photos, **settings)
+        output = super().__call__(photos, found=[self.face_detector(photo) for photo in photos], **settings)
         output.faces = [SimpleNamespace(**vars(face), similarity=0.25) for face in output.faces]
         return output
 
@@ -71,7 +73,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def attack(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     # pure colours are so unlike each other that everybody else resembles them: say that one person does
-    monkeypatch.setattr(adaptive, "resembles_gallery", lambda people, *_: np.arange(len(people)) == 0)
+    monkeypatch.setattr(_crops, "resembles_gallery", lambda people, *_: np.arange(len(people)) == 0)
     data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green", "blue"], ["red", "green", "blue"])
 
     def call(*words: str) -> tuple[dict, Swap]:
@@ -85,8 +87,10 @@ def attack(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 
 def test_the_attack_prints_one_json_object(attack, tmp_path: Path) -> None:
-    results, pipe = attack("--black-box", "toy1", "--preset", "paper", "--json", str(tmp_path / "r.json"))
-    assert (results["probes"], results["gallery"], results["preset"]) == (3, 3, "paper")
+    results, pipe = attack(
+        "--black-box", "toy1", "--method", "dedim:paper", "--json", str(tmp_path / "r.json")
+    )
+    assert (results["probes"], results["gallery"], results["method"]) == (3, 3, "dedim:paper")
     assert (results["people"], results["people_left_out_as_lookalikes"]) == (11, 1)
     assert results["people_held_out"] == 2
     assert results["people_reached_threshold"] == 1
@@ -106,10 +110,28 @@ def test_the_attack_prints_one_json_object(attack, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text()) == results
     # the attacker's own photos are crops, and no noise is shared with the victims'
     crops, photos = pipe.calls[:2], pipe.calls[2:]
-    assert all(call["aligned"] for call in crops)
-    assert not any(call["aligned"] for call in photos)
+    assert all(call["preset"] == "paper" for call in pipe.calls)
+    assert {face.box for call in crops for found in call["found"] for face in found} == {WHOLE.box}
+    assert {len(found) for call in photos for found in call["found"]} == {2}  # found in the photo
     seeds = [{g.initial_seed() for call in calls for g in call["generator"]} for calls in (crops, photos)]
     assert seeds[0].isdisjoint(seeds[1])
+
+
+def test_tip_im_gets_targets_who_are_not_the_attackers_people(
+    attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def make_method(name: str, pipe: Swap, *, seed: int, targets: Any) -> Any:
+        given.append((name, targets))
+        return lambda photos: pipe(photos, generator=[])
+
+    monkeypatch.setattr(_crops, "make_method", make_method)
+    monkeypatch.setattr(adaptive, "TARGETS", 3)
+    results, _ = attack("--black-box", "toy1", "--method", "tip-im", "--people", "6")
+    assert results["people"] == 9 - 1 - 3  # drawn, less a lookalike, less the targets
+    assert [name for name, _ in given] == ["tip-im"] * 2
+    assert {targets.shape for _, targets in given} == {(3, 3, 112, 112)}
 
 
 def test_all_weights_of_a_black_box_where_asked(attack) -> None:
@@ -137,7 +159,7 @@ def test_too_few_people_are_named(attack) -> None:
 def test_somebody_of_the_gallery_is_recognised_among_the_people() -> None:
     def probe(colour: tuple[int, int, int]) -> Probe:
         photo = np.full((112, 112, 3), colour, np.uint8)
-        return Probe("?", photo, Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0))
+        return Probe("?", photo, WHOLE)
 
     gallery = Gallery(
         ("red", "red", "green", "blue"),
@@ -160,7 +182,7 @@ def test_protected_photos_are_kept_for_the_same_commit_only(
     def protect(commit: str, seed: int = 0) -> tuple[_crops.Protected, int]:
         monkeypatch.setattr(_crops, "environment", lambda: {"commit": commit})
         before = len(pipe.calls)
-        done = _crops.protect_once(pipe, probes, cache, preset="fast", seed=seed, batch_size=2)
+        done = _crops.protect_once(pipe, probes, cache, method="dedim:fast", seed=seed, batch_size=2)
         return done, len(pipe.calls) - before
 
     first, calls = protect("abc")
@@ -210,15 +232,14 @@ def test_fairness_prints_one_json_object(
     assert results["overall"]["changed"]["mean"] == 1
     assert results["largest_difference"]["gender"]["reached_threshold"] == 0
     assert results["largest_difference"]["race"]["psnr"] is None  # one group
-    assert all(call["aligned"] for call in pipe.calls)
+    assert {face.box for call in pipe.calls for found in call["found"] for face in found} == {WHOLE.box}
+    assert pipe.face_detector is toy.detect  # as it was
     assert results["command"].startswith("python -m benchmarks.fairness --data ")
 
 
 def test_faces_that_did_not_change_have_no_psnr() -> None:
     photo = toy.photo_of("red")[:112, :112]
-    probes = [
-        Probe(str(index), photo, Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0)) for index in range(2)
-    ]
+    probes = [Probe(str(index), photo, WHOLE) for index in range(2)]
     done = _crops.Protected((photo, photo[::-1].copy()), np.array([False, True]), np.array([1.0, 0.0]), 1.0)
     values = fairness.measure(probes, done, [])
     assert values["changed"].tolist() == [0, 1]

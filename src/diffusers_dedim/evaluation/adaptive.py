@@ -7,7 +7,7 @@ its original does. Then the victims' protected photos are searched with it. Noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,55 +17,14 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders.types import PhotoEncoder, check_crops
-from diffusers_dedim.training.data import ResumableBatches
-from diffusers_dedim.training.encoder import augment
+from diffusers_dedim.evaluation.adapted import AdaptedEncoder, CorrectionHead
+from diffusers_dedim.training.data import ResumableBatches, random_similarity
 
 _TEMPERATURE = 0.1  # of the softmax over the batch: cosines 0.1 apart differ by a factor e
-_HEAD_WIDTH = 4  # hidden units of the head for each number of the embedding
 _EMBED_BATCH = 64
-_NOISE = 0.02  # std on half of the crops: 2.5 grey levels, as of a re-encoded photo
 _WEIGHT_DECAY = 1e-4
 
 Views = Callable[[Tensor, torch.Generator], Tensor]
-
-
-class AdaptedEncoder(nn.Module):
-    """A recogniser and a head over its embeddings: crops ``[N, 3, 112, 112]`` -> unit embeddings ``[N, D]``.
-
-    Args:
-        encoder: fine-tuned or left as it was.
-        head: embeddings ``[N, D]`` -> ``[N, D]``, any length; ``nn.Identity()`` for none.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, crops: Tensor) -> Tensor:
-        """Embed aligned crops."""
-        return functional.normalize(self.head(self.encoder(crops)))
-
-
-class CorrectionHead(nn.Module):
-    """Add to an embedding a linear and a nonlinear function of it; untrained it changes nothing.
-
-    Args:
-        dim: length D of the embedding.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, dim)
-        self.hidden = nn.Linear(dim, _HEAD_WIDTH * dim)
-        self.output = nn.Linear(_HEAD_WIDTH * dim, dim)
-        for layer in (self.linear, self.output):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Correct embeddings ``[N, D]``; the result has any length."""
-        correction: Tensor = self.linear(embeddings) + self.output(functional.gelu(self.hidden(embeddings)))
-        return embeddings + correction
 
 
 @dataclass(frozen=True)
@@ -102,8 +61,8 @@ def fit_adaptive_encoder(
     Per face the loss is 1 - cosine of the protected crop's new embedding to the original's by the unmodified
     encoder; the same to another photo's where there is one; the same for the original crop, times
     ``keep_weight``, so that the gallery may be embedded with the new encoder too; and, times
-    ``contrast_weight``, the cross-entropy of picking the own original out of the batch's. Crops are augmented
-    as in the encoder's training. Normalisation layers keep their statistics: batches that are half protected
+    ``contrast_weight``, the cross-entropy of picking the own original out of the batch's. Crops are mirrored,
+    moved and brightened a little. Normalisation layers keep their statistics: batches that are half protected
     would move them away from clean photos.
 
     Args:
@@ -136,13 +95,10 @@ def fit_adaptive_encoder(
             f"encoder: expected a module with weights to train, got {type(encoder).__name__} without; load an "
             "ONNX file with OnnxEncoder(path, differentiable=True), or use fit_adaptive_head."
         )
-    lesson = _Lesson(protected, originals, _embed(encoder, originals), _embed_mates(encoder, mates))
-
-    def views(crops: Tensor, generator: torch.Generator) -> Tensor:
-        return augment(crops, generator, _NOISE)
-
+    targets, others = _embed(encoder, originals), _embed_mates(encoder, mates)
+    lesson = _Lesson(protected.cpu(), originals.cpu(), targets, others)
     _train(
-        pupil, lesson, views, steps=steps, learning_rate=learning_rate, seed=seed, batch_size=batch_size,
+        pupil, lesson, _vary, steps=steps, learning_rate=learning_rate, seed=seed, batch_size=batch_size,
         keep_weight=keep_weight, contrast_weight=contrast_weight,
     )  # fmt: skip
     return AdaptedEncoder(pupil, nn.Identity()).eval().requires_grad_(False)
@@ -179,7 +135,7 @@ def fit_adaptive_head(
         contrast_weight: how much embeddings of different people must stay apart.
 
     Returns:
-        The encoder with its head, frozen.
+        The encoder with its head; the head is frozen.
 
     Raises:
         ValueError: shapes disagree, a number is out of range, or the encoder frames faces in whole photos.
@@ -206,8 +162,8 @@ def fit_adaptive_head(
         learning_rate=learning_rate, seed=seed, batch_size=batch_size, keep_weight=keep_weight,
         contrast_weight=contrast_weight,
     )  # fmt: skip
-    device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
-    return AdaptedEncoder(encoder, head.to(device)).eval().requires_grad_(False)
+    # no .eval() and no freezing over all: the encoder stays the caller's
+    return AdaptedEncoder(encoder, head.to(_device_of(encoder)).requires_grad_(False))
 
 
 @torch.inference_mode(False)
@@ -221,8 +177,14 @@ def _train(
     optimizer = torch.optim.AdamW(pupil.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    batches = _row_batches(len(lesson.targets), batch_size, seed, steps)
-    bar = tqdm(batches, total=steps, desc="adapt", leave=False, mininterval=1)
+    count = len(lesson.targets)
+    bar = tqdm(
+        islice(ResumableBatches(count, min(batch_size, count), seed), steps),
+        total=steps,
+        desc="adapt",
+        leave=False,
+        mininterval=1,
+    )
     for rows in bar:
         # the same views for both, or augmentation would be one more difference to undo
         state = generator.get_state()
@@ -236,15 +198,11 @@ def _train(
         if known:
             others = torch.stack([lesson.mates[rows[place]] for place in known]).to(device)
             loss = loss + _distance(changed[known], others)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
-
-
-def _row_batches(count: int, batch_size: int, seed: int, steps: int) -> Iterator[list[int]]:
-    return islice(iter(ResumableBatches(count, min(batch_size, count), seed)), steps)
 
 
 def _distance(embeddings: Tensor, targets: Tensor) -> Tensor:
@@ -258,14 +216,27 @@ def _confusion(embeddings: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(embeddings @ targets.T / _TEMPERATURE, own)
 
 
+def _vary(crops: Tensor, generator: torch.Generator) -> Tensor:
+    """Other views of the same faces; the encoder's own training also mixes and covers faces, which hides them."""
+    count = len(crops)
+    crops = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.5, crops.flip(3), crops)
+    no_points = crops.new_zeros(count, 0, 2)
+    crops, _ = random_similarity(crops, no_points, generator, max_shift=2, max_scale=0.03, max_degrees=3)
+    return crops * (0.85 + 0.3 * torch.rand(count, 1, 1, 1, generator=generator))
+
+
 def _one_of_two(pairs: Tensor, generator: torch.Generator) -> Tensor:
     """Choose between a crop's embedding and its mirror image's: ``[n, 2, D]`` -> ``[n, D]``."""
     return pairs[torch.arange(len(pairs)), torch.randint(2, (len(pairs),), generator=generator)]
 
 
+def _device_of(encoder: nn.Module) -> torch.device:
+    return next((value.device for value in encoder.parameters()), torch.device("cpu"))
+
+
 @torch.no_grad()
 def _embed(encoder: nn.Module, crops: Tensor) -> Tensor:
-    device = next((value.device for value in encoder.parameters()), torch.device("cpu"))
+    device = _device_of(encoder)
     return torch.cat([encoder(piece.to(device)).float().cpu() for piece in torch.split(crops, _EMBED_BATCH)])
 
 
