@@ -6,12 +6,13 @@ import json
 import math
 import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from diffusers_dedim.evaluation.environment import source_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -25,7 +26,7 @@ def number(value: float, digits: int = 4) -> float | None:
 def environment() -> dict[str, Any]:
     """What was measured, and on what."""
     return {
-        "commit": _commit(),
+        "commit": source_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -40,17 +41,3 @@ def print_results(results: dict[str, Any], module: str, words: Sequence[str], pa
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-
-
-def _commit() -> str:
-    """The commit that was measured, "-dirty" with changes that are not in it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

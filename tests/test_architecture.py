@@ -33,7 +33,8 @@ OUTER = (
 # Each inner module, and all that it may import of the package.
 INNER = {
     "schedule": (),
-    "guidance": ("schedule",),
+    "solvers": ("schedule",),
+    "guidance": ("schedule", "solvers"),
     "sampling": ("schedule", "guidance"),
     "callbacks": ("schedule", "guidance", "sampling"),
     "presets": ("schedule", "guidance"),
@@ -114,7 +115,7 @@ def test_there_is_no_cycle() -> None:
     list(TopologicalSorter({name: uses - {name} for name, uses in own.items()}).static_order())
 
 
-@pytest.mark.parametrize("module", ["schedule", "guidance", "sampling", "callbacks", "presets"])
+@pytest.mark.parametrize("module", ["schedule", "solvers", "guidance", "sampling", "callbacks", "presets"])
 def test_the_sampler_never_sees_pil(module: str) -> None:
     assert not {other for other in GRAPH[f"{PACKAGE}.{module}"] if other.split(".")[0] == "PIL"}
 

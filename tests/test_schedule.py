@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 
 from diffusers_dedim.schedule import (
-    check_scheduler,
     dedim_timesteps,
     make_scheduler,
     posterior_std,
@@ -152,8 +151,3 @@ def test_any_spacing_falls_from_t_0_and_stays_in_range() -> None:
 def test_out_of_range_is_refused(start: int, steps: int, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         dedim_timesteps(start, steps)
-
-
-def test_another_scheduler_is_refused() -> None:
-    with pytest.raises(TypeError, match="scheduler: expected a DDPMScheduler, got DDIMScheduler"):
-        check_scheduler(DDIMScheduler())

@@ -17,6 +17,7 @@ _HOMES = {
     "DeDiMOutput": "results",
     "DeDiMPipeline": "pipeline_dedim",
     "DeDiMPreset": "presets",
+    "EncoderEnsemble": "encoders",
     "EstimateGuidance": "guidance",
     "FaceResult": "results",
     "IdentityGuidance": "guidance",
@@ -29,6 +30,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from diffusers_dedim.encoders import EncoderEnsemble as EncoderEnsemble
     from diffusers_dedim.encoders import MobileFaceNet as MobileFaceNet
     from diffusers_dedim.faces import LandmarkRegressor as LandmarkRegressor
     from diffusers_dedim.guidance import EstimateGuidance as EstimateGuidance

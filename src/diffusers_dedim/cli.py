@@ -36,6 +36,7 @@ EXIT_NOT_ALL_PROTECTED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _SAMPLES_AT_ONCE = 16
+_MOUNTED: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 app = typer.Typer(
     help="Change the faces in photos so that face recognition matches them less. Not anonymity.",
@@ -161,14 +162,21 @@ def sample(
     typer.echo(f"{number} faces in {out}")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
-)
+@app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
     """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
     from diffusers_dedim.training.cli import app as training  # imports PyTorch
 
     training(args=context.args, prog_name="dedim train")
+
+
+@app.command(add_help_option=False, **_MOUNTED)
+def evaluate(context: typer.Context) -> None:
+    """Measure methods against face recognisers; see dedim evaluate --help."""
+    from diffusers_dedim.evaluation.command import app as evaluation  # imports PyTorch
+
+    with _plain_errors():
+        evaluation(args=context.args, prog_name="dedim evaluate", obj=_load_pipeline)
 
 
 @contextmanager
@@ -222,8 +230,7 @@ def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:
         TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("run", total=len(folder_run.pending), faces=0)
-        faces = 0
+        task, faces = progress.add_task("run", total=len(folder_run.pending), faces=0), 0
 
         def advance(record: PhotoRecord) -> None:
             nonlocal faces

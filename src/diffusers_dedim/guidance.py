@@ -14,7 +14,8 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from diffusers_dedim.schedule import posterior_std, posterior_x_0_weight, predict_x_0
+from diffusers_dedim.schedule import posterior_std, predict_x_0
+from diffusers_dedim.solvers import shift_estimate
 
 # The gradient of log(1 - p) is that of -p over 1 - p, which is 0 for an unchanged face: keep it above this.
 MIN_OTHER_PROBABILITY = 1e-3
@@ -24,13 +25,30 @@ def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
     """Approximate p(y_0 | x), the probability of a match (Eq. 4): (cos + 1) / 2.
 
     Args:
-        embedding: unit vectors ``[N, D]`` of the images in question.
-        reference: unit vectors ``[N, D]`` of the originals.
+        embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]`` of an `EncoderEnsemble`.
+        reference: those of the originals.
 
     Returns:
-        ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated.
+        ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated. Of K recognisers the one that matches best counts.
     """
-    return ((embedding * reference).sum(1) + 1) / 2
+    probability = _probability(embedding, reference)
+    return probability if probability.ndim == 1 else probability.amax(1)
+
+
+def _probability(embedding: Tensor, reference: Tensor) -> Tensor:
+    """Eq. 4 for each recogniser: ``[N]`` or ``[N, K]``."""
+    return ((embedding * reference).sum(-1) + 1) / 2
+
+
+def _input_gradient(similarity: Tensor, image: Tensor) -> Tensor:
+    """Gradient of a sum over faces; says what is wrong where the recogniser has none."""
+    if not similarity.requires_grad:
+        raise TypeError(
+            "face_encoder: no gradient flows from its embeddings back to the crops, so it cannot guide; use a "
+            "differentiable one, for an ONNX file OnnxEncoder(path, differentiable=True)."
+        )
+    (gradient,) = torch.autograd.grad(similarity.sum(), image, retain_graph=True)
+    return gradient
 
 
 def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Tensor) -> Tensor:
@@ -42,14 +60,17 @@ def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Te
         reference: unit embeddings ``[N, D]`` of the originals.
 
     Returns:
-        ``[N, 3, H, W]``, each face's own gradient.
+        ``[N, 3, H, W]``, each face's own gradient; for an `EncoderEnsemble` the sum over its recognisers.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x_t = x_t.detach().clone().requires_grad_()
-        probability = match_probability(face_encoder(x_t), reference.clone())
-        (gradient,) = torch.autograd.grad(probability.sum(), x_t)
-    other = (1 - probability.detach()).clamp_min(MIN_OTHER_PROBABILITY)
-    return -gradient / other.reshape(-1, 1, 1, 1)
+        probability = _probability(face_encoder(x_t), reference.clone())
+        members = probability.reshape(len(x_t), -1).unbind(1)  # K of [N]
+        gradients = [_input_gradient(member, x_t) for member in members]
+    other = [
+        (1 - member.detach()).clamp_min(MIN_OTHER_PROBABILITY).reshape(-1, 1, 1, 1) for member in members
+    ]
+    return torch.stack([-g / o for g, o in zip(gradients, other, strict=True)]).sum(0)
 
 
 class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
@@ -142,18 +163,18 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         gradient = self._similarity_gradient(pipeline.face_encoder, blend, callback_kwargs["reference"])
         step = self.step_size * self._direction(gradient, mask)
         pushed = (x_0 - step).clamp(-1, 1)
-        weight = posterior_x_0_weight(pipeline.scheduler, timestep)
-        callback_kwargs["prev_sample"] = callback_kwargs["prev_sample"] + weight * (pushed - x_0)
+        callback_kwargs["prev_sample"] = shift_estimate(
+            pipeline.scheduler, timestep, callback_kwargs["prev_sample"], pushed - x_0
+        )
         return callback_kwargs
 
     def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:
-        """Gradient of relu(cosine - stop), summed over the views."""
+        """Gradient of relu(cosine - stop), summed over the views and over the recognisers of an ensemble."""
         with torch.inference_mode(False), torch.enable_grad():
             blend = blend.detach().clone().requires_grad_()
             seen = blend if self.views == 1 else torch.cat([blend, blend.flip(3)])
-            cosine = (face_encoder(seen) * reference.repeat(self.views, 1)).sum(1)
-            (gradient,) = torch.autograd.grad((cosine - self.stop_similarity).relu().sum(), blend)
-        return gradient
+            cosine = (face_encoder(seen) * torch.cat([reference] * self.views)).sum(-1)
+            return _input_gradient((cosine - self.stop_similarity).relu(), blend)
 
     def _direction(self, gradient: Tensor, mask: Tensor) -> Tensor:
         """One push for all colours, smooth, kept to the mask, with root mean square 1 over it; 0 stays 0."""

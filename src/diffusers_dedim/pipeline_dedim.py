@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusers_dedim.callbacks import CallbackView, chain_callbacks
-from diffusers_dedim.components import as_component
+from diffusers_dedim.components import ComposablePipeline, as_component, check_embeddings
 from diffusers_dedim.encoders import MobileFaceNet
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import (
@@ -34,7 +33,8 @@ from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.sampling import StepCallback, sample_dedim
-from diffusers_dedim.schedule import check_scheduler, dedim_timesteps
+from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.solvers import check_scheduler, prepare_scheduler
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
 _OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
@@ -43,14 +43,15 @@ _OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
 }
 
 
-class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships no types
+class DeDiMPipeline(ComposablePipeline):
     """De-identify every face of a photo with a diffusion model (DeDiM, Uchida, Abe and Yamada).
 
     It lowers automatic matching by face recognition; it does not make anybody anonymous.
 
     Args:
         unet: face denoiser, epsilon prediction on 112-px crops.
-        scheduler: a `DDPMScheduler` (else TypeError); the bundled one has the paper's cosine schedule.
+        scheduler: `DDPMScheduler`, or DDIM, DPM-Solver++ or Euler (`diffusers_dedim.solvers`; else TypeError), with the
+            noise schedule the denoiser was trained with; the bundled one has the paper's cosine schedule.
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
             module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
         landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
@@ -63,6 +64,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
     """
 
     model_cpu_offload_seq = "landmarker->face_encoder->unet"
+    _own_components: ClassVar[tuple[str, ...]] = tuple(_OWN_COMPONENTS)
     _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "sample", "prev_sample", "noise_pred", "x_org", "mask", "reference",
@@ -71,7 +73,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
     def __init__(
         self,
         unet: UNet2DModel,
-        scheduler: DDPMScheduler,
+        scheduler: SchedulerMixin,
         face_encoder: nn.Module | None = None,
         landmarker: nn.Module | None = None,
     ) -> None:
@@ -88,11 +90,7 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
             face_encoder=as_component(face_encoder), landmarker=as_component(landmarker),
         )  # fmt: skip
         self.face_detector = FaceDetector()
-
-    @property
-    def device(self) -> torch.device:
-        """The denoiser's device; the base class asks any component, and a plain ``nn.Module`` cannot tell."""
-        return torch.device(self.unet.device)
+        self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
 
     @classmethod
     def from_pretrained(
@@ -231,10 +229,10 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
         landmarks = self.landmarker(x_org)  # [N, 51, 2]
         mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)  # [N, 1, 112, 112]
-        scheduler = copy.deepcopy(self.scheduler)  # set_timesteps must not change the user's scheduler
-        scheduler.set_timesteps(
-            timesteps=dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
-        )
+        reference = self.face_encoder(x_org)  # [N, D]
+        check_embeddings(reference, len(batch))
+        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
+        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
         sample = sample_dedim(
             x_org, mask, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
             threshold=settings.sampler_threshold, max_rounds=settings.max_rounds, generators=generators,
@@ -252,5 +250,6 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
         """Call the denoiser in its own type and the memory layout that convolutions like."""
         x_t = x_t.to(self.unet.dtype, memory_format=torch.channels_last)
-        eps: Tensor = self.unet(x_t, timestep).sample
+        # a tensor: torch.compile would compile anew for every whole number
+        eps: Tensor = self.unet(x_t, torch.tensor(timestep, device=x_t.device)).sample
         return eps.float()

@@ -56,7 +56,8 @@ def sample_dedim(
         x_org: aligned crops ``[N, 3, H, W]`` in [-1, 1].
         mask: ``[N, 1, H, W]`` in [0, 1]; 1 = sampled, 0 = original.
         unet: epsilon prediction (x_t ``[n, 3, H, W]``, timestep) -> ``[n, 3, H, W]``.
-        scheduler: a `DDPMScheduler` whose timesteps are set (`dedim_timesteps`).
+        scheduler: a `DDPMScheduler` whose timesteps are set (`dedim_timesteps`), or what `prepare_scheduler` makes of
+            another one.
         face_encoder: maps crops to unit embeddings ``[N, D]``; judges each round's result.
         threshold: h, a probability; a face is done when its match probability is below it.
         max_rounds: L.

@@ -23,19 +23,6 @@ def make_scheduler(num_train_timesteps: int = 1000) -> DDPMScheduler:
     )
 
 
-def check_scheduler(scheduler: object) -> None:
-    """Refuse any scheduler but DDPM's, whose posterior mean the guidance moves.
-
-    Raises:
-        TypeError: the scheduler is of another class.
-    """
-    if not isinstance(scheduler, DDPMScheduler):
-        raise TypeError(
-            f"scheduler: expected a DDPMScheduler, got {type(scheduler).__name__}; the guidance moves the mean of the "
-            "DDPM posterior. Use diffusers_dedim.make_scheduler()."
-        )
-
-
 def dedim_timesteps(start_timestep: int, num_inference_steps: int) -> list[int]:
     """Space ``num_inference_steps`` diffusers timesteps evenly over the paper's t = start_timestep..1.
 
@@ -98,6 +85,12 @@ def posterior_x_0_weight(scheduler: DDPMScheduler, timestep: int) -> float:
 
 def _alphas_cumprod_pair(scheduler: DDPMScheduler, timestep: int) -> tuple[float, float]:
     """Return alphas_cumprod at ``timestep`` and at the one that follows it (1 after the last), in float64."""
-    previous = int(scheduler.previous_timestep(timestep))
+    ddpm = getattr(scheduler, "solver", scheduler)  # what a `SolverStepper` holds
+    if not isinstance(ddpm, DDPMScheduler):
+        raise TypeError(
+            "scheduler: the paper's guidance is scaled by sigma_t, the spread of DDPM's random step, which "
+            f"{type(ddpm).__name__} does not take; use EstimateGuidance (preset 'fast') or a DDPMScheduler."
+        )
+    previous = int(ddpm.previous_timestep(timestep))
     ac_t = float(scheduler.alphas_cumprod[timestep])
     return ac_t, float(scheduler.alphas_cumprod[previous]) if previous >= 0 else 1.0

@@ -22,6 +22,7 @@ from diffusers_dedim.evaluation import (
     read_protocol,
     score_photos,
 )
+from diffusers_dedim.evaluation.panel import make_rank_panel
 from diffusers_dedim.faces import Face, align_face
 
 TOY = Recogniser("toy", MeanColour(), "1")
@@ -81,6 +82,7 @@ def test_a_face_the_detector_loses_is_matched_where_it_was(experiment) -> None:
     probes, gallery = experiment
     scores = score_photos(probes, [probe.photo for probe in probes], gallery, [TOY], lambda photo: [])
     assert scores.undetected == 3
+    assert scores.detected.tolist() == [False] * 3
     assert scores.rank1 == {"toy": 1.0}
 
 
@@ -160,3 +162,15 @@ def test_panel_shows_before_after_and_difference() -> None:
         ValueError, match=r"expected N > 0 faces of one shape and N labels, got \[3, 3, 112, 112\]"
     ):
         make_panel(before, before, ["a"])
+
+
+def test_rank_panel_has_a_row_a_method_and_the_ranks_below() -> None:
+    faces = torch.zeros(3, 3, 112, 112)
+    panel = np.asarray(make_rank_panel({"a": faces, "b": faces + 1}, {"a": [1, 1, 1], "b": [2, 30, 999]}))
+    assert panel.shape == (2 * (224 + 18 + 12), 130 + 3 * (224 + 12) - 12, 3)
+    assert panel[100, 200].tolist() == [128] * 3
+    assert panel[400, 200].tolist() == [255] * 3
+    assert (panel[254 + 224 : 254 + 242, 130:] < 128).any()  # the numbers
+    for ranks in ({"a": [1, 1]}, {"b": [1, 1, 1]}):
+        with pytest.raises(ValueError, match="rows, ranks: expected the same N > 0 faces and N ranks"):
+            make_rank_panel({"a": faces}, ranks)

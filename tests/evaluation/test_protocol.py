@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.evaluation import read_protocol
-from diffusers_dedim.evaluation.protocol import hash_records
+from diffusers_dedim.evaluation.protocol import check_readable, hash_records, read_photos
 
 
 def encode(value: int) -> bytes:
@@ -122,3 +122,37 @@ def test_limits_are_checked(tmp_path: Path) -> None:
     for limit in (0, 3):
         with pytest.raises(ValueError, match=f"limit: expected 1 to 2 probes, got {limit}"):
             protocol.take_probes(limit)
+
+
+def test_every_unreadable_photo_is_told_at_once(tmp_path: Path) -> None:
+    rows = [*ROWS, (b"no photo", "b", "probe"), (b"", "a", "gallery")]
+    protocol = read_protocol(write(tmp_path / "e.parquet", rows))
+    check_readable(protocol.gallery[:2])
+    with pytest.raises(UnreadablePhotoError) as raised:
+        check_readable([*protocol.probes, *protocol.gallery])
+    text = str(raised.value)
+    assert text.startswith("data: 2 of 6 photos cannot be read: e.parquet row 4 (probe of 'b'): ")
+    assert "; e.parquet row 5 (gallery of 'a'): " in text
+    assert text.endswith("Replace them or leave them out; nothing was measured with them.")
+
+
+def test_photos_without_roles(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": [{"bytes": encode(1), "path": None}], "person": ["x"]}), tmp_path / "t.parquet"
+    )
+    (tmp_path / "f" / "y").mkdir(parents=True)
+    (tmp_path / "f" / "y" / "1.png").write_bytes(encode(2))
+    (tmp_path / "f" / "z.png").write_bytes(encode(3))
+    assert [record.person for record in read_photos(tmp_path / "t.parquet")] == ["x"]
+    assert sorted(record.person for record in read_photos(tmp_path / "f")) == ["y", "z"]
+    named = [{"bytes": encode(1), "path": "Abel_Pacheco_0004.jpg"}, {"bytes": encode(1), "path": None}]
+    pq.write_table(pa.table({"image": named[:1]}), tmp_path / "lfw.parquet")
+    assert [record.person for record in read_photos(tmp_path / "lfw.parquet")] == ["Abel_Pacheco"]
+    pq.write_table(pa.table({"image": named}), tmp_path / "who.parquet")
+    with pytest.raises(ValueError, match=r"who\.parquet row 1: no column 'person' and no image path"):
+        read_photos(tmp_path / "who.parquet")
+    with pytest.raises(FileNotFoundError, match="targets: there is no file or folder"):
+        read_photos(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="targets: there is no photo in"):
+        read_photos(tmp_path / "empty")

@@ -5,6 +5,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_dedim.evaluation import fsim, haarpsi, mdsi, mean_ssim, psnr
+from diffusers_dedim.evaluation.quality import Lpips, landmark_shift
 
 MEASURES = [psnr, mean_ssim, haarpsi, fsim, mdsi]
 
@@ -64,3 +65,45 @@ def test_wrong_input_is_named(measure, pair: tuple[torch.Tensor, torch.Tensor]) 
         measure(original, changed[:1])
     with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got -1 to 254"):
         measure(torch.full_like(original, -1.0), torch.full_like(changed, 254.0))
+
+
+def test_landmark_shift_is_a_share_of_the_eye_distance() -> None:
+    class Brightness(torch.nn.Module):
+        """All points move right by the mean brightness; the outer eye corners are 40 px apart."""
+
+        def forward(self, crops: torch.Tensor) -> torch.Tensor:
+            points = torch.zeros(len(crops), 51, 2)
+            points[:, 28, 0] = 40
+            return points + torch.stack([crops.mean(dim=(1, 2, 3)), torch.zeros(len(crops))], 1)[:, None]
+
+    original = torch.zeros(2, 3, 112, 112)
+    changed = original + torch.tensor([0.0, 0.5])[:, None, None, None]
+    assert landmark_shift(Brightness(), original, changed).tolist() == pytest.approx([0, 0.5 / 40], abs=1e-7)
+
+
+def test_lpips_takes_the_trunk_from_a_file(tmp_path, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    reference = pytest.importorskip("lpips")
+    from torchvision.models import alexnet
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = alexnet(weights=None)
+    torch.save(trunk.state_dict(), tmp_path / "alexnet.pth")
+    measure = Lpips(tmp_path / "alexnet.pth")
+    theirs = reference.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    for part in (getattr(theirs.net, f"slice{place}") for place in range(1, 6)):
+        for name, layer in part.named_children():
+            layer.load_state_dict(trunk.features[int(name)].state_dict())
+    expected = theirs(*pair).detach().double().flatten()
+    torch.testing.assert_close(measure(*pair), expected)
+    assert measure(pair[0], pair[0]).tolist() == [0, 0]
+    assert 0 < measure(*pair)[0] < measure(*pair)[1]
+
+
+def test_lpips_says_what_is_wrong_with_its_file(tmp_path) -> None:
+    pytest.importorskip("lpips")
+    with pytest.raises(FileNotFoundError, match=r"lpips: there is no file .*none\.pth.*alexnet-owt-7be5be79"):
+        Lpips(tmp_path / "none.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: expected torchvision's AlexNet weights: KeyError"):
+        Lpips(tmp_path / "other.pth")

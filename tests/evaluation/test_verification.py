@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusers_dedim.evaluation.verification import tar_at_fmr, ten_fold_accuracy, threshold_at_fmr
+from diffusers_dedim.evaluation.verification import (
+    det_curve,
+    match_rate,
+    tar_at_fmr,
+    ten_fold_accuracy,
+    threshold_at_fmr,
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +108,43 @@ def test_scores_that_are_not_finite_are_refused_for_rates_too() -> None:
         tar_at_fmr([np.nan], [0.1, 0.2], 0.5)
     with pytest.raises(ValueError, match="impostor: expected finite"):
         tar_at_fmr([0.1], [np.inf, 0.2], 0.5)
+
+
+def test_rates_agree_with_pyeer(scores: tuple[np.ndarray, np.ndarray]) -> None:
+    """pyeer 0.5.6, an independent implementation by others; not needed for anything else."""
+    theirs = pytest.importorskip("pyeer.eer_stats")
+    values, same = scores
+    genuine, impostor = values[same], values[~same]
+    thresholds, fmr, fnmr = theirs.calculate_roc(genuine, impostor)
+    for threshold, false_match, false_non_match in zip(thresholds, fmr, fnmr, strict=True):
+        assert match_rate(impostor, threshold) == pytest.approx(false_match, abs=1e-12)  # counts over counts
+        assert 1 - match_rate(genuine, threshold) == pytest.approx(false_non_match, abs=1e-12)
+    corners = {(round(a, 9), round(b, 9)) for a, b in zip(fmr, fnmr, strict=True)}
+    corners.add((1.0, 0.0))
+    curve = det_curve(genuine, impostor)
+    shown = [(round(a, 9), round(b, 9)) for a, b in curve if a > 1 / len(impostor)]
+    assert len(shown) > 20
+    assert set(shown) <= corners
+    for rate in (0.01, 0.1):
+        allowed = fnmr[fmr <= rate].min()
+        assert 1 - tar_at_fmr(genuine, impostor, rate) == pytest.approx(allowed, abs=1e-12)
+        assert curve[curve[:, 0] <= rate * (1 + 1e-9), 1].min() >= allowed - 1e-12
+
+
+def test_det_curve_at_its_ends() -> None:
+    perfect = det_curve([0.9, 0.9], [0.1, 0.2, 0.3, 0.4])
+    assert perfect.tolist() == [[0.25, 0.0], [1.0, 0.0]]
+    hidden = det_curve([0.01], [0.1, 0.2, 0.3, 0.4])
+    assert hidden[0].tolist() == [0.25, 1.0]
+    assert hidden[-1].tolist() == [1.0, 0.0]
+    rising = det_curve(np.linspace(0, 1, 500), np.linspace(-0.5, 0.8, 20_000), points=50)
+    assert len(rising) <= 50
+    assert (np.diff(rising[:, 0]) > 0).all()
+    assert (np.diff(rising[:, 1]) <= 0).all()
+
+
+def test_match_rate_counts_what_could_not_be_compared_as_no_match() -> None:
+    assert match_rate([0.5, 0.4, -np.inf, 0.6], 0.5) == 0.5
+    for wrong in ([], [np.nan]):
+        with pytest.raises(ValueError, match=r"scores: expected a list of similarities \[N\] with N > 0"):
+            match_rate(wrong, 0.5)

@@ -59,7 +59,7 @@ class TipImPreset:
 # The paper on DeDiM shows weak and strong noise (its Fig. 1) without numbers: these two are our choice.
 TIP_IM_PRESETS: dict[str, TipImPreset] = {
     "published": TipImPreset(),
-    "weak": TipImPreset(epsilon=6.0, gamma=1.0),
+    "weak": TipImPreset(epsilon=6.0, gamma=0.1),
     "strong": TipImPreset(epsilon=24.0),
 }
 

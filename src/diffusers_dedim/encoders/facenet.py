@@ -63,6 +63,27 @@ class FaceNetEncoder(nn.Module):
             ) from error
         return cls(network).eval().requires_grad_(False)
 
+    @classmethod
+    def from_cache(cls, pretrained: str = "vggface2") -> FaceNetEncoder:
+        """Load facenet-pytorch's own weights; the package looks in torch's cache and downloads what is missing.
+
+        Args:
+            pretrained: "vggface2" or "casia-webface".
+
+        Raises:
+            ValueError: the weights are not there and cannot be fetched.
+        """
+        from facenet_pytorch import InceptionResnetV1
+
+        try:
+            network = InceptionResnetV1(pretrained=pretrained)
+        except Exception as error:  # requests, http and torch each raise their own
+            raise ValueError(
+                f"facenet: the weights {pretrained!r} of facenet-pytorch are not in torch's cache and could not be "
+                f"fetched ({error}); download them by hand and give NAME=FILE.pt."
+            ) from error
+        return cls(network).eval().requires_grad_(False)
+
     def forward(self, crops: Tensor) -> Tensor:
         """Embed aligned crops.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +41,14 @@ class ArrayCache:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return dict(stored)
-        except (OSError, ValueError, EOFError, KeyError):  # not there, or cut short
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ):  # not there, or cut short
             pass
         arrays = make()
         self._write(path, arrays)
@@ -51,7 +60,7 @@ class ArrayCache:
         aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
             with aside.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

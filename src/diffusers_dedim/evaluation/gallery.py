@@ -76,7 +76,7 @@ def find_faces(records: Sequence[Record], detector: Detector, cache: ArrayCache)
                 row[:] = [*face.box, *face.landmarks.ravel(), face.confidence]
         return {"faces": rows}
 
-    arrays = cache.get(("faces", hash_records(records), _face_code(detector)), make)
+    arrays = cache.get(("faces", hash_records(records), face_code(detector)), make)
     return [_face_from_row(row) for row in arrays["faces"].astype(np.float64)]
 
 
@@ -102,7 +102,7 @@ def embed_gallery(
     known = (hash_records(records), _hash_faces(faces))
     embeddings = {}
     for recogniser in recognisers:
-        key = ("embeddings", *known, recogniser.fingerprint, _encoder_code(recogniser))
+        key = ("embeddings", *known, recogniser.fingerprint, encoder_code(recogniser))
         arrays = cache.get(key, partial(_embed_records, records, faces, recogniser))
         embeddings[recogniser.name] = arrays["embeddings"].astype(np.float32)
     return Gallery(
@@ -125,17 +125,17 @@ def _embed_records(records: Sequence[Record], faces: Sequence[Face | None], reco
     return {"embeddings": embeddings}
 
 
-def _encoder_code(recogniser: Recogniser) -> str:
+def encoder_code(recogniser: Recogniser) -> str:
     """The code of encoder and alignment: how faces are framed and scaled is not in the weights."""
-    aligned_by = "" if isinstance(recogniser.encoder, PhotoEncoder) else _code_of(align)
+    aligned_by = "" if isinstance(recogniser.encoder, PhotoEncoder) else code_of(align)
     try:
-        return _code_of(sys.modules[type(recogniser.encoder).__module__]) + aligned_by
+        return code_of(sys.modules[type(recogniser.encoder).__module__]) + aligned_by
     except (OSError, TypeError, KeyError):  # written at a prompt or in a notebook
         return aligned_by
 
 
-def _code_of(module: ModuleType) -> str:
-    """Source without comments and layout, so that rewording them keeps the cache."""
+def code_of(module: ModuleType) -> str:
+    """Source without comments and layout, for cache keys: so that rewording them keeps the cache."""
     return ast.dump(ast.parse(inspect.getsource(module)))
 
 
@@ -143,10 +143,10 @@ def _hash_faces(faces: Sequence[Face | None]) -> str:
     return hashlib.sha256(repr([f and (f.box, f.landmarks.tolist()) for f in faces]).encode()).hexdigest()
 
 
-def _face_code(detector: Detector) -> str:
+def face_code(detector: Detector) -> str:
     """Name the code and settings that find faces, so that a change of them empties the cache."""
     digest = hashlib.sha256(version("facenet-pytorch").encode())
-    digest.update(_code_of(detect).encode())
+    digest.update(code_of(detect).encode())
     settings = {name: value for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
     kind = inspect.getsource(detector) if inspect.isroutine(detector) else type(detector).__qualname__
     digest.update(f"{kind} {settings}".encode())

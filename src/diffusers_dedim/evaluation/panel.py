@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor
 _ZOOM = 2
 _LABEL_HEIGHT = 18
 _GAP = 12
+_NAME_WIDTH = 130
 
 
 def make_panel(
@@ -46,6 +47,36 @@ def make_panel(
         for place, levels in enumerate((original, changed, difference)):
             panel.paste(_enlarge(levels), (x + place * width, y))
         draw.text((x + 2, y + height + 2), label, fill="black", font=font)
+    return panel
+
+
+def make_rank_panel(rows: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> Image.Image:
+    """Draw the paper's Fig. 4: one row a method, one column a face, its rank in the search under each image.
+
+    Args:
+        rows: method -> ``[N, 3, H, W]`` RGB in [-1, 1], the same faces in every row.
+        ranks: method -> ``[N]``, 1 = found first.
+
+    Raises:
+        ValueError: there are no faces, or the rows and ranks disagree.
+    """
+    shapes = {tuple(crops.shape) for crops in rows.values()}
+    counts = {name: len(numbers) for name, numbers in ranks.items()}
+    if len(shapes) != 1 or 0 in (shape := shapes.pop()) or counts != dict.fromkeys(rows, shape[0]):
+        raise ValueError(
+            "rows, ranks: expected the same N > 0 faces and N ranks for every method, got "
+            f"{ {name: list(crops.shape) for name, crops in rows.items()} } and {counts}."
+        )
+    height, width = (_ZOOM * side for side in shape[2:])
+    cell = height + _LABEL_HEIGHT + _GAP
+    panel = Image.new("RGB", (_NAME_WIDTH + shape[0] * (width + _GAP) - _GAP, len(rows) * cell), "white")
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(14)
+    for row, (method, crops) in enumerate(rows.items()):
+        draw.text((2, row * cell + height // 2), method, fill="black", font=font)
+        for column, (crop, rank) in enumerate(zip(crops, ranks[method], strict=True)):
+            x = _NAME_WIDTH + column * (width + _GAP)
+            panel.paste(_enlarge(_to_levels(crop)), (x, row * cell))
+            draw.text((x + width / 2, row * cell + height + 1), str(rank), "black", font, anchor="ma")
     return panel
 
 

@@ -40,11 +40,13 @@ class Probe:
         person: identity.
         photo: ``[H, W, 3]`` uint8 RGB.
         face: the face that is meant (the central one), photo px.
+        name: where the photo came from, for lists; see `Record`.
     """
 
     person: str
     photo: Pixels
     face: Face
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,8 @@ class ProbeScores:
         psnr: ``[P]`` dB; inf where the crop did not change.
         ssim: ``[P]`` mean SSIM of the aligned crops.
         haarpsi: ``[P]``.
-        undetected: probes whose face the attacker's detector no longer finds; matched with the original box.
+        detected: ``[P]`` bool, whether the attacker's detector still finds a face; where it does not, the
+            original box is matched.
         crops_before: ``[P, 3, 112, 112]`` in [-1, 1], aligned by the original landmarks.
         crops_after: the same alignment on the protected photos.
     """
@@ -84,9 +87,14 @@ class ProbeScores:
     psnr: NDArray[np.float64]
     ssim: NDArray[np.float64]
     haarpsi: NDArray[np.float64]
-    undetected: int
+    detected: NDArray[np.bool_]
     crops_before: Tensor
     crops_after: Tensor
+
+    @property
+    def undetected(self) -> int:
+        """Number of probes whose face is no longer found."""
+        return int((~self.detected).sum())
 
 
 def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCache) -> list[Probe]:
@@ -102,7 +110,7 @@ def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCa
     """
     faces = find_faces(records, detector, cache)
     return [
-        Probe(record.person, record.read_photo(), face)
+        Probe(record.person, record.read_photo(), face, record.name)
         for record, face in zip(records, faces, strict=True)
         if face is not None
     ]
@@ -203,7 +211,7 @@ def score_photos(
         psnr=psnr(before, after).numpy(),
         ssim=mean_ssim(before, after).numpy(),
         haarpsi=haarpsi(before, after).numpy(),
-        undetected=sum(face is None for face in found),
+        detected=np.array([face is not None for face in found]),
         crops_before=before,
         crops_after=after,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -120,6 +121,55 @@ def read_protocol(source: str | os.PathLike[str]) -> RetrievalProtocol:
     )
 
 
+def read_photos(source: str | os.PathLike[str]) -> list[Record]:
+    """Read photos of people without roles: a parquet with ``image`` and ``person``, or ``folder/person/photo``.
+
+    A parquet without ``person`` must name its images ``Person_Name_0001.jpg``, as LFW does. Photos that lie in the
+    folder itself are a person each. Rows and files are in the order of the source.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a column is missing, or there is no photo.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"targets: there is no file or folder {str(path)!r}.")
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in PHOTO_SUFFIXES]
+        records = [
+            Record(str(file), file.stem if file.parent == path else file.parent.name, "target", file)
+            for file in files
+        ]
+    else:
+        records = _read_parquet(path, ("image",))
+    if not records:
+        raise ValueError(f"targets: there is no photo in {str(path)!r}.")
+    return records
+
+
+def check_readable(records: Sequence[Record]) -> None:
+    """Decode every photo once, so that a broken one is told before anything is measured, not hours later.
+
+    Raises:
+        UnreadablePhotoError: names every photo that cannot be decoded (the first five in full).
+    """
+    problems = [problem for record in records if (problem := _reading_problem(record))]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UnreadablePhotoError(
+            f"data: {len(problems)} of {len(records)} photos cannot be read: {'; '.join(problems[:5])}{more}. "
+            "Replace them or leave them out; nothing was measured with them."
+        )
+
+
+def _reading_problem(record: Record) -> str:
+    try:
+        record.read_photo()
+    except UnreadablePhotoError as error:
+        return str(error)
+    return ""
+
+
 def hash_records(records: Sequence[Record]) -> str:
     """SHA-256 over the photos in their order: names this set of photos in caches."""
     digest = hashlib.sha256()
@@ -128,17 +178,17 @@ def hash_records(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _read_parquet(path: Path) -> list[Record]:
+def _read_parquet(path: Path, wanted: Sequence[str] = _COLUMNS) -> list[Record]:
     """Read the table with pyarrow: `datasets` would leave a second copy of the faces in its cache."""
     parquet = import_extra("pyarrow.parquet", f"reading {path.name}")
     try:
         columns = parquet.read_schema(path).names
     except Exception as error:  # ArrowInvalid, OSError: pyarrow's types are not importable here
         raise ValueError(f"{path}: expected a parquet file or a folder: {error}") from error
-    missing = [name for name in _COLUMNS if name not in columns]
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        raise ValueError(f"{path}: column(s) {missing} missing; expected {list(_COLUMNS)}, got {columns}.")
-    rows = parquet.read_table(path, columns=list(_COLUMNS)).to_pylist()
+        raise ValueError(f"{path}: column(s) {missing} missing; expected {list(wanted)}, got {columns}.")
+    rows = parquet.read_table(path, columns=[name for name in _COLUMNS if name in columns]).to_pylist()
     return [_record_from_row(f"{path.name} row {index}", row) for index, row in enumerate(rows)]
 
 
@@ -150,7 +200,16 @@ def _record_from_row(name: str, row: dict[str, object]) -> Record:
             f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
             f"writes it), got {type(content).__name__}."
         )
-    return Record(name, str(row["person"]), str(row["role"]), content)
+    person = row.get("person") or _person_of(image.get("path") if isinstance(image, dict) else None)
+    if not person:
+        raise ValueError(f"{name}: no column 'person' and no image path Person_Name_0001.jpg: who is it?")
+    return Record(name, str(person), str(row.get("role", "target")), content)
+
+
+def _person_of(path: object) -> str:
+    """``Abel_Pacheco`` of ``Abel_Pacheco_0004.jpg``."""
+    match = re.fullmatch(r"(.+)_\d+", Path(path).stem) if isinstance(path, str) else None
+    return match[1] if match else ""
 
 
 def _read_folder(folder: Path) -> list[Record]:

@@ -6,12 +6,18 @@ them on the 8-bit scale 0..255 without rounding, and gives one float64 per face.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.faces.landmarks import OUTER_EYE_CORNERS
 
 _RANGE = 255.0
 
@@ -89,6 +95,69 @@ def mdsi(original: Tensor, changed: Tensor) -> Tensor:
         ValueError: the shapes differ or are not ``[N, 3, H, W]``.
     """
     return _by_piq("mdsi", original, changed)
+
+
+@torch.no_grad()
+def landmark_shift(landmarker: nn.Module, original: Tensor, changed: Tensor) -> Tensor:
+    """How far the 51 landmarks moved: mean distance over that of the original's outer eye corners.
+
+    Args:
+        landmarker: crops ``[N, 3, 112, 112]`` -> points ``[N, 51, 2]`` in crop px.
+        original: ``[N, 3, 112, 112]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64, a share of the distance of the outer eye corners; 0 where nothing changed.
+    """
+    parameter = next(landmarker.parameters(), None)
+    device = parameter.device if parameter is not None else original.device
+    before, after = (landmarker(crops.to(device)).double().cpu() for crops in (original, changed))
+    left, right = OUTER_EYE_CORNERS
+    unit = (before[:, left] - before[:, right]).norm(dim=1)
+    shift: Tensor = (before - after).norm(dim=2).mean(dim=1) / unit
+    return shift
+
+
+class Lpips(nn.Module):
+    """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1; smaller is closer.
+
+    The five linear layers come with the package ``lpips``; the AlexNet below them does not.
+
+    Args:
+        weights: torchvision's ``alexnet-owt-7be5be79.pth``.
+
+    Raises:
+        ImportError: lpips is missing.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold AlexNet's features.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str]) -> None:
+        super().__init__()
+        lpips = import_extra("lpips", "LPIPS", 'pip install "diffusers-dedim[lpips]"')
+        path = Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"lpips: there is no file {str(path)!r}; give torchvision's alexnet-owt-7be5be79.pth "
+                "(https://download.pytorch.org/models/), or leave LPIPS out."
+            )
+        with contextlib.redirect_stdout(None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torchvision, about the way lpips calls it
+            self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for place in range(1, 6):
+                part = getattr(self.network.net, f"slice{place}")
+                part.load_state_dict({name: state[f"features.{name}"] for name in part.state_dict()})
+        except Exception as error:  # torch raises RuntimeError, UnpicklingError, KeyError, ...
+            raise ValueError(f"{path}: expected torchvision's AlexNet weights: {error!r}") from error
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.eval().requires_grad_(False)
+
+    def forward(self, original: Tensor, changed: Tensor) -> Tensor:
+        """Distance of crops ``[N, 3, H, W]`` in [-1, 1]: ``[N]`` float64."""
+        distance: Tensor = self.network(original.float(), changed.float())
+        return distance.double().reshape(len(original))
 
 
 def _by_piq(name: str, original: Tensor, changed: Tensor, **settings: Any) -> Tensor:

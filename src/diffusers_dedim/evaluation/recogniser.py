@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from diffusers_dedim.encoders.dlib import DlibEncoder
 from diffusers_dedim.encoders.facenet import FaceNetEncoder
+from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
 from diffusers_dedim.encoders.onnx import OnnxEncoder
 from diffusers_dedim.encoders.types import PhotoEncoder
 from diffusers_dedim.faces import Face, align_face
+from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ def load_recogniser(spec: str) -> Recogniser:
     """Load a recogniser from the words of a command line.
 
     Args:
-        spec: ``dlib``; ``NAME=FILE.onnx``; ``NAME=FILE.pt`` (weights of facenet-pytorch's
-            ``InceptionResnetV1``). Without ``NAME=`` the file's name without ending is taken.
+        spec: ``dlib``; ``facenet`` (facenet-pytorch's VGGFace2 weights from torch's cache, else downloaded by
+            that package); ``ours`` (the bundled `MobileFaceNet`, for runs that another recogniser guides);
+            ``NAME=FILE.onnx``; ``NAME=FILE.pt`` (weights of facenet-pytorch's ``InceptionResnetV1``). Without
+            ``NAME=`` the file's name without ending is taken.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,8 +60,8 @@ def load_recogniser(spec: str) -> Recogniser:
         >>> load_recogniser("foamliu=weights/mobilefacenet_foamliu.onnx").name  # doctest: +SKIP
         'foamliu'
     """
-    if spec == "dlib":
-        return Recogniser.of("dlib", DlibEncoder())
+    if spec in _NAMED:
+        return Recogniser.of(spec, _NAMED[spec]())
     name, _, file = spec.rpartition("=")
     path = Path(file)
     name = name or path.stem
@@ -66,8 +70,21 @@ def load_recogniser(spec: str) -> Recogniser:
     if path.suffix in (".pt", ".pth"):
         return Recogniser.of(name, FaceNetEncoder.from_file(path))
     raise ValueError(
-        f"recogniser: expected 'dlib', 'NAME=FILE.onnx' or 'NAME=FILE.pt' (facenet-pytorch), got {spec!r}."
+        "recogniser: expected 'dlib', 'NAME=FILE.onnx' or 'NAME=FILE.pt' (facenet-pytorch; 'facenet' for the "
+        f"weights that this package fetches, 'ours' for the bundled one), got {spec!r}."
     )
+
+
+def _bundled_encoder() -> nn.Module:
+    encoder: nn.Module = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
+    return encoder.eval().requires_grad_(False)
+
+
+_NAMED: dict[str, Callable[[], nn.Module]] = {
+    "dlib": DlibEncoder,
+    "facenet": FaceNetEncoder.from_cache,
+    "ours": _bundled_encoder,
+}
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusers_dedim.extras import import_extra
+
 _FOLDS = 10
 
 
@@ -118,6 +120,68 @@ def tar_at_fmr(genuine: ArrayLike, impostor: ArrayLike, fmr: float) -> float:
     """
     scores = _finite("genuine", genuine)
     return float((scores >= threshold_at_fmr(impostor, fmr)).mean())
+
+
+def match_rate(scores: ArrayLike, threshold: float) -> float:
+    """Share of comparisons that match: FMR of impostor scores, 1 - FNMR of genuine ones.
+
+    Args:
+        scores: ``[N]`` similarities; -inf (could not be compared) never matches.
+        threshold: a comparison matches when similarity >= threshold.
+
+    Raises:
+        ValueError: there is no score, or one is nan.
+
+    Example:
+        >>> match_rate([0.1, 0.5, 0.9, float("-inf")], 0.5)
+        0.5
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or np.isnan(values).any():
+        raise ValueError(
+            f"scores: expected a list of similarities [N] with N > 0 and no nan, got {list(values.shape)}."
+        )
+    return float((values >= threshold).mean())
+
+
+def det_curve(genuine: ArrayLike, impostor: ArrayLike, points: int = 120) -> NDArray[np.float64]:
+    """Detection error trade-off: FNMR over FMR as the threshold moves, thinned for a figure or a file.
+
+    The curve is scikit-learn's; of its corners those are kept that lie at most at each of ``points`` rates,
+    evenly spaced in log(FMR) from one impostor comparison to all of them.
+
+    Args:
+        genuine: ``[N]`` similarities of pairs of one person.
+        impostor: ``[M]`` similarities of pairs of two people.
+        points: most points kept.
+
+    Returns:
+        ``[K, 2]``, K <= points: FMR rising, FNMR falling. Where not one of the M impostors matches, the FMR is
+        given as 1 / M: they cannot show a lower one.
+
+    Source:
+        Martin et al. 1997, "The DET curve in assessment of detection task performance"; ISO/IEC 19795-1.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: a list is empty or a similarity is not finite.
+
+    Example:
+        >>> det_curve([0.25, 0.35, 0.9, 0.9], [0.1, 0.2, 0.3, 0.4], points=3).round(2).tolist()
+        [[0.25, 0.25], [0.5, 0.0], [1.0, 0.0]]
+    """
+    metrics = import_extra("sklearn.metrics", "det_curve")
+    accepted, rejected = _finite("genuine", genuine), _finite("impostor", impostor)
+    labels = np.concatenate([np.ones(len(accepted)), np.zeros(len(rejected))])
+    fmr, fnmr, _ = metrics.det_curve(labels, np.concatenate([accepted, rejected]))
+    order = np.lexsort((-fnmr, fmr))  # FMR rising; where it stays, FNMR falling
+    # scikit-learn leaves out the end at which everything matches
+    fmr, fnmr = np.append(fmr[order], 1.0), np.append(fnmr[order], 0.0)
+    grid = np.geomspace(1 / len(rejected), 1, points)
+    # the last corner at or below each rate: its FNMR is the lowest that this rate allows
+    last = np.searchsorted(fmr, grid * (1 + 1e-9), side="right") - 1
+    kept = np.unique(last[last >= 0])
+    return np.stack([np.maximum(fmr[kept], 1 / len(rejected)), fnmr[kept]], axis=1)
 
 
 def _best_threshold(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float:

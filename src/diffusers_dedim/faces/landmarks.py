@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from diffusers_dedim.blocks import ConvNormAct, bottleneck_stack
 
 NUM_LANDMARKS = 51
+OUTER_EYE_CORNERS = (36 - 17, 45 - 17)
+"""Their distance is the unit of landmark errors (the 300-W convention)."""
 _OFFSET_UNIT = 8.0  # pixels
 # expansion, channels, repeats, first stride: 56 px -> 28 -> 14 -> 7
 _BOTTLENECKS = ((2, 32, 2, 2), (3, 64, 4, 2), (3, 96, 3, 2))

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, LandmarkRegressor
+from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, OUTER_EYE_CORNERS, LandmarkRegressor
 from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, batches, random_similarity, to_model_range
 from diffusers_dedim.training.loop import Batch, LoopConfig
 
 _JAW_POINTS = 17
-_OUTER_EYE_CORNERS = (36 - _JAW_POINTS, 45 - _JAW_POINTS)
 
 
 class LandmarkTask:
@@ -79,7 +78,7 @@ def landmark_errors(model: nn.Module, data: FaceCrops, count: int, batch_size: i
         items = [data[index] for index in range(start, min(start + batch_size, count))]
         images = to_model_range(torch.stack([item["image"] for item in items])).to(device)
         truth = torch.stack([item["landmarks"] for item in items])[:, _JAW_POINTS:].to(device)
-        left, right = (truth[:, index] for index in _OUTER_EYE_CORNERS)
+        left, right = (truth[:, index] for index in OUTER_EYE_CORNERS)
         ocular = (left - right).norm(dim=1)
         with torch.no_grad():
             predicted, mirrored = model(images), mirror_landmarks(model(images.flip(3)))

@@ -1,0 +1,231 @@
+"""Run the experiment: every method over the same probes, searched by the same recognisers."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import diffusers_dedim
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.evaluation.cache import Arrays
+from diffusers_dedim.evaluation.chunks import (
+    Bench,
+    Chunk,
+    Protect,
+    Transform,
+    join_arrays,
+    protect_chunk,
+    restore_photos,
+    score_chunk,
+    split_probes,
+)
+from diffusers_dedim.evaluation.intervals import bootstrap_mean
+from diffusers_dedim.evaluation.probes import Pixels, Probe
+from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
+from diffusers_dedim.evaluation.recogniser import Recogniser
+from diffusers_dedim.evaluation.schema import MethodEntry, RateEntry
+
+WHITE = "white"
+"""Name of the recogniser that guides the methods, in every result."""
+
+_SEED_STEP = 100_003  # more than there are probes, so that two seeds share no noise
+# What decides a protected photo besides the weights: a change of these empties the cache.
+_METHOD_CODE = (
+    "baselines", "callbacks", "evaluation/methods", "evaluation/robustness", "faces", "generators", "guidance",
+    "pipeline_dedim", "presets", "sampling", "schedule",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What decides the numbers, beside data and recognisers.
+
+    Attributes:
+        methods: names for ``make_method``.
+        seed: of the methods; each probe's noise depends on it and on the probe's place alone.
+        chunk: probes protected at a time and kept together: what a kill may lose.
+
+    Raises:
+        ValueError: no method, one named twice, or a chunk below 1.
+    """
+
+    methods: tuple[str, ...]
+    seed: int = 0
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods: expected at least one, each named once, got {list(self.methods)}.")
+        if self.chunk < 1:
+            raise ValueError(f"chunk: expected at least 1 probe, got {self.chunk}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Measures methods on the probes of one experiment.
+
+    Attributes:
+        pipe: the `DeDiMPipeline` whose networks the methods use.
+        probes: from `prepare_probes`.
+        bench: who searches and measures.
+        settings: methods and seed.
+        make_method: ``make_method(name, pipe, seed=, targets=)`` -> photos -> object with images and faces.
+        targets: aligned crops ``[K, 3, 112, 112]`` of target identities for TIP-IM, or None for its own.
+        transforms: name -> what is done to protected photos for the robustness rates.
+    """
+
+    pipe: Any
+    probes: Sequence[Probe]
+    bench: Bench
+    settings: EvaluationSettings
+    make_method: Callable[..., Protect]
+    targets: Tensor | None = None
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+
+    def impostors(self) -> dict[str, NDArray[np.float64]]:
+        """Recogniser name -> similarities of different people in the unprotected gallery."""
+        return {each.name: impostor_scores(self.bench.gallery, each.name) for each in self.bench.recognisers}
+
+    def measure(
+        self, method: str, impostors: Mapping[str, NDArray[np.float64]]
+    ) -> tuple[MethodEntry, list[RateEntry]]:
+        """Protect, search and measure; what was measured before is read from the cache.
+
+        Args:
+            method: one of the settings' names.
+            impostors: from `impostors`.
+
+        Returns:
+            The method's entry, and its rates by every recogniser, those after transforms last.
+
+        Raises:
+            DeDiMError: the method failed on a piece; names both. Pieces before it are kept.
+        """
+        identity = self._identity(method)
+        pieces = list(split_probes(self.probes, self.settings.chunk))
+        protected, scored = [], []
+        for chunk in tqdm(pieces, desc=method, unit="piece"):
+            done = self._protect(method, chunk, identity)
+            protected.append(done)
+            scored.append(score_chunk(chunk, partial(restore_photos, chunk, done), self.bench, identity))
+        rates = self._rates(method, "", scored, impostors)
+        for name in self.transforms:
+            after = [
+                self._transformed(name, chunk, done, identity)
+                for chunk, done in tqdm(
+                    list(zip(pieces, protected, strict=True)), desc=f"{method}, {name}", unit="piece"
+                )
+            ]
+            rates += self._rates(method, name, after, impostors)
+        return self._method_entry(method, protected, scored), rates
+
+    def photos(self, method: str, count: int) -> list[Pixels]:
+        """The first protected photos of a measured method, for the panel."""
+        identity, photos = self._identity(method), list[Pixels]()
+        for chunk in split_probes(self.probes, self.settings.chunk):
+            if len(photos) < count:
+                photos += restore_photos(chunk, self._protect(method, chunk, identity))
+        return photos[:count]
+
+    def _make(self, method: str, start: int) -> Protect:
+        # methods seed each photo by their seed and its place in the call, which begins anew with every piece
+        seed = self.settings.seed * _SEED_STEP + start
+        return self.make_method(method, self.pipe, seed=seed, targets=self.targets)
+
+    def _identity(self, method: str) -> str:
+        """Everything that decides what a method makes of a photo."""
+        digest = hashlib.sha256(f"{method} {self.settings.seed} {method_code()}".encode())
+        for name in ("unet", "face_encoder", "landmarker"):
+            module = getattr(self.pipe, name, None)
+            digest.update(f"{name} {module is not None and Recogniser.of(name, module).fingerprint}".encode())
+        digest.update(str(getattr(getattr(self.pipe, "scheduler", None), "config", "")).encode())
+        if self.targets is not None:
+            digest.update(self.targets.cpu().numpy().tobytes())
+        return f"{method} {digest.hexdigest()}"
+
+    def _protect(self, method: str, chunk: Chunk, identity: str) -> Arrays:
+        try:
+            return protect_chunk(partial(self._make, method), chunk, identity, self.bench.cache)
+        except DeDiMError as error:
+            names = ", ".join(probe.name for probe in chunk.probes)
+            raise DeDiMError(
+                f"{method}: failed on probes {chunk.start} to {chunk.start + len(chunk.probes) - 1} ({names}): "
+                f"{error} What was measured before is kept; go on with --resume."
+            ) from error
+
+    def _transformed(self, name: str, chunk: Chunk, done: Arrays, identity: str) -> Arrays:
+        transform = self.transforms[name]
+        return score_chunk(chunk, lambda: transform(restore_photos(chunk, done)), self.bench, identity, name)
+
+    def _rates(
+        self,
+        method: str,
+        transform: str,
+        scored: Sequence[Arrays],
+        impostors: Mapping[str, NDArray[np.float64]],
+    ) -> list[RateEntry]:
+        persons = [probe.person for probe in self.probes]
+        return [
+            rate_entry(
+                Subject(method, recogniser.name, recogniser.name == WHITE, transform),
+                join_arrays(scored, f"similarities_{index}"),
+                persons,
+                self.bench.gallery,
+                impostors[recogniser.name],
+            )
+            for index, recogniser in enumerate(self.bench.recognisers)
+        ]
+
+    def _method_entry(
+        self, method: str, protected: Sequence[Arrays], scored: Sequence[Arrays]
+    ) -> MethodEntry:
+        persons = [probe.person for probe in self.probes]
+        quality = {
+            name: bootstrap_mean(join_arrays(scored, name), persons)
+            for name in ("psnr", "ssim", "haarpsi", "landmark_shift", "lpips")
+        }
+        effort, seconds = join_arrays(protected, "effort"), float(join_arrays(protected, "seconds").sum())
+        means = [_finite_mean(column) for column in effort.T]
+        lost = np.flatnonzero(~join_arrays(scored, "detected")).tolist()
+        return MethodEntry(
+            method=method,
+            probes=len(self.probes),
+            psnr=quality["psnr"],
+            ssim=quality["ssim"],
+            haarpsi=quality["haarpsi"],
+            lpips=quality["lpips"] if self.bench.lpips else None,
+            landmark_shift=quality["landmark_shift"],
+            unchanged=int(np.isposinf(join_arrays(scored, "psnr")).sum()),
+            faces=len(effort),
+            seconds_per_face=seconds / (len(effort) or len(self.probes)),
+            rounds=means[0],
+            unet_calls=means[1],
+            reached_threshold=means[2],
+            undetected=tuple(f"{self.probes[index].person} ({self.probes[index].name})" for index in lost),
+        )
+
+
+def method_code() -> str:
+    """SHA-256 over the code that makes protected photos, without comments and layout."""
+    root = Path(diffusers_dedim.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root).with_suffix("").as_posix()
+        if name.startswith(_METHOD_CODE):
+            digest.update(f"{name} {ast.dump(ast.parse(file.read_text()))}".encode())
+    return digest.hexdigest()
+
+
+def _finite_mean(values: NDArray[np.float64]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None

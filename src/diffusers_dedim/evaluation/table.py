@@ -1,0 +1,191 @@
+"""Table 1 as Markdown and as rows for the report, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from diffusers_dedim.evaluation.intervals import Estimate
+from diffusers_dedim.evaluation.schema import Evaluation, MethodEntry, RateEntry
+
+_PAPER_FMR = 0.001
+PAPER_BLACK_BOX = "SE-Net50"
+_NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 1: rates in [0, 1], PSNR in dB; ``wb`` MobileFaceNet, ``bb`` SE-Net50."""
+
+    method: str
+    rank1_wb: float
+    rank1_bb: float
+    psnr: float | None
+    ssim: float
+    fnmr_wb: float
+    fnmr_bb: float
+
+
+PAPER = (
+    PaperRow("original", 0.818, 0.892, None, 1.00, 0.17, 0.10),
+    PaperRow("tip-im", 0.000, 0.254, 29.3, 0.78, 1.00, 0.77),
+    PaperRow("dedim", 0.008, 0.124, 28.1, 0.91, 0.99, 0.85),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for text or HTML: ``rows`` are cells, ``paper`` says which of them are the paper's."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    paper: tuple[bool, ...]
+
+
+def table_1(evaluation: Evaluation) -> Table:
+    """The paper's Table 1 with a column for each recogniser; rows of the paper follow the methods they name.
+
+    Args:
+        evaluation: as many methods and recognisers as it has.
+    """
+    names = [recogniser.name for recogniser in evaluation.recognisers]
+    columns = (
+        "method",
+        *(f"rank-1, {_title(name)}" for name in names),
+        f"rank-1, {PAPER_BLACK_BOX}",
+        "PSNR, dB",
+        "mean SSIM",
+        *(f"FNMR at FMR 0.1 %, {_title(name)}" for name in names),
+        f"FNMR at FMR 0.1 %, {PAPER_BLACK_BOX}",
+    )
+    rows, paper = [], []
+    left = {row.method: row for row in PAPER}
+    for method in evaluation.methods:
+        rows.append(_our_row(method, [evaluation.rate(method.method, name) for name in names]))
+        paper.append(False)
+        printed = left.pop(method.method.partition(":")[0], None)
+        if printed is not None:
+            rows.append(_paper_row(printed, names))
+            paper.append(True)
+    return Table(columns, tuple(rows), tuple(paper))
+
+
+def effort_table(evaluation: Evaluation) -> Table:
+    """What each method cost and what it did to the face besides the recognisers' numbers."""
+    columns = (
+        "method", "probes", "faces", "seconds a face", "rounds", "UNet calls", "reached its threshold",
+        "no face found after", "HaarPSI", "LPIPS", "landmark shift",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            each.method, str(each.probes), str(each.faces), _number(each.seconds_per_face, 2),
+            _number(each.rounds, 1), _number(each.unet_calls, 0), _number(each.reached_threshold, 3),
+            str(len(each.undetected)), _estimate(each.haarpsi), _estimate(each.lpips),
+            _estimate(each.landmark_shift),
+        )
+        for each in evaluation.methods
+    )  # fmt: skip
+    return Table(columns, rows, (False,) * len(rows))
+
+
+def rates_table(entries: Sequence[RateEntry]) -> Table:
+    """Every rate of every method and recogniser with its interval; a transform is named where there is one."""
+    transformed = any(entry.transform for entry in entries)
+    columns = (
+        "method", *(("after",) if transformed else ()), "recogniser", "rank-1", "rank-5", "FNMR at FMR 0.1 %",
+        "FNMR at FMR 1 %", "strangers matched at FMR 0.1 %", "similarity to the own person",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            entry.method,
+            *((entry.transform,) if transformed else ()),
+            _title(entry.recogniser),
+            _estimate(entry.rank1),
+            _estimate(entry.rank5),
+            *(_estimate(_fnmr(entry, fmr)) for fmr in (_PAPER_FMR, 0.01)),
+            _number(
+                next((v.impostor_match_rate for v in entry.verification if v.fmr == _PAPER_FMR), None), 4
+            ),
+            _estimate(entry.similarity),
+        )
+        for entry in entries
+    )
+    return Table(columns, rows, (False,) * len(rows))
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub's table syntax; the paper's rows in italics.
+
+    Example:
+        >>> print(to_markdown(Table(("a", "b"), (("1", "2"),), (True,))))
+        | a | b |
+        |---|---|
+        | *1* | *2* |
+    """
+    styled: Callable[[str], str]
+    lines = [table.columns, ("---",) * len(table.columns)]
+    text = [f"| {' | '.join(lines[0])} |", f"|{'|'.join(lines[1])}|"]
+    for row, printed in zip(table.rows, table.paper, strict=True):
+        styled = _italic if printed else _verbatim
+        text.append(f"| {' | '.join(styled(cell.replace('|', chr(92) + '|')) for cell in row)} |")
+    return "\n".join(text)
+
+
+def problems(evaluation: Evaluation) -> list[str]:
+    """What could not be measured and why, one line each."""
+    return [
+        f"{entry.method}, {_title(entry.recogniser)}, FMR {rate.fmr:g}: {rate.problem}"
+        for entry in evaluation.rates
+        for rate in entry.verification
+        if rate.problem
+    ]
+
+
+def _our_row(method: MethodEntry, rates: Sequence[RateEntry]) -> tuple[str, ...]:
+    return (
+        method.method,
+        *(_estimate(rate.rank1) for rate in rates),
+        "",
+        _estimate(method.psnr, 1),
+        _estimate(method.ssim),
+        *(_estimate(_fnmr(rate, _PAPER_FMR)) for rate in rates),
+        "",
+    )
+
+
+def _paper_row(row: PaperRow, names: Sequence[str]) -> tuple[str, ...]:
+    """The paper's white box is not ours, but the role is the same; its black box gets a column of its own."""
+    blanks = ("",) * (len(names) - 1)
+    return (
+        f"{row.method} (paper)", _number(row.rank1_wb, 3), *blanks, _number(row.rank1_bb, 3), _number(row.psnr, 1),
+        _number(row.ssim, 2), _number(row.fnmr_wb, 2), *blanks, _number(row.fnmr_bb, 2),
+    )  # fmt: skip
+
+
+def _fnmr(entry: RateEntry, fmr: float) -> Estimate | None:
+    return next((rate.fnmr for rate in entry.verification if rate.fmr == fmr), None)
+
+
+def _estimate(estimate: Estimate | None, digits: int = 3) -> str:
+    if estimate is None or estimate.value is None:
+        return _NONE
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _title(recogniser: str) -> str:
+    return "white box" if recogniser == "white" else recogniser
+
+
+def _italic(cell: str) -> str:
+    return f"*{cell}*" if cell else ""
+
+
+def _verbatim(cell: str) -> str:
+    return cell

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from toy_session import Methods, make_session
+
+from diffusers_dedim.evaluation.figures import det_figure, to_svg, trade_off_figure
+from diffusers_dedim.evaluation.intervals import Estimate
+from diffusers_dedim.evaluation.report import render_markdown, render_report
+from diffusers_dedim.evaluation.schema import (
+    DataEntry,
+    Evaluation,
+    MethodEntry,
+    RateEntry,
+    RecogniserEntry,
+    VerificationRate,
+)
+from diffusers_dedim.evaluation.table import PAPER, table_1, to_markdown
+
+EVIL = "<script>alert(1)</script>"
+
+
+def rate(method: str, recogniser: str, rank1: float) -> RateEntry:
+    some = Estimate(rank1, rank1, min(1.0, rank1 + 0.1))
+    return RateEntry(
+        method, recogniser, recogniser == "white", "", 50, some, some, (rank1, 1.0), some,
+        (VerificationRate(0.001, 0.4, Estimate(1 - rank1, 0.0, 1.0), 0.0), VerificationRate(0.01, problem="too few")),
+        ((0.001, 1.0), (0.1, 0.5), (1.0, 0.0)), 0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    quality = Estimate(0.9, 0.88, 0.92)
+    methods = tuple(
+        MethodEntry(
+            name, 50, Estimate(30.0, 29.0, 31.0), quality, quality, None, quality, 0, 51, 2.0, 4.0, 40.0, 0.98,
+            (f"{EVIL} (row 3)",),
+        )
+        for name in ("original", "dedim:paper", EVIL)
+    )  # fmt: skip
+    names = ("white", "foamliu", "dlib")
+    return Evaluation(
+        DataEntry("lfw.parquet", 50, 1000, ("row 7",), 1),
+        tuple(RecogniserEntry(name, name == "white", "ab" * 32, 499_500) for name in names),
+        methods,
+        tuple(rate(m.method, name, 0.1 * i) for m in methods for i, name in enumerate(names)),
+        run={
+            "command": "dedim evaluate",
+            "seed": 0,
+            "commit": "abc",
+            "packages": {"numpy": "2"},
+            "finished": True,
+        },
+    )
+
+
+def test_table_1_has_the_papers_numbers_beside_ours(evaluation: Evaluation) -> None:
+    table = table_1(evaluation)
+    assert table.columns[1:5] == ("rank-1, white box", "rank-1, foamliu", "rank-1, dlib", "rank-1, SE-Net50")
+    assert [row[0] for row in table.rows] == [
+        "original", "original (paper)", "dedim:paper", "dedim (paper)", EVIL
+    ]  # fmt: skip
+    assert table.paper == (False, True, False, True, False)
+    dedim, printed = table.rows[2:4]
+    assert dedim[1] == "0.000 [0.000, 0.100]"
+    assert dedim[5:7] == ("30.0 [29.0, 31.0]", "0.900 [0.880, 0.920]")
+    assert dedim[7] == "1.000 [0.000, 1.000]"
+    assert printed == (
+        "dedim (paper)", "0.008", "", "", "0.124", "28.1", "0.91", "0.99", "", "", "0.85"
+    )  # fmt: skip
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    text = to_markdown(table)
+    assert "| *dedim (paper)* | *0.008* |  |  | *0.124* |" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_the_papers_numbers_are_as_printed() -> None:
+    rows = {
+        row.method: (row.rank1_wb, row.rank1_bb, row.psnr, row.ssim, row.fnmr_wb, row.fnmr_bb)
+        for row in PAPER
+    }
+    assert rows == {
+        "original": (0.818, 0.892, None, 1.0, 0.17, 0.10),
+        "tip-im": (0.0, 0.254, 29.3, 0.78, 1.0, 0.77),
+        "dedim": (0.008, 0.124, 28.1, 0.91, 0.99, 0.85),
+    }
+
+
+def test_the_page_is_whole_safe_and_without_photos(evaluation: Evaluation) -> None:
+    page = render_report(evaluation)
+    assert page.count("<svg ") == 2
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<img" not in page
+    assert "data:image" not in page
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", page)
+    assert all(address.startswith(("#", "data:,")) for address in addresses)
+    assert "too few" in page, "what could not be measured"
+    assert "<th>commit</th>" in page
+    assert "numpy 2" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "not finished" not in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    shared = {name for name in ids if ids.count(name) > 1}
+    assert not {name for name in shared if f"#{name}" in page}, (
+        "two figures must not share what they refer to"
+    )
+
+
+def test_markdown_names_command_and_gaps(evaluation: Evaluation) -> None:
+    text = render_markdown(evaluation)
+    assert "    dedim evaluate\n\nseed 0, commit abc" in text
+    assert "Not measured: dedim:paper, dlib, FMR 0.01: too few" in text
+
+
+def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
+    for figure in (det_figure(evaluation), trade_off_figure(evaluation)):
+        svg = to_svg(figure, "a & b")
+        assert svg.startswith('<svg role="img" aria-label="a &amp; b"')
+        assert "currentColor" in svg
+        assert "#000000" not in svg
+        assert "metadata" not in svg
+    assert to_svg(det_figure(evaluation), "x") == to_svg(det_figure(evaluation), "x")
+    assert [axes.get_title() for axes in det_figure(evaluation).axes] == ["white box", "black boxes"]
+
+
+def test_without_a_black_box_the_figure_says_so(tmp_path: Path) -> None:
+    evaluation = make_session(tmp_path, Methods(), ("original", "swap"), black_boxes=()).run(tmp_path / "out")
+    assert len(det_figure(evaluation).axes) == 1
+    assert trade_off_figure(evaluation).axes[0].get_ylabel() == "rank-1, white box"
+
+
+def test_an_entry_that_is_not_there(evaluation: Evaluation) -> None:
+    with pytest.raises(KeyError, match="no entry for 'dedim' and 'white'"):
+        evaluation.rate("dedim", "white")

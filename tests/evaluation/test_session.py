@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_experiment as toy
+from PIL import Image
+from toy_session import PEOPLE, Methods, make_session
+
+from diffusers_dedim.errors import DeDiMError, UnreadablePhotoError
+from diffusers_dedim.evaluation import report
+from diffusers_dedim.evaluation.lfw import Experiment
+from diffusers_dedim.evaluation.protocol import Record, RetrievalProtocol
+from diffusers_dedim.evaluation.session import check_folder, target_crops
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of these runs and is tested elsewhere; one test draws."""
+    if "results_hold" not in request.node.name:
+        monkeypatch.setattr(report, "to_png", lambda figure: b"")
+        monkeypatch.setattr(report, "to_svg", lambda figure, label: "<svg></svg>")
+
+
+VOLATILE = ("seconds", "commit")
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def stable(found: dict) -> dict:
+    """Without what a clock decides."""
+    methods = [{**entry, "seconds_per_face": 0} for entry in found["methods"]]
+    run = {key: value for key, value in found["run"].items() if key not in VOLATILE}
+    return {**found, "methods": methods, "run": run}
+
+
+def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
+    told: list[str] = []
+    session = make_session(tmp_path, Methods(), ("original", "swap"))
+    session.run(tmp_path / "out", lambda entry: told.append(entry.method))
+    found = results(tmp_path / "out")
+    assert told == ["original", "swap"]
+    assert found["schema"] == "diffusers-dedim/evaluation/1"
+    pairs = [(entry["method"], entry["recogniser"], entry["white_box"]) for entry in found["rates"]]
+    assert pairs == [
+        ("original", "white", True), ("original", "other", False), ("swap", "white", True), ("swap", "other", False),
+    ]  # fmt: skip
+    assert [entry["rank1"]["value"] for entry in found["rates"]] == [1, 1, 0, 0]
+    original, swap = found["methods"]
+    assert (original["psnr"]["value"], original["unchanged"], original["reached_threshold"]) == (
+        None,
+        3,
+        None,
+    )
+    assert (swap["rounds"], swap["unet_calls"], swap["reached_threshold"]) == (2, 20, 1)
+    assert 0 < swap["ssim"]["value"] < 1
+    assert swap["lpips"] is None
+    assert swap["undetected"] == []
+    # three people give three impostor pairs: both rates are missing, and say why
+    for rate in found["rates"][0]["verification"]:
+        assert rate["fnmr"] is None
+        assert "got 3; give more pairs or a larger fmr" in rate["problem"]
+    assert found["run"]["finished"] is True
+    assert found["run"]["command"] == "dedim evaluate ..."
+    assert found["recognisers"][0]["impostors"] == 3
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "cache", "results.json", "table.md", "report.html", "det.png", "trade-off.png", "panel.png"
+    }  # fmt: skip
+    assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 3 * 236 - 12, 2 * 254)
+
+
+def test_a_kill_loses_one_piece_and_resuming_gives_the_same(tmp_path: Path) -> None:
+    names = ("original", "noise")
+    straight = Methods()
+    make_session(tmp_path, straight, names, chunk=1).run(tmp_path / "straight")
+    broken = Methods(broken_from=5)
+    with pytest.raises(
+        DeDiMError, match=r"noise: failed on probes 2 to 2 \(e\.parquet row 2\): the disk is on fire"
+    ):
+        make_session(tmp_path, broken, names, chunk=1).run(tmp_path / "out")
+    half = results(tmp_path / "out")
+    assert [entry["method"] for entry in half["methods"]] == ["original"], "nothing measured is lost"
+    assert half["run"]["finished"] is False
+    resumed = Methods()
+    make_session(tmp_path, resumed, names, chunk=1).run(tmp_path / "out")
+    assert [call[0] for call in resumed.calls] == ["noise"]
+    assert stable(results(tmp_path / "out")) == stable(results(tmp_path / "straight"))
+    assert broken.calls + resumed.calls == straight.calls
+    assert len({seed for name, seed, _ in straight.calls if name == "noise"}) == 3
+
+
+def test_more_probes_later_measure_only_the_new_ones(tmp_path: Path) -> None:
+    first = make_session(tmp_path, Methods(), ("noise",), chunk=1)
+    few = Experiment(first.experiment.protocol.take_probes(2))
+    make_session(tmp_path, Methods(), ("noise",), chunk=1, experiment=few).run(tmp_path / "out")
+    again = Methods()
+    make_session(tmp_path, again, ("noise",), chunk=1).run(tmp_path / "out")
+    assert len(again.calls) == 1
+    assert results(tmp_path / "out")["data"]["probes"] == 3
+
+
+def test_another_black_box_needs_no_new_protection_and_another_seed_does(tmp_path: Path) -> None:
+    make_session(tmp_path, Methods(), ("noise",)).run(tmp_path / "out")
+    again = Methods()
+    make_session(tmp_path, again, ("noise",), black_boxes=()).run(tmp_path / "out")
+    assert again.calls == []
+    assert [entry["recogniser"] for entry in results(tmp_path / "out")["rates"]] == ["white"]
+    make_session(tmp_path, again, ("noise",), seed=1).run(tmp_path / "out")
+    assert len(again.calls) == 2
+
+
+def test_transforms_are_searched_too(tmp_path: Path) -> None:
+    transforms = {"back": lambda photos: [np.roll(photo, -1, axis=2) for photo in photos]}
+    make_session(tmp_path, Methods(), ("swap",), transforms=transforms).run(tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert [entry["rank1"]["value"] for entry in found["rates"]] == [0, 0]
+    assert [(entry["transform"], entry["rank1"]["value"]) for entry in found["robustness"]] == [
+        ("back", 1), ("back", 1)
+    ]  # fmt: skip
+    assert "Robustness" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_faces_lost_by_protection_are_listed_and_still_searched(tmp_path: Path) -> None:
+    def picky(photo: np.ndarray) -> list:
+        return toy.detect(photo) if photo[..., 0].mean() > 60 else []  # only the red person, swapped green
+
+    session = make_session(tmp_path, Methods(), ("swap",), detector=picky)
+    session.run(tmp_path / "out")
+    found = results(tmp_path / "out")
+    assert found["data"]["probes"] == 1
+    assert found["data"]["probes_without_face"] == ["e.parquet row 1", "e.parquet row 2"]
+    assert found["methods"][0]["undetected"] == ["red (e.parquet row 0)"]
+    assert found["rates"][0]["probes"] == 1
+    assert "no face found after: red (e.parquet row 0)" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_bad_input_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    methods = Methods()
+    session = make_session(tmp_path, methods, ("original", "typo"))
+    with pytest.raises(ValueError, match="method: expected 'original', 'swap' or 'noise', got 'typo'"):
+        session.run(tmp_path / "out")
+    protocol = session.experiment.protocol
+    broken = Record("bad.jpg", "red", "probe", b"no photo")
+    experiment = Experiment(RetrievalProtocol((*protocol.probes, broken), protocol.gallery))
+    with pytest.raises(
+        UnreadablePhotoError, match=r"1 of 7 photos cannot be read: bad\.jpg \(probe of 'red'\)"
+    ):
+        make_session(tmp_path, methods, ("original",), experiment=experiment).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DeDiMError, match="no face was found in any of the 3 probes"):
+        make_session(tmp_path, methods, ("original",), detector=_only_gallery(3)).run(tmp_path / "new")
+    assert methods.calls == []
+    for wrong in ((), ("a", "a")):
+        with pytest.raises(ValueError, match="methods: expected at least one, each named once"):
+            make_session(tmp_path, methods, wrong)
+    with pytest.raises(ValueError, match="chunk: expected at least 1 probe, got 0"):
+        make_session(tmp_path, methods, ("original",), chunk=0)
+
+
+def _only_gallery(count: int):
+    seen: list[int] = []
+
+    def detect(photo: np.ndarray) -> list:
+        seen.append(1)
+        return toy.detect(photo) if len(seen) <= count else []
+
+    return detect
+
+
+def test_targets_are_other_people(tmp_path: Path) -> None:
+    session = make_session(tmp_path, Methods(), ("original",))
+    rows = session.experiment.protocol.gallery
+    strangers = [Record(f"t{i}", f"stranger {i}", "target", rows[i % 3].content) for i in range(12)]
+    assert target_crops(strangers, toy.detect).shape == (10, 3, 112, 112)
+    assert target_crops([], toy.detect) is None
+    with pytest.raises(
+        DeDiMError, match="targets: none of the 3 photos shows a face of a person who is neither"
+    ):
+        make_session(tmp_path, Methods(), ("original",), targets=rows).run(tmp_path / "out")
+    make_session(tmp_path, Methods(), ("original",), targets=strangers).run(tmp_path / "out")
+    assert results(tmp_path / "out")["run"]["targets"] == 10
+    assert {record.person for record in rows} == {*PEOPLE}
+
+
+def test_a_folder_is_not_mixed_by_accident(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new", resume=False)
+    check_folder(tmp_path, resume=False)
+    (tmp_path / "results.json").touch()
+    check_folder(tmp_path, resume=True)
+    with pytest.raises(DeDiMError, match="the output folder is not empty; go on with a stopped evaluation"):
+        check_folder(tmp_path, resume=False)
+    with pytest.raises(DeDiMError, match="expected a folder for the results, this is a file"):
+        check_folder(tmp_path / "results.json", resume=True)
