@@ -24,6 +24,7 @@ OUTER = (
     "evaluation",
     "hub",
     "cli",
+    "cli_errors",
     "report",
     "run",
     "run_batch",

@@ -321,7 +321,10 @@ def test_save_and_load_in_a_fresh_process(tmp_path: Path, crop: Pixels) -> None:
     pipe = real_networks()
     pipe.save_pretrained(tmp_path / "model")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    assert sorted(key for key in index if not key.startswith("_")) == ["scheduler", "unet"]
+    assert index["face_encoder"] == ["diffusers_dedim", "MobileFaceNet"]
+    assert sorted(key for key in index if not key.startswith("_")) == [
+        "face_encoder", "landmarker", "scheduler", "unet"
+    ]  # fmt: skip
     np.save(tmp_path / "crop.npy", crop)
     arguments = [str(tmp_path / name) for name in ("model", "crop.npy", "out.npy")]
     subprocess.run([sys.executable, "-c", FRESH_PROCESS, *arguments], check=True, timeout=120)
@@ -340,6 +343,13 @@ def test_the_folder_is_also_a_plain_ddpm_pipeline(tmp_path: Path) -> None:
     plain.set_progress_bar_config(disable=True)
     (image,) = plain(num_inference_steps=1).images
     assert image.size == (112, 112)
+
+
+def test_a_recogniser_of_another_class_is_not_named_in_the_index(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert sorted(key for key in index if not key.startswith("_")) == ["scheduler", "unet"]
+    assert not (tmp_path / "face_encoder").exists()
 
 
 def test_any_module_may_be_a_part(pipe: DeDiMPipeline) -> None:

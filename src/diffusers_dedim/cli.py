@@ -1,12 +1,8 @@
-"""The command ``dedim``: protect photos, sample faces, train.
-
-PyTorch and diffusers are imported inside the commands, so that help and usage errors are quick.
-"""
+"""The command ``dedim``. PyTorch is imported inside its commands, so that help and usage errors are quick."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from enum import Enum
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +21,9 @@ from rich.progress import (
 )
 
 from diffusers_dedim import __version__
+from diffusers_dedim.cli_errors import plain_errors
 from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.hub.cli import publish, publish_space
 from diffusers_dedim.image_io import write_atomic
 from diffusers_dedim.manifest import PhotoRecord
 from diffusers_dedim.photo_jobs import display_name
@@ -33,8 +31,6 @@ from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
 
 EXIT_NOT_ALL_PROTECTED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _SAMPLES_AT_ONCE = 16
 _MOUNTED: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
@@ -44,6 +40,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.command()(publish)
+app.command()(publish_space)
 
 
 class SmallFaces(str, Enum):
@@ -165,9 +165,10 @@ def sample(
 @app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
     """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
-    from diffusers_dedim.training.cli import app as training  # imports PyTorch
+    from diffusers_dedim.training.cli import app as training
 
-    training(args=context.args, prog_name="dedim train")
+    with _plain_errors():
+        training(args=context.args, prog_name="dedim train")
 
 
 @app.command(add_help_option=False, **_MOUNTED)
@@ -179,17 +180,8 @@ def evaluate(context: typer.Context) -> None:
         evaluation(args=context.args, prog_name="dedim evaluate", obj=_load_pipeline)
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Show expected errors as one line, and leave tracebacks to the unexpected ones."""
-    try:
-        yield
-    except (ValueError, OSError) as error:  # DeDiMError is a ValueError
-        typer.echo(f"Error: {display_name(str(error))}", err=True)
-        raise typer.Exit(EXIT_USAGE) from error
-    except KeyboardInterrupt as error:
-        typer.echo("Stopped. Photos written so far are complete; go on with --resume.", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+def _plain_errors() -> AbstractContextManager[None]:
+    return plain_errors("Stopped. Photos written so far are complete; go on with --resume.")
 
 
 def _load_pipeline(weights: str | None, device: str | None) -> Any:

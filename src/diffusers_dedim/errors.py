@@ -1,10 +1,10 @@
-"""Errors that say in one word why a photo could not be protected; all of them are ``ValueError``."""
+"""Errors that say in one word what could not be done, and why; all of them are ``ValueError``."""
 
 from __future__ import annotations
 
 
 class DeDiMError(ValueError):
-    """Base of every error this package raises about a photo, as opposed to a wrong argument."""
+    """Base of every error this package raises about a photo or a training, as opposed to a wrong argument."""
 
 
 class NoFaceError(DeDiMError):
@@ -21,3 +21,7 @@ class UnreadablePhotoError(DeDiMError):
 
 class NotProtectedError(DeDiMError):
     """A face stayed above the threshold, so the photo must not be called protected."""
+
+
+class TrainingDivergedError(DeDiMError):
+    """A loss or gradient of a training is not a finite number; going on would spoil the weights."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusers_dedim import own_components
 from diffusers_dedim.callbacks import CallbackView, chain_callbacks
 from diffusers_dedim.components import ComposablePipeline, as_component, check_embeddings
 from diffusers_dedim.encoders import MobileFaceNet
@@ -37,10 +37,6 @@ from diffusers_dedim.schedule import dedim_timesteps
 from diffusers_dedim.solvers import check_scheduler, prepare_scheduler
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
-_OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
-    "face_encoder": MobileFaceNet,
-    "landmarker": LandmarkRegressor,
-}
 
 
 class DeDiMPipeline(ComposablePipeline):
@@ -64,7 +60,7 @@ class DeDiMPipeline(ComposablePipeline):
     """
 
     model_cpu_offload_seq = "landmarker->face_encoder->unet"
-    _own_components: ClassVar[tuple[str, ...]] = tuple(_OWN_COMPONENTS)
+    _own_components: ClassVar[tuple[str, ...]] = tuple(own_components.OWN_COMPONENTS)
     _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "sample", "prev_sample", "noise_pred", "x_org", "mask", "reference",
@@ -108,28 +104,32 @@ class DeDiMPipeline(ComposablePipeline):
         source = str(
             BUNDLED_WEIGHTS if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         )
-        names = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
-        where = {name: kwargs[name] for name in names if name in kwargs}
-        for component, model_class in _OWN_COMPONENTS.items():
-            if component not in kwargs:
-                kwargs[component] = model_class.from_pretrained(source, subfolder=component, **where)
+        kwargs |= own_components.load_own_components(source, kwargs)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = fast_dtype()
         pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
+        if kwargs.get("device_map") is not None:  # diffusers places what it loads, not what it is given
+            for name in own_components.OWN_COMPONENTS:
+                getattr(pipeline, name).to(pipeline.device)
         return pipeline
 
-    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write ``model_index.json`` so that both `DeDiMPipeline` and plain `DDPMPipeline` load the folder.
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read ``model_index.json`` without our own parts: `from_pretrained` has loaded them, or was given others."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict):
+            config = {
+                name: value for name, value in config.items() if name not in own_components.OWN_COMPONENTS
+            }
+        return config
 
-        `save_pretrained` calls it. The recogniser and the landmark model have their own subfolders but are not
-        named here: diffusers refuses to load classes that it does not know from the Hub (docs/paper.md, D6).
+    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``model_index.json`` and the few lines of code that let plain diffusers load the folder.
+
+        `save_pretrained` calls it (docs/paper.md, D6). A recogniser of another class than ours is left out.
         """
         super().save_config(save_directory, **kwargs)
-        path = Path(save_directory) / "model_index.json"
-        index = json.loads(path.read_text())
-        for component in _OWN_COMPONENTS:
-            index.pop(component, None)
-        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        own_components.write_loading_files(Path(save_directory), own_components.own_classes(self.components))
 
     @torch.no_grad()
     def __call__(

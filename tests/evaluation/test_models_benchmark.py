@@ -98,7 +98,16 @@ def test_prints_one_json_object(
     assert results["encoder_tar_at_fmr_1e3"] is None  # ten impostors cannot resolve it
     assert (results["encoder_pairs"], results["encoder_images"]) == (2 * PEOPLE, 2 * PEOPLE)
     assert set(results["encoder_correlation"]) == {"toy"}
-    assert set(results["encoder_noisy_gradient_cosine"]) == {"50", "99"}
+    by_timestep = results["encoder_gradient_agreement_by_timestep"]
+    assert list(by_timestep) == [str(t) for t in range(9, 100, 10)]
+    # each is rounded to four digits
+    assert results["encoder_gradient_agreement"] == pytest.approx(
+        np.mean(list(by_timestep.values())), abs=1e-4
+    )
+    assert {
+        "unet_psnr", "sdedit_psnr", "sdedit_similarity", "encoder_lfw_accuracy", "encoder_tar_at_fmr_1e3",
+        "encoder_correlation", "landmarks_error_iod", "landmarks_flip_iod", "parameters",
+    } <= set(results)  # fmt: skip
     assert results["landmarks_error_iod"] == results["landmarks_flip_iod"] == 0  # untrained: the mean face
     assert set(results["parameters"]) == {"unet", "face_encoder", "landmarker"}
     assert results["weights_mib"] > 4  # MobileFaceNet has 1.0 M parameters in float32
@@ -164,7 +173,7 @@ def test_noise_turns_the_gradient(
 ) -> None:
     monkeypatch.setattr(models, "NOISY_TIMESTEPS", (0, 50, 900))  # noise of std 0.006, 0.09 and 0.99
     # not seed 0: from it the toy encoder has its weights, and the noise would be one of their rows
-    cosine = models.measure_noisy_gradient(pipe, pairs, 4, seed=1)["encoder_noisy_gradient_cosine"]
+    cosine = models.measure_noisy_gradient(pipe, pairs, 4, seed=1)["encoder_gradient_agreement_by_timestep"]
     assert 1 > cosine["0"] > 0.99
     assert cosine["0"] > cosine["50"] > cosine["900"]
 

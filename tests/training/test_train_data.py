@@ -123,7 +123,7 @@ def test_batches_cover_an_epoch_without_repeats_and_shuffle_anew() -> None:
 @pytest.mark.parametrize("start", [0, 1, 3, 7])
 def test_resumed_batches_are_those_of_an_uninterrupted_run(start: int) -> None:
     whole = list(itertools.islice(iter(ResumableBatches(10, 3, seed=5)), 12))
-    resumed = list(itertools.islice(iter(ResumableBatches(10, 3, seed=5, start_step=start)), 12 - start))
+    resumed = list(itertools.islice(iter(ResumableBatches(10, 3, seed=5, start_batch=start)), 12 - start))
     assert resumed == whole[start:]
     assert list(itertools.islice(iter(ResumableBatches(10, 3, seed=6)), 12)) != whole
 
@@ -167,3 +167,38 @@ def test_no_movement_is_the_identity() -> None:
     warped, moved = random_similarity(images, torch.zeros(2, 0, 2), torch.Generator(), 0, 0, 0)
     assert moved.shape == (2, 0, 2)
     torch.testing.assert_close(warped, images, rtol=0, atol=1e-4)  # float32 grid coordinates: 1e-5 of a pixel
+
+
+def test_a_bad_row_anywhere_is_found_before_training(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=[png(), png(), png(64)])
+    data = FaceCrops(path)  # looks at the first only
+    with pytest.raises(
+        ValueError, match=re.escape(f"data: image 2 of {path} is 64x64, expected 112x112; align")
+    ):
+        _ = data.fingerprint
+    path = write(tmp_path / "b.parquet", image=[png(), b"no image"])
+    with pytest.raises(ValueError, match=re.escape(f"data: image 1 of {path} cannot be read (")):
+        _ = FaceCrops(path).fingerprint
+    points = [[1.0] * 136, [1.0] * 3]
+    path = write(tmp_path / "c.parquet", image=[png(), png()], landmarks_68=points)
+    with pytest.raises(ValueError, match=re.escape(f"data: row 1 of {path} has 3 numbers in 'landmarks_68'")):
+        _ = FaceCrops(path).fingerprint
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_its_place(tmp_path: Path) -> None:
+    images = [png(value=1), png(value=2)]
+    (tmp_path / "folder").mkdir()
+    for index, content in enumerate(images):
+        (tmp_path / "folder" / f"{index}.png").write_bytes(content)
+    one = FaceCrops(write(tmp_path / "one.parquet", image=images)).fingerprint
+    assert FaceCrops(tmp_path / "folder").fingerprint == one
+    assert FaceCrops(write(tmp_path / "two.parquet", image=images[::-1])).fingerprint != one
+    assert FaceCrops(write(tmp_path / "few.parquet", image=images[:1])).fingerprint != one
+
+
+def test_a_name_is_read_by_split(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is out of reach of the tests: what is asked of `datasets` is looked at."""
+    rows, asked = FaceCrops(faces).rows, []
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: asked.append((name, split)) or rows)
+    assert len(FaceCrops("someone/ffhq-112", "val")) == 6
+    assert asked == [("someone/ffhq-112", "val")]

@@ -7,22 +7,24 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
+from accelerate.tracking import GeneralTracker
 from tiny_task import TinyNet, TinyTask, loop_config
 
-from diffusers_dedim.training import loop
+from diffusers_dedim.errors import TrainingDivergedError
+from diffusers_dedim.training.checkpoint import _public, check_model_folder, write_json
 from diffusers_dedim.training.loop import Progress, train
 
 
 def run(
-    folder: Path, *, resume: bool = False, width: int = 4, **changes: Any
-) -> tuple[TinyTask, dict[str, float]]:
+    folder: Path, *, resume: bool = False, width: int = 4, rows: int = 12, crop_size: int = 64, **changes: Any
+) -> tuple[TinyTask, dict[str, float]]:  # fmt: skip
     config = loop_config(str(folder), **changes)
-    task = TinyTask(config, width)
+    task = TinyTask(config, width, rows=rows, crop_size=crop_size)
     return task, train(task, config, resume=resume)
 
 
@@ -83,7 +85,8 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"batch_size": 3}, "batch_size"), ({"seed": 1}, "seed"), ({"width": 5}, "model"),
-     ({"width": 5, "seed": 1}, "model, seed")],
+     ({"width": 5, "seed": 1}, "model, seed"), ({"rows": 13}, "data"), ({"crop_size": 112}, "crop_size"),
+     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps")],
 )  # fmt: skip
 def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     run(tmp_path, max_steps=1)
@@ -162,10 +165,10 @@ def test_validation_leaves_the_live_weights_alone(tmp_path: Path) -> None:
 
 def test_settings_are_written_in_one_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
-    loop._write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        loop._write_json(path, {"a": 2})
+        write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
 
 
@@ -185,6 +188,150 @@ def test_bad_settings_are_refused(changes: dict[str, Any], text: str) -> None:
 
 def test_the_networks_note_of_defaults_does_not_stop_a_resume() -> None:
     """diffusers writes ``_use_default_values`` in an order that changes with the hash seed of the process."""
-    from diffusers_dedim.training.loop import _public
-
     assert _public({"_use_default_values": ["b", "a"], "sample_size": 112}) == {"sample_size": 112}
+
+
+def test_a_checkpoint_that_does_not_name_its_data_is_taken_with_a_warning(tmp_path: Path) -> None:
+    run(tmp_path, max_steps=1)
+    record = json.loads((tmp_path / "config.json").read_text())
+    old = {"task": record["task"], "model": record["model"], "loop": record["settings"]}
+    del old["loop"]["gradient_accumulation_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.warns(UserWarning, match="does not say what the checkpoint was trained on; data, crop_size"):
+        run(tmp_path, resume=True, max_steps=2)
+    assert json.loads((tmp_path / "config.json").read_text())["identity"]["data"] == "12 rows"
+
+
+def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
+    """Two batches of two, whose mean gradients are averaged, step as one batch of the same four rows."""
+    task, _ = run(tmp_path / "two", batch_size=2, gradient_accumulation_steps=2, max_steps=3, log_every=1)
+    assert task.steps_seen[:6] == [0, 1, 2, 3, 4, 5]
+    assert recorded_step(tmp_path / "two") == 3
+    assert [line["step"] for line in log(tmp_path / "two")] == [1, 2, 3]
+
+    class Quiet(TinyTask):
+        def loss(
+            self, model: Any, batch: dict[str, torch.Tensor], generator: torch.Generator
+        ) -> torch.Tensor:
+            return (model(batch["x"]) - batch["y"]).square().mean()
+
+    for name, size, count in (("a", 2, 2), ("b", 4, 1)):
+        # of one order of the rows, pairs of two batches of two are the batches of four
+        config = loop_config(
+            str(tmp_path / name), batch_size=size, gradient_accumulation_steps=count, max_steps=3
+        )
+        train(Quiet(config), config)
+    same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_accumulation_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    settings = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    run(tmp_path / "whole", **settings)
+    script = Path(__file__).with_name("tiny_task.py")
+    process = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "parts"), "5", "2"], timeout=240, check=False
+    )
+    assert process.returncode == -signal.SIGKILL
+    task, _ = run(tmp_path / "parts", resume=True, **settings)
+    assert task.steps_seen[0] == 4  # two whole steps of two batches; the half third is taken again
+    same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("bad", "what"), [("loss", "loss is nan"), ("gradient", "norm of the gradient is")])
+def test_training_stops_at_a_number_that_is_not_finite(tmp_path: Path, bad: str, what: str) -> None:
+    class Spoilt(TinyTask):
+        def loss(
+            self, model: Any, batch: dict[str, torch.Tensor], generator: torch.Generator
+        ) -> torch.Tensor:
+            loss = super().loss(model, batch, generator)
+            if len(self.steps_seen) == 4:
+                # the square root has an infinite slope at 0
+                loss = loss + (loss * float("nan") if bad == "loss" else (loss * 0).sqrt())
+            return loss
+
+    Spoilt.__name__ = "TinyTask"  # what a checkpoint names its task by
+    config = loop_config(str(tmp_path))
+    with pytest.raises(
+        TrainingDivergedError, match=rf"^step 4: the {what}.*; training stopped, and the last"
+    ):
+        train(Spoilt(config), config)
+    assert not (tmp_path / "model").exists()
+    task, _ = run(tmp_path, resume=True)
+    assert task.steps_seen[0] == 3
+    assert recorded_step(tmp_path) == 8
+
+
+def test_a_model_is_saved_in_shards_and_read_back(tmp_path: Path) -> None:
+    run(tmp_path, width=2000, max_steps=1, max_shard_size="1KB")  # 8 KB of weights, 4 bytes of bias
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert "diffusion_pytorch_model.safetensors.index.json" in files
+    assert len([name for name in files if name.endswith(".safetensors")]) == 2
+    assert TinyNet.from_pretrained(tmp_path / "model").layer.weight.shape == (1, 2000)
+    run(tmp_path, width=2000, max_steps=1, resume=True)  # one file now, and no index of the shards is left
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "config.json", "diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+
+
+def test_validation_before_the_first_step(tmp_path: Path) -> None:
+    run(tmp_path / "with", validate_first=True)
+    run(tmp_path / "without")
+    assert log(tmp_path / "with")[0]["step"] == 0
+    assert "mse" in log(tmp_path / "with")[0]
+    assert log(tmp_path / "without")[0]["step"] == 2
+    same_weights(tmp_path / "with", tmp_path / "without")
+
+
+class Notebook(GeneralTracker):
+    name, requires_logging_directory = "notebook", False
+    seen: ClassVar[list[Any]] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def __init__(self, run_name: str, **_: Any) -> None:
+        super().__init__()
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.seen.append(values)
+
+    def log(self, values: dict[str, Any], step: int | None, **_: Any) -> None:
+        self.seen.append((step, values))
+
+
+def test_a_tracker_gets_figures_and_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["notebook"])
+    monkeypatch.setattr(Notebook, "seen", [])
+    run(tmp_path / "off")
+    assert Notebook.seen == []
+    run(tmp_path / "on", tracker="notebook")
+    settings, *lines = Notebook.seen
+    assert settings["batch_size"] == 4
+    assert str(tmp_path) not in json.dumps(settings)
+    assert [step for step, _ in lines] == [2, 4, 6, 8, 8]
+    assert set(lines[0][1]) == {"loss", "lr"}
+    assert set(lines[-1][1]) == {"mse"}
+
+
+def test_an_unknown_or_missing_tracker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    with pytest.raises(ValueError, match=r"tracker: expected one of \['aim', .*\], got 'paper'"):
+        run(tmp_path, tracker="paper")
+    with pytest.raises(ValueError, match="tracker: wandb is not installed; run: pip install wandb"):
+        run(tmp_path, tracker="wandb")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_of_another_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"weights: {tmp_path} has no config.json; expected a folder")
+    ):
+        check_model_folder("weights", tmp_path, "TinyNet")
+    TinyNet().save_pretrained(tmp_path)
+    check_model_folder("weights", tmp_path, "TinyNet")
+    with pytest.raises(
+        ValueError, match=re.escape(f"weights: {tmp_path} holds a TinyNet, expected a UNet2DModel.")
+    ):
+        check_model_folder("weights", tmp_path, "UNet2DModel")

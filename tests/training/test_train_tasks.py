@@ -1,35 +1,26 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
+from toy_teacher import mean_colour_teacher
 from toys import MEAN_FACE, tiny_unet
 from typer.testing import CliRunner
 
 from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
+from diffusers_dedim.training.augment import add_noise, augment
 from diffusers_dedim.training.cli import app
+from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.encoder import (
-    EncoderTask,
-    _principal_directions,
-    _projection,
-    add_noise,
-    augment,
-    teacher_embeddings,
-)
+from diffusers_dedim.training.encoder import EncoderTask, _principal_directions, _projection
 from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
-from diffusers_dedim.training.loop import LoopConfig
-from diffusers_dedim.training.teacher import Teacher
+from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
 
 
@@ -38,9 +29,7 @@ def data(faces: Path) -> FaceCrops:
     return FaceCrops(faces)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> LoopConfig:
-    return LoopConfig(str(tmp_path), batch_size=2, precision="no")
+SETTINGS: dict[str, Any] = {"output_dir": "out", "data": "faces", "batch_size": 2, "precision": "no"}
 
 
 def one_step(task: Any) -> float:
@@ -60,15 +49,13 @@ def one_step(task: Any) -> float:
     return losses[0]
 
 
-def tiny_unet_task(
-    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> UNetTask:
-    monkeypatch.setattr(unet_module, "make_unet", tiny_unet)
-    return UNetTask(data, data, config, crop_size=32, val_images=2, **changes)
+def tiny_unet_task(data: FaceCrops, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> UNetTask:
+    monkeypatch.setattr(unet_module, "make_unet", lambda size: tiny_unet())
+    return UNetTask(data, data, UNetConfig(**SETTINGS, crop_size=32, val_images=2, **changes))
 
 
-def test_unet_task(data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = tiny_unet_task(data, config, monkeypatch)
+def test_unet_task(data: FaceCrops, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_unet_task(data, monkeypatch)
     assert one_step(task) == pytest.approx(1, abs=0.5)  # an untrained network predicts about 0 of N(0, 1)
     figures = task.validate(task.model.eval())
     assert sorted(figures) == ["psnr_t200", "psnr_t25", "psnr_t50", "psnr_t99"]
@@ -83,10 +70,29 @@ def test_the_shipped_unet_takes_crops_of_both_sizes() -> None:
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 5.5e6  # "4.8 M" in its docstring
 
 
-def test_unknown_pixels_do_not_count(
-    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tiny_unet_task(data, config, monkeypatch, full_size_share=1.0)
+def test_the_base_unet_is_of_the_size_that_is_said() -> None:
+    with torch.device("meta"):
+        model = make_unet("base")
+    assert 25.5e6 < sum(p.numel() for p in model.parameters()) < 26.5e6  # "26 M" in its docstring
+
+
+def test_min_snr_weighs_low_noise_less(data: FaceCrops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """min(SNR, gamma) / SNR with SNR = ac / (1 - ac), here in float64."""
+    task = tiny_unet_task(data, monkeypatch, loss_weighting="min-snr", min_snr_gamma=5.0)
+    timesteps = torch.tensor([0, 25, 99, 300, 999])
+    ac = make_scheduler().alphas_cumprod[timesteps].double()
+    snr = ac / (1 - ac)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / snr
+    # 1 - ac is 4e-5 at t = 0: float32 keeps three digits of it
+    torch.testing.assert_close(task._loss_weight(timesteps).double(), expected, rtol=3e-3, atol=0)
+    assert expected[0] < 1e-3
+    assert expected[-1] == 1
+    assert tiny_unet_task(data, monkeypatch)._loss_weight(timesteps).tolist() == [1] * 5
+    one_step(task)
+
+
+def test_unknown_pixels_do_not_count(data: FaceCrops, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_unet_task(data, monkeypatch, full_size_share=1.0)
     batch = next(task.batches(0))
     first = task.loss(task.model, batch, torch.Generator().manual_seed(0))
     batch["known"] = torch.zeros_like(batch["known"])
@@ -94,10 +100,8 @@ def test_unknown_pixels_do_not_count(
     assert first.item() > 0
 
 
-def test_faces_and_their_known_pixels_are_cut_alike(
-    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tiny_unet_task(data, config, monkeypatch, full_size_share=0.0)
+def test_faces_and_their_known_pixels_are_cut_alike(data: FaceCrops, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_unet_task(data, monkeypatch, full_size_share=0.0)
     known = torch.rand(4, 1, 112, 112, generator=torch.Generator().manual_seed(0)) > 0.5
     for seed in range(5):
         image, cut = task._augment(
@@ -107,10 +111,8 @@ def test_faces_and_their_known_pixels_are_cut_alike(
         assert torch.equal(image[:, :1] > 0.5, cut)
 
 
-def test_low_timesteps_are_preferred(
-    data: FaceCrops, config: LoopConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tiny_unet_task(data, config, monkeypatch, low_timestep_share=0.6)
+def test_low_timesteps_are_preferred(data: FaceCrops, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_unet_task(data, monkeypatch, low_timestep_share=0.6)
     timesteps = task._timesteps(20_000, torch.Generator().manual_seed(0))
     assert timesteps.min() >= 0
     assert timesteps.max() <= 999
@@ -119,11 +121,11 @@ def test_low_timesteps_are_preferred(
 
 
 @pytest.mark.parametrize("size", [12, 60, 120])
-def test_a_crop_size_the_unet_cannot_take_is_refused(data: FaceCrops, config: LoopConfig, size: int) -> None:
+def test_a_crop_size_the_unet_cannot_take_is_refused(size: int) -> None:
     with pytest.raises(
         ValueError, match=rf"crop_size: expected a multiple of 8 from 16 to 112, got {size}\."
     ):
-        UNetTask(data, data, config, crop_size=size)
+        UNetConfig(**SETTINGS, crop_size=size)
 
 
 class PerfectDenoiser(nn.Module):
@@ -143,14 +145,15 @@ def test_psnr_of_a_perfect_denoiser_is_that_of_float32(data: FaceCrops) -> None:
     assert min(x_0_psnr(PerfectDenoiser(data), data, 6).values()) > 100
 
 
-def encoder_task(data: FaceCrops, config: LoopConfig, teacher: Path) -> EncoderTask:
+def encoder_task(data: FaceCrops, teacher: Path) -> EncoderTask:
     torch.manual_seed(0)
-    plain = teacher_embeddings(teacher, data, teacher.with_suffix(".npy"))
+    plain = teacher_embeddings(teacher, data, teacher.with_suffix(".npz"))
+    config = EncoderConfig(**SETTINGS, teacher=str(teacher))
     return EncoderTask(data, data, Teacher(teacher), plain, plain, config, student=MobileFaceNet(2))
 
 
-def test_encoder_task(data: FaceCrops, config: LoopConfig, tmp_path: Path) -> None:
-    task = encoder_task(data, config, mean_colour_teacher(tmp_path / "teacher.onnx"))
+def test_encoder_task(data: FaceCrops, tmp_path: Path) -> None:
+    task = encoder_task(data, mean_colour_teacher(tmp_path / "teacher.onnx"))
     assert [size for size, _, _ in task.projections] == [28, 7]
     one_step(task)
     figures = task.validate(task.model.eval())
@@ -219,57 +222,9 @@ def test_half_of_the_images_get_noise_up_to_the_limit() -> None:
     assert 0.09 < strength.max() < 0.11
 
 
-def mean_colour_teacher(path: Path) -> Path:
-    """An ONNX recogniser that embeds a face as its mean colour, after two "residual" sums."""
-    face = helper.make_tensor_value_info("face", TensorProto.FLOAT, ["N", 3, 112, 112])
-    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, ["N", 3])
-    nodes = [
-        helper.make_node("AveragePool", ["face"], ["a"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Relu", ["a"], ["positive"]),
-        helper.make_node("Sub", ["a", "positive"], ["negative"]),
-        helper.make_node("Add", ["positive", "negative"], ["b"]),
-        helper.make_node("Add", ["b", "a"], ["c"]),
-        helper.make_node("AveragePool", ["c"], ["d"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Identity", ["d"], ["e"]),
-        helper.make_node("Abs", ["e"], ["f"]),
-        helper.make_node("Sub", ["e", "f"], ["g"]),
-        helper.make_node("Add", ["g", "f"], ["h"]),
-        helper.make_node("Add", ["h", "e"], ["i"]),
-        helper.make_node("ReduceMean", ["i"], ["colour"], axes=[2, 3], keepdims=0),
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, "teacher", [face], [colour]), opset_imports=[helper.make_opsetid("", 13)]
-    )
-    model.ir_version = 8
-    onnx.save(model, path)
-    return path
-
-
-def test_teacher_embeddings_are_made_once(data: FaceCrops, tmp_path: Path) -> None:
-    teacher, cache = mean_colour_teacher(tmp_path / "teacher.onnx"), tmp_path / "made" / "cache.npy"
-    embeddings = teacher_embeddings(teacher, data, cache, batch_size=4)
-    colour = (data[5]["image"].float() / 127.5 - 1).mean((1, 2))
-    # means of 12,544 float32 numbers, added in another order
-    torch.testing.assert_close(embeddings[5], nn.functional.normalize(colour, dim=0), rtol=1e-3, atol=1e-4)
-    teacher.unlink()
-    assert torch.equal(teacher_embeddings(teacher, data, cache), embeddings)
-    np.save(cache, np.ones((3, 3)))
-    with pytest.raises(
-        ValueError, match=re.escape(f"teacher: {cache} holds 3 rows but the data 6; delete it.")
-    ):
-        teacher_embeddings(teacher, data, cache)
-
-
-def test_a_missing_teacher_is_refused(data: FaceCrops, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"teacher: no such file .*missing\.onnx; expected an ONNX face recogniser"
-    ):
-        teacher_embeddings(tmp_path / "missing.onnx", data, tmp_path / "cache.npy")
-
-
-def test_landmark_task(data: FaceCrops, config: LoopConfig) -> None:
+def test_landmark_task(data: FaceCrops) -> None:
     torch.manual_seed(0)
-    task = LandmarkTask(data, data, config)
+    task = LandmarkTask(data, data, LandmarkConfig(**SETTINGS))
     torch.testing.assert_close(task.model.mean_shape, MEAN_FACE + 2.5)  # faces are moved by 0..5 px
     loss = one_step(task)
     assert 0.5 < loss < 8  # the mean face against faces shifted by up to 4 px, scaled and turned

@@ -13,8 +13,9 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
+from diffusers_dedim.training.config import LoopConfig
 from diffusers_dedim.training.data import batches
-from diffusers_dedim.training.loop import LoopConfig, train
+from diffusers_dedim.training.loop import train
 
 
 class TinyNet(ModelMixin, ConfigMixin):
@@ -32,18 +33,24 @@ class TinyNet(ModelMixin, ConfigMixin):
 class TinyTask:
     """Linear regression with a little noise from the loop's generator; dies in step ``kill_at``."""
 
-    def __init__(self, loop: LoopConfig, width: int = 4, kill_at: int | None = None) -> None:
+    def __init__(
+        self, loop: LoopConfig, width: int = 4, kill_at: int | None = None, rows: int = 12, crop_size: int = 64
+    ) -> None:  # fmt: skip
         torch.manual_seed(loop.seed)
+        self.crop_size = crop_size
         self.model, self.loop, self.kill_at = TinyNet(width), loop, kill_at
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(12, width, generator=generator)
+        x = torch.randn(rows, width, generator=generator)
         self.x, self.y = x, x.sum(1, keepdim=True)
-        self.steps_seen: list[int] = []
+        self.steps_seen: list[int] = []  # batches, which are steps unless gradients are accumulated
 
-    def batches(self, start_step: int) -> Iterator[dict[str, Tensor]]:
+    def identity(self) -> dict[str, Any]:
+        return {"data": f"{len(self.x)} rows", "crop_size": self.crop_size}
+
+    def batches(self, start_batch: int) -> Iterator[dict[str, Tensor]]:
         data = [{"x": x, "y": y} for x, y in zip(self.x, self.y, strict=True)]
-        step = start_step
-        for batch in batches(data, self.loop.batch_size, self.loop.seed, start_step, 0):  # type: ignore[arg-type]
+        step = start_batch
+        for batch in batches(data, self.loop.batch_size, self.loop.seed, start_batch, 0):  # type: ignore[arg-type]
             if step == self.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.steps_seen.append(step)
@@ -69,5 +76,6 @@ def loop_config(output_dir: str, **changes: Any) -> LoopConfig:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    config = loop_config(sys.argv[1])
-    train(TinyTask(config, kill_at=int(sys.argv[2])), config)
+    folder, kill_at, accumulated = sys.argv[1], int(sys.argv[2]), int((*sys.argv, "1")[3])
+    config = loop_config(folder, batch_size=4 // accumulated, gradient_accumulation_steps=accumulated)
+    train(TinyTask(config, kill_at=kill_at), config)

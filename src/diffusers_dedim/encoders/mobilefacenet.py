@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -28,6 +30,8 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     """
 
     config_name = "config.json"
+    # Its scores are reported, so a pipeline that is loaded in half precision keeps it whole.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["stem", "bottlenecks", "head"]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, embedding_dim: int = 128) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -41,6 +43,8 @@ class LandmarkRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
     """
 
     config_name = "config.json"
+    # A pipeline that is loaded in half precision keeps it whole: half a pixel matters here.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["stem", "bottlenecks", "head", "mean_shape"]
 
     mean_shape: Tensor
 

@@ -1,121 +1,164 @@
-"""`dedim train unet|encoder|landmarks`."""
+"""`dedim train unet|encoder|landmarks`: the fields of the settings classes are the options.
+
+PyTorch is imported inside the commands, so that help and usage errors are quick.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-app = typer.Typer(help="Train the bundled networks, or your own, on aligned 112x112 face crops.")
+from diffusers_dedim.training.config import (
+    EncoderConfig,
+    LandmarkConfig,
+    LoopConfig,
+    TrainConfig,
+    UNetConfig,
+    read_config,
+)
 
-DataOption = Annotated[
-    str, typer.Option(help="Parquet file, folder of parquet files or images, or a Hub name.")
-]
-OutputOption = Annotated[Path, typer.Option("--output-dir", "-o", help="Checkpoints, log and the model.")]
-MinutesOption = Annotated[float, typer.Option(help="Time budget over all resumed sessions.")]
-StepsOption = Annotated[int, typer.Option(help="Step budget.")]
-BatchOption = Annotated[int, typer.Option(help="Images a step.")]
-RateOption = Annotated[float, typer.Option(help="Peak learning rate.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")]
-CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network.")]
-PrecisionOption = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
-WorkersOption = Annotated[int, typer.Option(help="Processes that decode images.")]
-MemoryOption = Annotated[bool, typer.Option(help="Keep decoded images: 50 KB of memory each.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")]
+app = typer.Typer(
+    help="Train the bundled networks, or your own, on aligned 112x112 face crops.",
+    rich_markup_mode=None,  # its table cuts long names, and takes [N,3,112,112] for markup
+    pretty_exceptions_enable=False,
+)
 
-
-def _report(metrics: dict[str, float], output_dir: Path) -> None:
-    for name, value in metrics.items():
-        typer.echo(f"{name}: {value:.4f}")
-    typer.echo(f"model: {output_dir / 'model'}")
+_C = TypeVar("_C", bound=LoopConfig)
+_Run = Callable[[_C, bool], dict[str, float]]
 
 
-@app.command()
-def unet(
-    data: DataOption, output_dir: OutputOption, minutes: MinutesOption = 30, max_steps: StepsOption = 1_000_000,
-    batch_size: BatchOption = 16, learning_rate: RateOption = 6e-4, crop_size: int = 64,
-    full_size_share: float = 0.1, low_timestep_share: float = 0.6, ema_decay: float = 0.999,
-    precision: PrecisionOption = "bf16", compile: CompileOption = False, num_workers: WorkersOption = 0,
-    seed: SeedOption = 0, resume: ResumeOption = False,
-) -> None:  # fmt: skip
-    """Train the face DDPM; validation: PSNR of the x_0 estimate by timestep."""
+def _take_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the file's values the defaults, so that options on the command line override them."""
+    if path is not None:
+        known = {str(p.name) for p in context.command.params} - {"config", "resume", "help"}
+        context.default_map = {**(context.default_map or {}), **read_config(path, known)}
+    return path
+
+
+_EXTRA_OPTIONS = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            is_eager=True,
+            callback=_take_config,
+            help="TOML or JSON file of settings, or an earlier run's config.json; options override it.",
+        ),
+    ],
+    "resume": Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")],
+}
+
+
+def _option(config: type[LoopConfig], item: Field[Any], kind: Any) -> inspect.Parameter:
+    """The option of a field; a field that a subclass gives another default keeps its description."""
+    described = [
+        inherited.metadata["help"]
+        for base in config.__mro__
+        if is_dataclass(base)
+        for inherited in fields(base)
+        if inherited.name == item.name and "help" in inherited.metadata
+    ]
+    names = ("--output-dir", "-o") if item.name == "output_dir" else ()
+    default = inspect.Parameter.empty if item.default is MISSING else item.default
+    annotation = Annotated[kind, typer.Option(*names, help=described[0])]
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _command(config: type[_C]) -> Callable[[_Run[_C]], _Run[_C]]:
+    """Register a function of settings and ``resume`` as a command whose options are the settings' fields."""
+
+    def register(run: _Run[_C]) -> _Run[_C]:
+        def command(**values: Any) -> None:
+            resume = values.pop("resume")
+            values.pop("config")
+            settings = config(**values)
+            for name, value in run(settings, resume).items():
+                typer.echo(f"{name}: {value:.4f}")
+            typer.echo(f"model: {Path(settings.output_dir) / 'model'}")
+
+        hints = get_type_hints(config)
+        options = [_option(config, item, hints[item.name]) for item in fields(config)]
+        options.sort(key=lambda option: option.default is not inspect.Parameter.empty)  # required ones first
+        extra = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for (name, annotation), default in zip(_EXTRA_OPTIONS.items(), (None, False), strict=True)
+        ]
+        command.__signature__ = inspect.Signature([*options, *extra])  # type: ignore[attr-defined]
+        command.__doc__ = run.__doc__
+        app.command(run.__name__)(command)
+        return run
+
+    return register
+
+
+def _crops(config: TrainConfig, **options: Any) -> tuple[Any, Any]:
+    """Training and validation faces; the seed is set, so that the weights made next depend on it alone."""
     import torch
 
     from diffusers_dedim.training.data import FaceCrops
-    from diffusers_dedim.training.loop import LoopConfig, train
+
+    in_memory = getattr(config, "keep_in_memory", False)
+    train = FaceCrops(config.data, keep_in_memory=in_memory, **options)
+    validation = FaceCrops(config.data, "val", **options)
+    torch.manual_seed(config.seed)
+    return train, validation
+
+
+@_command(UNetConfig)
+def unet(config: UNetConfig, resume: bool) -> dict[str, float]:
+    """Train the face DDPM; validation: PSNR of the x_0 estimate by timestep."""
+    from diffusers_dedim.training.loop import train
     from diffusers_dedim.training.unet import UNetTask
 
-    loop = LoopConfig(
-        str(output_dir), minutes, max_steps, batch_size, learning_rate, ema_decay=ema_decay,
-        precision=precision, compile=compile, num_workers=num_workers, seed=seed,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    task = UNetTask(
-        FaceCrops(data), FaceCrops(data, "val"), loop, crop_size=crop_size,
-        full_size_share=full_size_share, low_timestep_share=low_timestep_share,
-    )  # fmt: skip
-    _report(train(task, loop, resume=resume), output_dir)
+    return train(UNetTask(*_crops(config), config), config, resume=resume)
 
 
-@app.command()
-def encoder(
-    data: DataOption, output_dir: OutputOption,
-    teacher: Annotated[Path, typer.Option(help="ONNX recogniser: face [N,3,112,112] in [-1,1] -> embedding.")],
-    minutes: MinutesOption = 60, max_steps: StepsOption = 1_000_000, batch_size: BatchOption = 64,
-    learning_rate: RateOption = 2e-3, ema_decay: float = 0.998, precision: PrecisionOption = "bf16",
-    max_noise: Annotated[float, typer.Option(help="Largest std of the noise on half of the crops.")] = 0.1,
-    feature_weight: Annotated[float, typer.Option(help="Weight of the teacher's feature maps.")] = 1.0,
-    initial_weights: Annotated[Path | None, typer.Option(help="Model folder to start from.")] = None,
-    keep_in_memory: MemoryOption = False, compile: CompileOption = False, num_workers: WorkersOption = 0,
-    seed: SeedOption = 0, resume: ResumeOption = False,
-) -> None:  # fmt: skip
-    """Distil MobileFaceNet from a teacher; validation: cosine to, and score correlation with, the teacher."""
-    import torch
+@_command(EncoderConfig)
+def encoder(config: EncoderConfig, resume: bool) -> dict[str, float]:
+    """Train MobileFaceNet: distilled from a teacher, or with ArcFace on labelled faces.
 
+    Validation: cosine to, and score correlation with, the teacher; or similarities within and between identities.
+    """
+    from diffusers_dedim.training.arcface import ArcFaceTask
+    from diffusers_dedim.training.encoder import make_encoder_task
+    from diffusers_dedim.training.loop import train
+
+    arcface = config.method == "arcface"
+    crops = _crops(config, label_column=config.labels if arcface else None)
+    student = _student(config)
+    task: Any
+    if arcface:
+        task = ArcFaceTask(*crops, config, student=student)
+    else:
+        task = make_encoder_task(*crops, config, student, resume=resume)
+    return train(task, config, resume=resume)
+
+
+def _student(config: EncoderConfig) -> Any:
     from diffusers_dedim.encoders import MobileFaceNet
-    from diffusers_dedim.training.data import FaceCrops
-    from diffusers_dedim.training.encoder import EncoderTask, teacher_embeddings
-    from diffusers_dedim.training.loop import LoopConfig, train
-    from diffusers_dedim.training.teacher import Teacher
+    from diffusers_dedim.training.checkpoint import check_model_folder
 
-    loop = LoopConfig(
-        str(output_dir), minutes, max_steps, batch_size, learning_rate, ema_decay=ema_decay, grad_clip=5.0,
-        precision=precision, compile=compile, num_workers=num_workers, seed=seed,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    crops, val = FaceCrops(data, keep_in_memory=keep_in_memory), FaceCrops(data, "val")
-    student = MobileFaceNet.from_pretrained(initial_weights) if initial_weights else MobileFaceNet()
-    task = EncoderTask(
-        crops, val, Teacher(teacher), teacher_embeddings(teacher, crops, output_dir / "teacher-train.npy"),
-        teacher_embeddings(teacher, val, output_dir / "teacher-val.npy"), loop, student=student,
-        max_noise=max_noise, feature_weight=feature_weight,
-    )  # fmt: skip
-    _report(train(task, loop, resume=resume), output_dir)
+    if config.initial_weights is None:
+        return MobileFaceNet()
+    check_model_folder("initial_weights", config.initial_weights, "MobileFaceNet")
+    return MobileFaceNet.from_pretrained(config.initial_weights)
 
 
-@app.command()
-def landmarks(
-    data: DataOption, output_dir: OutputOption, minutes: MinutesOption = 15, max_steps: StepsOption = 1_000_000,
-    batch_size: BatchOption = 64, learning_rate: RateOption = 2e-3, ema_decay: float = 0.998,
-    precision: PrecisionOption = "no", compile: CompileOption = False, num_workers: WorkersOption = 0,
-    seed: SeedOption = 0, resume: ResumeOption = False,
-) -> None:  # fmt: skip
+@_command(LandmarkConfig)
+def landmarks(config: LandmarkConfig, resume: bool) -> dict[str, float]:
     """Train the 51-landmark regressor; validation: error over the distance of the outer eye corners."""
-    import torch
-
-    from diffusers_dedim.training.data import FaceCrops
     from diffusers_dedim.training.landmarks import LandmarkTask
-    from diffusers_dedim.training.loop import LoopConfig, train
+    from diffusers_dedim.training.loop import train
 
-    loop = LoopConfig(
-        str(output_dir), minutes, max_steps, batch_size, learning_rate, ema_decay=ema_decay,
-        precision=precision, compile=compile, num_workers=num_workers, seed=seed,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    train_data = FaceCrops(data, require_landmarks=True)
-    task = LandmarkTask(train_data, FaceCrops(data, "val", require_landmarks=True), loop)
-    _report(train(task, loop, resume=resume), output_dir)
+    task = LandmarkTask(*_crops(config, require_landmarks=True), config)
+    return train(task, config, resume=resume)
 
 
 if __name__ == "__main__":

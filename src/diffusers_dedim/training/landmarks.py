@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, OUTER_EYE_CORNERS, LandmarkRegressor
+from diffusers_dedim.training.config import LandmarkConfig
 from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, batches, random_similarity, to_model_range
-from diffusers_dedim.training.loop import Batch, LoopConfig
+from diffusers_dedim.training.loop import Batch
 
 _JAW_POINTS = 17
 
@@ -20,24 +21,25 @@ class LandmarkTask:
 
     Args:
         train_data, val_data: crops with landmarks, see `FaceCrops`.
-        loop: settings of the loop.
-        val_images: how many validation faces to measure on.
+        config: the settings.
     """
 
-    def __init__(
-        self, train_data: FaceCrops, val_data: FaceCrops, loop: LoopConfig, *, val_images: int = 1500
-    ) -> None:
+    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: LandmarkConfig) -> None:
         self.model = LandmarkRegressor()
-        self.train_data, self.val_data, self.loop = train_data, val_data, loop
-        self.val_images = min(val_images, len(val_data))
+        self.train_data, self.val_data, self.config = train_data, val_data, config
         count = min(1000, len(train_data))
         shapes = [train_data[index]["landmarks"][_JAW_POINTS:] for index in range(count)]
         self.model.mean_shape.copy_(torch.stack(shapes).mean(0))
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def identity(self) -> dict[str, Any]:
+        """Fingerprint of the training faces; the validation faces are looked through too."""
+        _ = self.val_data.fingerprint
+        return {"data": self.train_data.fingerprint}
+
+    def batches(self, start_batch: int) -> Iterator[Batch]:
         """Yield crops with their landmarks."""
-        loop = self.loop
-        return batches(self.train_data, loop.batch_size, loop.seed, start_step, loop.num_workers)
+        config = self.config
+        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean absolute error in pixels."""
@@ -55,7 +57,7 @@ class LandmarkTask:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Measure the error against the teacher and the disagreement under mirroring."""
-        return landmark_errors(model, self.val_data, self.val_images)
+        return landmark_errors(model, self.val_data, min(self.config.val_images, len(self.val_data)))
 
 
 def mirror_landmarks(points: Tensor, size: int = CROP_SIZE) -> Tensor:

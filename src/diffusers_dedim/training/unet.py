@@ -7,27 +7,42 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from diffusers_dedim.schedule import make_scheduler, predict_x_0
+from diffusers_dedim.training.config import UNetConfig
 from diffusers_dedim.training.data import FaceCrops, batches, to_model_range
-from diffusers_dedim.training.loop import Batch, LoopConfig
+from diffusers_dedim.training.loop import Batch
 
 VALIDATION_TIMESTEPS = (25, 50, 99, 200)  # of T = 1000; DESIGN and the cards quote the same ones
 
 
-def make_unet() -> UNet2DModel:
-    """Build the `small` face UNet: 4.8 M parameters, 112 px, four levels, attention at 14 px only.
+# Widths of the four levels (112, 56, 28 and 14 px), residual blocks a level, levels with attention.
+_SIZES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
+    "small": ((48, 64, 96, 160), 1, ()),
+    "base": ((80, 128, 192, 288), 2, (2, 3)),
+}
 
-    Most of its arithmetic stays at 112 and 56 px, where the fine structure of t < 200 is denoised.
+
+def make_unet(size: str = "small") -> UNet2DModel:
+    """Build a face UNet for 112-px crops: ``small`` of 4.8 M parameters, or ``base`` of 26 M for a GPU.
+
+    Most of the arithmetic of ``small`` stays at 112 and 56 px, where the fine structure of t < 200 is
+    denoised; its only attention is that of the middle block, at 14 px. ``base`` has twice the blocks a level,
+    and attention at 28 and 14 px.
+
+    Raises:
+        KeyError: an unknown size.
     """
-    channels = (48, 64, 96, 160)
+    channels, layers, attention = _SIZES[size]
+    levels = range(len(channels))
     return UNet2DModel(
         sample_size=112,
-        layers_per_block=1,
+        layers_per_block=layers,
         block_out_channels=channels,
-        down_block_types=("DownBlock2D",) * len(channels),
-        up_block_types=("UpBlock2D",) * len(channels),
+        down_block_types=tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in levels),
+        up_block_types=tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(levels)),
         norm_num_groups=16,
         attention_head_dim=32,
     )
@@ -38,34 +53,29 @@ class UNetTask:
 
     Args:
         train_data, val_data: see `FaceCrops`.
-        loop: settings of the loop.
-        crop_size: side of the training crops in pixels, a multiple of 8; smaller is faster on a CPU.
-        full_size_share: share of the steps, drawn at random, that see the whole 112-px face.
-        low_timestep_share: share of the samples drawn from t < ``low_timestep_limit``; DeDiM works there.
-        val_images: how many validation faces to measure on.
+        config: the settings. ``crop_size``, a multiple of 8, is the side of the training crops in pixels;
+            smaller is faster on a CPU. ``full_size_share`` of the steps, drawn at random, see the whole 112-px
+            face; ``low_timestep_share`` of the samples are drawn from t < ``low_timestep_limit``, where DeDiM
+            works.
     """
 
-    def __init__(
-        self, train_data: FaceCrops, val_data: FaceCrops, loop: LoopConfig, *, crop_size: int = 64,
-        full_size_share: float = 0.1, low_timestep_share: float = 0.6, low_timestep_limit: int = 200,
-        val_images: int = 64,
-    ) -> None:  # fmt: skip
-        if crop_size % 8 or not 16 <= crop_size <= 112:
-            raise ValueError(f"crop_size: expected a multiple of 8 from 16 to 112, got {crop_size}.")
-        self.model = make_unet().to(memory_format=torch.channels_last)
+    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: UNetConfig) -> None:
+        self.model = make_unet(config.size).to(memory_format=torch.channels_last)
         self.scheduler = make_scheduler()
-        self.train_data, self.val_data, self.loop = train_data, val_data, loop
-        self.crop_size, self.full_size_share = crop_size, full_size_share
-        self.low_timestep_share, self.low_timestep_limit = low_timestep_share, low_timestep_limit
-        self.val_images = min(val_images, len(val_data))
+        self.train_data, self.val_data, self.config = train_data, val_data, config
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def identity(self) -> dict[str, Any]:
+        """Fingerprint of the training faces and crop size; the validation faces are looked through too."""
+        _ = self.val_data.fingerprint
+        return {"data": self.train_data.fingerprint, "crop_size": self.config.crop_size}
+
+    def batches(self, start_batch: int) -> Iterator[Batch]:
         """Yield batches of crops."""
-        loop = self.loop
-        return batches(self.train_data, loop.batch_size, loop.seed, start_step, loop.num_workers)
+        config = self.config
+        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise over the pixels that the photo covers."""
+        """Mean squared error of the predicted noise over the pixels that the photo covers, weighted by timestep."""
         x_0, known = self._augment(to_model_range(batch["image"]), batch["known"], generator)
         timesteps = self._timesteps(len(x_0), generator).to(x_0.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
@@ -73,27 +83,39 @@ class UNetTask:
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         eps: Tensor = model(x_t, timesteps).sample.float()
         weight = known.expand_as(eps).float()
-        return ((eps - noise).square() * weight).sum() / weight.sum().clamp(min=1)
+        error = (eps - noise).square() * weight * self._loss_weight(timesteps)[:, None, None, None]
+        return error.sum() / weight.sum().clamp(min=1)
+
+    def _loss_weight(self, timesteps: Tensor) -> Tensor:
+        """Weight ``[N]`` of each sample: 1, or min(SNR, gamma) / SNR (Hang et al. 2023, for epsilon)."""
+        if self.config.loss_weighting == "none":
+            return torch.ones(len(timesteps), device=timesteps.device)
+        snr: Tensor = compute_snr(self.scheduler, timesteps)
+        return snr.clamp(max=self.config.min_snr_gamma) / snr
 
     def _augment(self, x_0: Tensor, known: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mirror each face with probability 1/2 and cut one window for the batch."""
         flip = torch.rand(len(x_0), 1, 1, 1, generator=generator).to(x_0.device) < 0.5
         x_0, known = torch.where(flip, x_0.flip(3), x_0), torch.where(flip, known.flip(3), known)
-        if torch.rand(1, generator=generator).item() < self.full_size_share:
-            keep = max(1, round(len(x_0) * (self.crop_size / x_0.shape[-1]) ** 2))  # a step costs the same
+        if torch.rand(1, generator=generator).item() < self.config.full_size_share:
+            keep = max(
+                1, round(len(x_0) * (self.config.crop_size / x_0.shape[-1]) ** 2)
+            )  # a step costs the same
             return x_0[:keep], known[:keep]
-        top, left = torch.randint(x_0.shape[-1] - self.crop_size + 1, (2,), generator=generator).tolist()
-        window = (..., slice(top, top + self.crop_size), slice(left, left + self.crop_size))
+        top, left = torch.randint(
+            x_0.shape[-1] - self.config.crop_size + 1, (2,), generator=generator
+        ).tolist()
+        window = (..., slice(top, top + self.config.crop_size), slice(left, left + self.config.crop_size))
         return x_0[window], known[window]
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        low = torch.randint(self.low_timestep_limit, (count,), generator=generator)
+        low = torch.randint(self.config.low_timestep_limit, (count,), generator=generator)
         all_ = torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator)
-        return torch.where(torch.rand(count, generator=generator) < self.low_timestep_share, low, all_)
+        return torch.where(torch.rand(count, generator=generator) < self.config.low_timestep_share, low, all_)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Measure the PSNR in dB of the x_0 estimate on whole validation faces, by timestep."""
-        return x_0_psnr(model, self.val_data, self.val_images)
+        return x_0_psnr(model, self.val_data, min(self.config.val_images, len(self.val_data)))
 
 
 def x_0_psnr(unet: nn.Module, data: FaceCrops, count: int, batch_size: int = 16) -> dict[str, float]:

@@ -1,0 +1,109 @@
+"""``dedim publish`` and ``dedim publish-space``; `diffusers_dedim.cli` registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.hub.kinds import KINDS, Model
+
+if TYPE_CHECKING:
+    from diffusers_dedim.hub.remote import Plan, Target
+
+_STOPPED = "Stopped. What has arrived is kept; run the same command again to go on."
+RepoArgument = Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hugging Face Hub.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="List what would be uploaded, and stop. Nothing is created.")
+]
+
+
+def publish(
+    repo_id: RepoArgument,
+    model: Annotated[Model, typer.Option("--model", help="What to publish.")],
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of a saved pipeline.", show_default="the bundled one")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Model card; needed with --weights.", show_default="model_cards/MODEL.md"),
+    ] = None,
+) -> None:
+    """Publish the pipeline, or one of its networks, on the Hugging Face Hub.
+
+    Uploads what differs from the repository, and nothing else. Needs a token: `hf auth login`, or HF_TOKEN.
+    """
+    with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
+        from diffusers_dedim.hub.remote import Target, check_repo_id
+
+        check_repo_id(repo_id)
+        _be_ready(dry_run)
+        from diffusers_dedim.hub.staging import stage_model
+
+        folder = Path(temporary)
+        stage_model(model, repo_id, folder, weights=weights, card=card)
+        _publish(Target(repo_id, KINDS[model], private), folder, dry_run)
+
+
+def publish_space(
+    repo_id: RepoArgument,
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder with app.py.", show_default="spaces/ of this package")
+    ] = None,
+) -> None:
+    """Publish the demo as a Space on the Hugging Face Hub."""
+    with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
+        from diffusers_dedim.hub.cards import space_sdk
+        from diffusers_dedim.hub.remote import Target, check_repo_id
+        from diffusers_dedim.hub.staging import stage_space
+
+        check_repo_id(repo_id)
+        _be_ready(dry_run)
+        staged = Path(temporary)
+        stage_space(staged, folder)
+        _publish(Target(repo_id, None, private, space_sdk(staged)), staged, dry_run)
+
+
+def _be_ready(dry_run: bool) -> None:
+    """Say at once what would fail only after the weights were prepared."""
+    from diffusers_dedim.hub.remote import check_token
+
+    if not dry_run:
+        check_token()
+
+
+def _publish(target: Target, folder: Path, dry_run: bool) -> None:
+    from huggingface_hub import constants
+
+    from diffusers_dedim.hub.remote import make_plan, publish
+
+    plan = make_plan(target, folder)
+    _show(plan)
+    url = f"{constants.ENDPOINT}/{'' if target.kind else 'spaces/'}{target.repo_id}"
+    if dry_run:
+        typer.echo("Dry run: nothing was created or uploaded.")
+    elif not plan.upload:
+        typer.echo(f"Up to date: {url}")
+    else:
+        for note in publish(target, folder, plan):
+            typer.echo(f"Note: {note}")
+        typer.echo(f"Published: {url}")
+
+
+def _show(plan: Plan) -> None:
+    state = "" if plan.exists else ", to be created"
+    typer.echo(f"{plan.repo_id} ({plan.repo_type}{state}):")
+    for word, paths in (("new", plan.new), ("changed", plan.changed), ("unchanged", plan.same)):
+        for path in paths:
+            typer.echo(f"  {word:9} {path}")
+    for path in plan.other:
+        typer.echo(f"  {'left':9} {path} (only in the repository)")
+    typer.echo(f"{len(plan.upload)} files to upload, {plan.size / 1e6:.1f} MB.")

@@ -1,0 +1,245 @@
+"""Compare a folder with a repository on the Hub and upload what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
+
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.hub.failures import GET_TOKEN, PublishError, hub_errors
+from diffusers_dedim.hub.kinds import EVAL_RESULTS, ModelKind
+
+_INDEX_FILES = ("model_index.json", "config.json")
+_KINDS_OF_REPO = ("model", "dataset", "space")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What publishing would do.
+
+    Attributes:
+        repo_id: "user/name". repo_type: "model" or "space".
+        exists: the repository is there and visible to the token.
+        new, changed, same: paths of the folder, by what the repository has under that path.
+        other: paths that only the repository has; they are left alone.
+        size: bytes of the new and changed files.
+    """
+
+    repo_id: str
+    repo_type: str
+    exists: bool
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    same: tuple[str, ...]
+    other: tuple[str, ...]
+    size: int
+
+    @property
+    def upload(self) -> tuple[str, ...]:
+        """The paths to upload, in order."""
+        return tuple(sorted(self.new + self.changed))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to publish.
+
+    Attributes:
+        repo_id: "user/name".
+        kind: the model that the repository holds; None for a Space.
+        private: make a new repository private.
+        space_sdk: the SDK of a Space, for instance "gradio".
+    """
+
+    repo_id: str
+    kind: ModelKind | None = None
+    private: bool = False
+    space_sdk: str | None = None
+
+    @property
+    def repo_type(self) -> str:
+        """The Hub's word for it."""
+        return "model" if self.kind else "space"
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `DeDiMError` unless ``repo_id`` is "user/name" in the Hub's alphabet."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise DeDiMError(f"REPO_ID: {error}") from error
+    if repo_id.count("/") != 1:
+        raise DeDiMError(f"REPO_ID: expected user/name, for instance me/dedim, got {repo_id!r}.")
+
+
+def check_token() -> None:
+    """Raise `PublishError` if there is no token at all."""
+    if get_token() is None:
+        raise PublishError(f"no Hugging Face token was found: {GET_TOKEN}.")
+
+
+def make_plan(target: Target, folder: Path) -> Plan:
+    """Compare every file of ``folder`` with the repository, by hash.
+
+    Raises:
+        DeDiMError: the repository holds another model. PublishError: the Hub refused or was not reached.
+    """
+    with hub_errors(target.repo_id):
+        remote = _remote_files(target)
+        local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        plan = _compare(target, local, remote)
+        _refuse_another_model(target, plan, remote or {})
+    return plan
+
+
+def publish(target: Target, folder: Path, plan: Plan) -> list[str]:
+    """Create the repository if it is not there and upload what ``plan`` lists, in one commit.
+
+    Large files go first and stay on the Hub if the connection breaks, so that a second run sends only the rest; the
+    repository itself changes at the end, all at once.
+
+    Returns:
+        Notes for the user; none if all went as planned.
+
+    Raises:
+        PublishError: the Hub refused or was not reached.
+    """
+    api = HfApi()
+    with hub_errors(target.repo_id):
+        if plan.exists:
+            _refuse_public(api, target)
+        else:
+            _create(api, target)
+        results = [path for path in plan.upload if path.startswith(f"{EVAL_RESULTS}/")]
+        _commit(api, target, folder, [path for path in plan.upload if path not in results])
+        try:
+            # On their own: the Hub may refuse results on data that it does not list as a benchmark
+            _commit(api, target, folder, results)
+        except BadRequestError as error:
+            return [
+                f"the Hub did not take {', '.join(results)} ({error.server_message or 'no reason given'}); "
+                "the same results are in the card."
+            ]
+    return []
+
+
+def _remote_files(target: Target) -> dict[str, RepoFile] | None:
+    """Files of the repository by path; None if there is no repository."""
+    api = HfApi()
+    try:
+        entries = api.list_repo_tree(target.repo_id, recursive=True, repo_type=target.repo_type)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    except RepositoryNotFoundError:
+        return None
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return {}  # a repository without a commit
+
+
+def _compare(target: Target, local: Mapping[str, Path], remote: Mapping[str, RepoFile] | None) -> Plan:
+    known = remote or {}
+    same = [path for path in local if path in known and _same(local[path], known[path])]
+    changed = [path for path in local if path in known and path not in same]
+    new = [path for path in local if path not in known]
+    return Plan(
+        target.repo_id, target.repo_type, remote is not None,
+        tuple(sorted(new)), tuple(sorted(changed)), tuple(sorted(same)), tuple(sorted({*known} - {*local})),
+        sum(local[path].stat().st_size for path in new + changed),
+    )  # fmt: skip
+
+
+def _same(path: Path, remote: RepoFile) -> bool:
+    """Whether a file has the content that the Hub's listing states: SHA-256 of a large file, else git's SHA-1."""
+    content = path.read_bytes()
+    if remote.lfs is not None:
+        return hashlib.sha256(content).hexdigest() == remote.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id
+
+
+def _refuse_another_model(target: Target, plan: Plan, remote: Mapping[str, RepoFile]) -> None:
+    """Never write, say, an encoder over a pipeline because a name was mistyped."""
+    if target.kind is None:
+        return
+    for name in _INDEX_FILES:
+        if name not in remote or name in plan.same:
+            continue
+        found = _remote_class(target, name)
+        if (name, found) != (target.kind.index, target.kind.class_name):
+            raise DeDiMError(
+                f"{target.repo_id}: holds a {found} already, and this is a {target.kind.class_name}; "
+                "choose another name, or delete that repository first."
+            )
+
+
+def _remote_class(target: Target, name: str) -> str:
+    with TemporaryDirectory() as folder:
+        path = HfApi().hf_hub_download(target.repo_id, name, local_dir=folder)
+        try:
+            return str(json.loads(Path(path).read_text(encoding="utf-8"))["_class_name"])
+        except (ValueError, KeyError, TypeError):
+            return f"model with another {name}"
+
+
+def _create(api: HfApi, target: Target) -> None:
+    check_token()
+    try:
+        api.create_repo(
+            target.repo_id,
+            repo_type=target.repo_type,
+            private=target.private or None,
+            space_sdk=target.space_sdk,
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code == 409:
+            raise PublishError(_name_taken(api, target)) from None
+        raise
+
+
+def _name_taken(api: HfApi, target: Target) -> str:
+    """The Hub says that the name is in use, and there is no repository of our kind: find what it is."""
+    for kind in _KINDS_OF_REPO:
+        try:
+            api.repo_info(target.repo_id, repo_type=kind)
+        except HfHubHTTPError:
+            continue
+        return f"{target.repo_id}: the name is taken by a {kind} repository; choose another name."
+    return (
+        f"{target.repo_id}: the name is taken by something that this token cannot see; choose another name."
+    )
+
+
+def _refuse_public(api: HfApi, target: Target) -> None:
+    if target.private and api.repo_info(target.repo_id, repo_type=target.repo_type).private is False:
+        raise DeDiMError(
+            f"{target.repo_id}: is there already and is public; --private does not change that. Make it private in "
+            "its settings on the Hub first, or leave --private out."
+        )
+
+
+def _commit(api: HfApi, target: Target, folder: Path, paths: list[str]) -> None:
+    from diffusers_dedim import __version__
+
+    if not paths:
+        return
+    check_token()
+    api.create_commit(
+        target.repo_id,
+        [CommitOperationAdd(path, str(folder / path)) for path in paths],
+        commit_message=f"Published with diffusers-dedim {__version__}",
+        repo_type=target.repo_type,
+    )

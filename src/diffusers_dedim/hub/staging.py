@@ -1,0 +1,146 @@
+"""Lay out, in a folder, exactly the files that a repository on the Hub will hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.hub.cards import eval_results_yaml, package_folder, read_card, render_card
+from diffusers_dedim.hub.kinds import EVAL_RESULTS, KINDS, Model, ModelKind
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_HALF = "diffusion_pytorch_model.fp16.safetensors"
+_LICENCE = "LICENSE.md"
+BUNDLED = Path(__file__).resolve().parents[1] / "weights"
+
+
+def stage_model(
+    model: Model, repo_id: str, folder: Path, *, weights: Path | None = None, card: Path | None = None
+) -> None:
+    """Write the files of one model into ``folder`` and load it from there once.
+
+    The same weights give the same bytes each time, so that publishing again finds nothing to do.
+
+    Args:
+        repo_id: "user/name"; the card's usage names it.
+        folder: empty folder to fill.
+        weights: pipeline folder with ``unet``, ``scheduler``, ``face_encoder`` and ``landmarker``; None for the
+            bundled one.
+        card: model card to use; needed with ``weights``, whose figures are not those of the bundled cards.
+
+    Raises:
+        DeDiMError: a file is missing or damaged, the weights do not fit in float16, or the result does not load.
+    """
+    if weights is not None and card is None:
+        raise DeDiMError(
+            "--card: weights of your own need a card of their own; the bundled cards give figures of the bundled "
+            "weights. Start from a copy of model_cards/."
+        )
+    kind, source = KINDS[model], weights or BUNDLED
+    model_card = read_card(model, card)
+    for part, target in kind.folders.items():
+        _copy_part(source / part, folder / target)
+    if kind.index == "model_index.json":
+        _write_index(model, kind, source, folder)
+    (folder / "README.md").write_text(render_card(model_card, model, repo_id, shared=card is None), "utf-8")
+    results = eval_results_yaml(model_card)
+    if results is not None:
+        (folder / EVAL_RESULTS).mkdir()
+        (folder / EVAL_RESULTS / "dedim.yaml").write_text(results, "utf-8")
+    if (source / _LICENCE).is_file():
+        shutil.copyfile(source / _LICENCE, folder / _LICENCE)
+    _check_it_loads(model, folder)
+
+
+def stage_space(folder: Path, source: Path | None = None) -> None:
+    """Copy the Space's files into ``folder``.
+
+    Raises:
+        DeDiMError: ``app.py``, ``requirements.txt`` or ``README.md`` is missing.
+    """
+    source = source or package_folder("spaces")
+    for name in ("app.py", "requirements.txt", "README.md"):
+        if not (source / name).is_file():
+            raise DeDiMError(f"{source}: a Space needs {name}, which is not there; give --folder.")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    """Copy one network or scheduler: its config without local paths, its weights in float32 and float16."""
+    configs = [
+        path for path in source.glob("*.json") if path.name in ("config.json", "scheduler_config.json")
+    ]
+    if not configs:
+        raise DeDiMError(
+            f"{source}: expected a folder with config.json, as save_pretrained writes it; found none."
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    for path in configs:
+        config = {name: value for name, value in _read_json(path).items() if name != "_name_or_path"}
+        (target / path.name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if path.name == "config.json":
+            _copy_weights(source / _WEIGHTS, target)
+
+
+def _copy_weights(path: Path, target: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DeDiMError(f"{path}: cannot be read as safetensors: {error}") from error
+    for name, dtype in ((_WEIGHTS, torch.float32), (_HALF, torch.float16)):
+        cast = {
+            key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()
+        }
+        if any(value.is_floating_point() and not value.isfinite().all() for value in cast.values()):
+            raise DeDiMError(f"{path}: a weight is not finite in {dtype}; it cannot be published that way.")
+        save_file(cast, target / name, metadata={"format": "pt"})
+
+
+def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> None:
+    """Write ``model_index.json``; for the whole pipeline also the code that lets plain diffusers load it."""
+    from diffusers_dedim import own_components
+
+    old = _read_json(source / "model_index.json")
+    names = ("_diffusers_version", "scheduler", "unet")
+    missing = [name for name in names if name not in old]
+    if missing:
+        raise DeDiMError(
+            f"{source / 'model_index.json'}: lacks {', '.join(missing)}; save the pipeline again."
+        )
+    index = {"_class_name": kind.class_name, **{name: old[name] for name in names}}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if model is Model.pipeline:
+        own_components.write_loading_files(folder, list(own_components.OWN_COMPONENTS))
+
+
+def _check_it_loads(model: Model, folder: Path) -> None:
+    from diffusers import DDPMPipeline
+
+    from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet
+
+    classes = {
+        Model.pipeline: DeDiMPipeline, Model.unet: DDPMPipeline,
+        Model.encoder: MobileFaceNet, Model.landmarks: LandmarkRegressor,
+    }  # fmt: skip
+    try:
+        classes[model].from_pretrained(str(folder), variant="fp16")
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise DeDiMError(f"the {model.value} does not load and was not published: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeDiMError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DeDiMError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    return content

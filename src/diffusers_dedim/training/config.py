@@ -1,0 +1,184 @@
+"""Settings of the training commands: frozen dataclasses, filled from a file and the command line.
+
+Every field is an option of `dedim train`, and its default is the option's. No PyTorch here: help stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers_dedim.extras import import_extra
+
+# Not handed to a tracker, which may send what it gets elsewhere: paths can name people and projects.
+PATH_SETTINGS = ("output_dir", "data", "teacher", "initial_weights")
+
+
+def setting(default: Any, description: str) -> Any:
+    """Make a dataclass field with a description for ``--help``."""
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop needs to know, whatever is trained.
+
+    The learning rate warms up over ``warmup_steps`` and falls along a cosine to 1 % as the run nears
+    ``minutes`` or ``max_steps``, whichever is nearer; minutes are counted over all resumed sessions.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    output_dir: str = field(metadata={"help": "Checkpoints, log and the model."})
+    minutes: float = setting(30.0, "Time budget over all resumed sessions.")
+    max_steps: int = setting(1_000_000, "Step budget.")
+    batch_size: int = setting(32, "Images in memory at once.")
+    gradient_accumulation_steps: int = setting(1, "Batches whose gradients are averaged into one step.")
+    learning_rate: float = setting(1e-3, "Peak learning rate.")
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW.")
+    warmup_steps: int = setting(100, "Steps until the peak.")
+    ema_decay: float = setting(0.999, "Decay of the averaged weights, which are what is saved.")
+    grad_clip: float = setting(1.0, "Largest norm of the gradient.")
+    precision: str = setting("bf16", "no, bf16 or fp16.")
+    compile: bool = setting(False, "torch.compile the network.")
+    num_workers: int = setting(0, "Processes that decode images.")
+    seed: int = setting(0, "Seed of weights, order and augmentation.")
+    log_every: int = setting(25, "Steps a line of log.jsonl.")
+    validate_minutes: float = setting(10.0, "Time between validations.")
+    validate_first: bool = setting(False, "Validate before the first step too.")
+    checkpoint_minutes: float = setting(3.0, "Time between checkpoints.")
+    max_shard_size: str = setting("15MB", "Largest weight file of the saved model.")
+    tracker: str | None = setting(
+        None, "tensorboard, wandb or another of accelerate's; none: nothing is sent."
+    )
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise ValueError(f"minutes: expected a positive time budget, got {self.minutes}.")
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        _one_of("precision", self.precision, ("no", "bf16", "fp16"))
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Settings of a training on face crops: those of the loop, and the data."""
+
+    data: str = field(
+        kw_only=True, metadata={"help": "Parquet file, folder of parquet files or images, or a Hub name."}
+    )
+
+
+@dataclass(frozen=True)
+class UNetConfig(TrainConfig):
+    """Settings of `dedim train unet`."""
+
+    batch_size: int = 16
+    learning_rate: float = 6e-4
+    size: str = setting("small", "small (4.8 M parameters; CPU) or base (26 M; GPU).")
+    crop_size: int = setting(64, "Side of the training crops, px; 112: whole faces only.")
+    full_size_share: float = setting(0.1, "Share of the steps that see whole faces.")
+    low_timestep_share: float = setting(0.6, "Share of the samples drawn below the limit.")
+    low_timestep_limit: int = setting(200, "Timesteps below it are drawn more often.")
+    loss_weighting: str = setting("none", "none, or min-snr (Hang et al. 2023).")
+    min_snr_gamma: float = setting(5.0, "Where min-snr stops to weigh less noisy samples more.")
+    val_images: int = setting(64, "Validation faces.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("size", self.size, ("small", "base"))
+        _one_of("loss_weighting", self.loss_weighting, ("none", "min-snr"))
+        if self.crop_size % 8 or not 16 <= self.crop_size <= 112:
+            raise ValueError(f"crop_size: expected a multiple of 8 from 16 to 112, got {self.crop_size}.")
+        if self.min_snr_gamma <= 0:
+            raise ValueError(f"min_snr_gamma: expected a positive number, got {self.min_snr_gamma}.")
+
+
+@dataclass(frozen=True)
+class EncoderConfig(TrainConfig):
+    """Settings of `dedim train encoder`."""
+
+    minutes: float = 60.0
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.998
+    grad_clip: float = 5.0
+    method: str = setting("distill", "distill (from a teacher) or arcface (from labelled faces).")
+    teacher: str | None = setting(
+        None, "ONNX recogniser for distill: face [N,3,112,112] in [-1,1] -> embedding."
+    )
+    feature_weight: float = setting(1.0, "distill: weight of the teacher's feature maps.")
+    relation_weight: float = setting(1.0, "distill: weight of the batch's cosines.")
+    labels: str = setting("label", "arcface: column of identities; in a folder of images, its subfolders.")
+    margin: float = setting(0.5, "arcface: angle added to that of the right identity, radians.")
+    scale: float = setting(64.0, "arcface: factor of the cosines.")
+    max_noise: float = setting(0.1, "Largest std of the noise on half of the crops.")
+    initial_weights: str | None = setting(None, "Model folder to start from.")
+    keep_in_memory: bool = setting(False, "Keep decoded images: 50 KB of memory each.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("method", self.method, ("distill", "arcface"))
+        if self.method == "distill" and not self.teacher:
+            raise ValueError(
+                "teacher: --method distill needs one; give --teacher FILE.onnx, "
+                "or --method arcface with labelled faces."
+            )
+
+
+@dataclass(frozen=True)
+class LandmarkConfig(TrainConfig):
+    """Settings of `dedim train landmarks`."""
+
+    minutes: float = 15.0
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.998
+    precision: str = "no"
+    val_images: int = setting(1500, "Validation faces.")
+
+
+def read_config(path: str | Path, known: Collection[str]) -> dict[str, Any]:
+    """Read settings from a TOML or JSON file, or from the ``config.json`` that an earlier run wrote.
+
+    Args:
+        path: the file; names may be written with ``-`` or ``_``.
+        known: the names that the command takes.
+
+    Returns:
+        The settings by name; those that are null are left out.
+
+    Raises:
+        ValueError: no such file, another kind of file, not well-formed, or an unknown name.
+    """
+    path = Path(path)
+    readers = {".json": json, ".toml": None}
+    if path.suffix not in readers or not path.is_file():
+        raise ValueError(f"config: expected an existing .toml or .json file, got {path}.")
+    parser = readers[path.suffix] or import_extra(
+        "tomllib" if sys.version_info >= (3, 11) else "tomli", "--config", 'pip install "diffusers-dedim[train]"'
+    )  # fmt: skip
+    try:
+        content = parser.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # both parsers' errors are of this kind
+        raise ValueError(f"config: {path} is not well-formed {path.suffix[1:].upper()} ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config: {path} holds a {type(content).__name__}, expected names and values.")
+    content = content.get("settings", content)
+    values = {name.replace("-", "_"): value for name, value in content.items() if value is not None}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"config: {path} has unknown settings {unknown}; expected some of {sorted(known)}.")
+    return values
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        *some, last = map(repr, allowed)
+        raise ValueError(f"{name}: expected {', '.join(some)} or {last}, got {value!r}.")

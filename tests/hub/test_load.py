@@ -1,0 +1,140 @@
+"""Load, in fresh processes, what `dedim publish` uploaded to the server of hub_server.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hub_runs import Dedim, run_fresh
+from hub_server import FakeHub
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+
+COMMON = """
+import sys, numpy as np, torch
+def total(module):
+    return float(sum(value.double().abs().sum() for value in module.state_dict().values()))
+def protect(pipe, crop):
+    from diffusers_dedim import DeDiMPreset
+    pipe.set_progress_bar_config(disable=True)
+    preset = DeDiMPreset(20, 2, "log_probability", 100.0, 1, 0.999)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(np.load(crop), preset=preset, aligned=True, generator=generator, output_type="np").images[0]
+half, whole = torch.float16, torch.float32
+"""
+
+# By name: the newest commit, an older one, the float16 files, types, devices, parts of one's own; then as plain DDPM.
+BY_NAME = (
+    COMMON
+    + """
+from diffusers import DDPMPipeline
+from diffusers_dedim import DeDiMPipeline, MobileFaceNet
+repo, old, bundle, crop = sys.argv[1:]
+local = DeDiMPipeline.from_pretrained(bundle, dtype=whole)
+pipe = DeDiMPipeline.from_pretrained(repo, dtype=whole)
+assert (total(pipe.unet), total(pipe.face_encoder)) == (total(local.unet), total(local.face_encoder))
+# another process of the same machine, one thread: the sums keep their order
+assert (protect(pipe, crop) == protect(local, crop)).all()
+assert (protect(pipe, crop) != np.load(crop)).any()
+assert MobileFaceNet.from_pretrained(repo, subfolder="face_encoder").dtype == whole
+
+older = DeDiMPipeline.from_pretrained(repo, revision=old, dtype=whole)
+for name in ("unet", "face_encoder", "landmarker"):
+    assert total(getattr(older, name)) == 0 != total(getattr(pipe, name)), name
+
+variant = DeDiMPipeline.from_pretrained(repo, variant="fp16", dtype=half)
+assert variant.unet.dtype == half and variant.face_encoder.dtype == variant.landmarker.dtype == whole
+rounded = [parameter.to(half).float() for parameter in pipe.face_encoder.parameters()]
+assert all((a == b).all() for a, b in zip(rounded, variant.face_encoder.parameters(), strict=True))
+assert DeDiMPipeline.from_pretrained(repo, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+
+placed = DeDiMPipeline.from_pretrained(repo, device_map="cpu", dtype=whole)
+assert {getattr(placed, name).device.type for name in ("unet", "face_encoder", "landmarker")} == {"cpu"}
+assert (protect(placed, crop) == protect(local, crop)).all()
+assert DeDiMPipeline.from_pretrained(repo, device_map="balanced").device.type == "cpu"
+other = torch.nn.Flatten()
+assert DeDiMPipeline.from_pretrained(repo, face_encoder=other).face_encoder.module is other
+
+plain = DDPMPipeline.from_pretrained(repo)
+plain.set_progress_bar_config(disable=True)
+assert type(plain) is DDPMPipeline and plain(num_inference_steps=1).images[0].size == (112, 112)
+"""
+)
+
+# As remote code: this process has not imported the package, and the networks come from the repository all the same.
+REMOTE_CODE = (
+    COMMON
+    + """
+from diffusers import DDPMPipeline, DiffusionPipeline
+repo, old, bundle, crop = sys.argv[1:]
+DDPMPipeline.from_pretrained(repo)
+try:
+    DiffusionPipeline.from_pretrained(repo, custom_pipeline="pipeline")
+except ValueError as error:
+    assert "Pass `trust_remote_code=True`" in str(error)
+else:
+    raise SystemExit("ran code that it was not allowed to run")
+assert "diffusers_dedim" not in sys.modules
+remote = dict(custom_pipeline="pipeline", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(repo, **remote)
+from diffusers_dedim import DeDiMPipeline
+assert type(pipe) is DeDiMPipeline
+local = DeDiMPipeline.from_pretrained(bundle, dtype=whole)
+for name in ("unet", "face_encoder", "landmarker"):
+    assert total(getattr(pipe, name)) == total(getattr(local, name)), name
+assert (protect(pipe, crop) == protect(local, crop)).all()
+older = DiffusionPipeline.from_pretrained(repo, revision=old, **remote)
+assert total(older.face_encoder) == total(older.unet) == 0
+variant = DiffusionPipeline.from_pretrained(repo, variant="fp16", dtype=half, **remote)
+assert variant.unet.dtype == half and variant.face_encoder.dtype == variant.landmarker.dtype == whole
+by_repo = DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
+assert total(by_repo.face_encoder) == total(pipe.face_encoder)
+folder = DiffusionPipeline.from_pretrained(bundle, **remote)
+assert total(folder.face_encoder) == total(pipe.face_encoder)
+"""
+)
+
+FROM_CACHE = (
+    COMMON
+    + """
+import huggingface_hub.utils._http as http
+http.time.sleep = lambda seconds: None  # it tries a Hub that does not answer six times
+from diffusers_dedim import DeDiMPipeline
+repo, old, crop = sys.argv[1:]
+for options in ({}, {"local_files_only": True}):
+    pipe = DeDiMPipeline.from_pretrained(repo, dtype=whole, **options)
+    assert (protect(pipe, crop) != np.load(crop)).any()
+    assert total(DeDiMPipeline.from_pretrained(repo, revision=old, **options).unet) == 0
+    assert DeDiMPipeline.from_pretrained(repo, variant="fp16", **options).face_encoder.dtype == whole
+"""
+)
+
+
+def zeroed(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same repository with every weight 0."""
+    return {
+        path: save({key: value * 0 for key, value in load(data).items()}, metadata={"format": "pt"})
+        if path.endswith(".safetensors") else data
+        for path, data in files.items()
+    }  # fmt: skip
+
+
+def test_everything_loads_in_fresh_processes_and_from_the_cache(
+    hub: FakeHub, dedim: Dedim, weights: Path, card: Path, tmp_path: Path, crop: NDArray[np.uint8]
+) -> None:
+    words = ("publish", "me/toy", "--model", "pipeline", "--weights", weights, "--card", card)
+    assert dedim(*words).exit_code == 0
+    repo = hub.repos["model", "me/toy"]
+    old = repo.commit(zeroed(repo.files))
+    assert dedim(*words).exit_code == 0  # uploads the weights again: the repository has others
+    assert repo.refs["main"] != old
+    np.save(tmp_path / "crop.npy", crop)
+    where = (str(weights), str(tmp_path / "crop.npy"))
+    home = tmp_path / "home"
+    home.mkdir()
+    run_fresh(BY_NAME, hub.url, home, "me/toy", old, *where)
+    run_fresh(REMOTE_CODE, hub.url, home, "me/toy", old, *where)
+    hub.log.clear()
+    run_fresh(FROM_CACHE, hub.url, home, "me/toy", old, where[1], HF_HUB_OFFLINE="1")
+    assert hub.count("GET", "me/toy") == hub.count("HEAD", "me/toy") == 0
+    run_fresh(FROM_CACHE, "http://127.0.0.1:9", home, "me/toy", old, where[1])

@@ -1,0 +1,270 @@
+"""`dedim publish` against the server of hub_server.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import yaml
+from hub_runs import Dedim
+from hub_server import BREAKS, READER, STRANGER, FakeHub
+from safetensors.torch import load
+
+from diffusers_dedim.hub.kinds import KINDS, Model
+
+ENCODER = {
+    ".eval_results/dedim.yaml", "LICENSE.md", "README.md", "config.json",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+}  # fmt: skip
+
+
+@pytest.fixture
+def encoder(dedim: Dedim, weights: Path, card: Path) -> Dedim:
+    """`dedim publish me/encoder --model encoder` of the toy weights, and more words."""
+    words = ("publish", "me/encoder", "--model", "encoder", "--weights", weights, "--card", card)
+    return lambda *more: dedim(*words, *more)
+
+
+def test_a_network_is_published_with_both_variants_and_its_card(hub: FakeHub, encoder: Dedim) -> None:
+    result = encoder()
+    assert result.exit_code == 0, result.output
+    assert "me/encoder (model, to be created):" in result.stdout
+    assert "6 files to upload, 6.2 MB." in result.stdout
+    assert f"Published: {hub.url}/me/encoder" in result.stdout
+    repo = hub.repos["model", "me/encoder"]
+    assert set(repo.files) == ENCODER | {".gitattributes"}
+    assert not repo.private
+    whole, half = (load(repo.files[f"diffusion_pytorch_model{infix}.safetensors"]) for infix in ("", ".fp16"))
+    assert {str(value.dtype) for value in whole.values()} == {"torch.float32", "torch.int64"}
+    assert {str(value.dtype) for value in half.values()} == {"torch.float16", "torch.int64"}
+    assert all(
+        (half[name] - value).abs().max() < 1e-3 * (1 + value.abs().max()) for name, value in whole.items()
+    )
+    text = repo.files["README.md"].decode()
+    assert 'MobileFaceNet.from_pretrained("me/encoder")' in text
+    assert "See the other, [the licence](LICENSE.md) and [a page](https://example.org/a)." in text
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert metadata["license_link"] == "LICENSE.md"
+    assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 30.5
+    assert yaml.safe_load(repo.files[".eval_results/dedim.yaml"]) == [
+        {"dataset": {"id": "lfw", "task_id": "psnr"}, "value": 30.5, "notes": "PSNR, dB"}
+    ]
+
+
+@pytest.mark.parametrize("model", [Model.pipeline, Model.unet, Model.landmarks])
+def test_the_other_models(hub: FakeHub, dedim: Dedim, weights: Path, card: Path, model: Model) -> None:
+    result = dedim("publish", "me/x", "--model", model.value, "--weights", weights, "--card", card)
+    assert result.exit_code == 0, result.output
+    files = hub.repos["model", "me/x"].files
+    assert KINDS[model].class_name.encode() in files[KINDS[model].index]
+    assert b"_name_or_path" not in b"".join(files[path] for path in files if path.endswith(".json"))
+    for folder in KINDS[model].folders.values():
+        inside = {path for path in files if Path(path).parent == Path(folder)}
+        assert len([path for path in inside if path.endswith(".safetensors")]) == (folder != "scheduler") * 2
+    assert ("pipeline.py" in files) == (model is Model.pipeline)
+
+
+def test_publishing_again_uploads_only_what_changed(
+    hub: FakeHub, encoder: Dedim, card: Path, tmp_path: Path
+) -> None:
+    encoder()
+    hub.log.clear()
+    again = encoder()
+    assert again.exit_code == 0
+    assert f"Up to date: {hub.url}/me/encoder" in again.stdout
+    assert "left      .gitattributes (only in the repository)" in again.stdout
+    assert {method for method, _ in hub.log} <= {"GET", "HEAD"}
+    other_card = tmp_path / "card.md"
+    other_card.write_text(card.read_text() + "\nMore.\n")
+    changed = encoder("--card", other_card)
+    assert "  changed   README.md\n" in changed.stdout
+    assert "1 files to upload, 0.0 MB." in changed.stdout
+    assert hub.count("PUT", "/lfs/") == 0
+    assert hub.count("POST", "/commit/") == 1
+    assert b"More." in hub.repos["model", "me/encoder"].files["README.md"]
+
+
+def test_a_dry_run_creates_nothing_and_needs_no_token(
+    hub: FakeHub, encoder: Dedim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    result = encoder("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "  new       config.json\n" in result.stdout
+    assert "Dry run: nothing was created or uploaded." in result.stdout
+    assert not hub.repos
+    assert {method for method, _ in hub.log} == {"GET"}
+
+
+def test_private_is_private_and_never_guessed(hub: FakeHub, encoder: Dedim) -> None:
+    assert encoder("--private").exit_code == 0
+    assert hub.repos["model", "me/encoder"].private
+    assert encoder("--private").exit_code == 0
+    hub.repos["model", "me/encoder"].commits.clear()
+    hub.add("model", "me/encoder", {})
+    result = encoder("--private")
+    assert result.exit_code == 2
+    assert "me/encoder: is there already and is public; --private does not change that." in result.stderr
+
+
+@pytest.mark.parametrize(("token", "message"), [
+    (None, "Error: no Hugging Face token was found: make one with write access at"),
+    ("hf_wrong", "Error: me/encoder: the Hub does not accept the token (it may be mistyped, expired or revoked); make"),
+    (READER, "Error: me/encoder: the token has no right to write there. It needs the role 'write', or"),
+    (STRANGER, "'me' must be your own name or an organisation that lets you write; make one with write access"),
+])  # fmt: skip
+@pytest.mark.parametrize("exists", [False, True])
+def test_tokens_that_do_not_do(
+    hub: FakeHub,
+    encoder: Dedim,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    message: str,
+    exists: bool,
+) -> None:
+    if exists:
+        hub.add("model", "me/encoder", {})
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    result = encoder()
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "`hf auth login`" in result.stderr
+    assert result.stderr.count("Error:") == 1
+    assert "hf_wrong" not in result.output
+    assert not exists or not hub.repos["model", "me/encoder"].files
+
+
+def test_a_name_taken_by_another_kind_of_repository(hub: FakeHub, encoder: Dedim) -> None:
+    hub.add("space", "me/encoder", {})
+    result = encoder()
+    assert result.exit_code == 2
+    assert "Error: me/encoder: the name is taken by a space repository; choose another name." in result.stderr
+    assert list(hub.repos) == [("space", "me/encoder")]
+
+
+@pytest.mark.parametrize(("index", "found"), [
+    ({"config.json": b'{"_class_name": "LandmarkRegressor"}'}, "LandmarkRegressor"),
+    ({"model_index.json": b'{"_class_name": "DeDiMPipeline"}'}, "DeDiMPipeline"),
+    ({"config.json": b'{"model_type": "bert"}'}, "model with another config.json"),
+])  # fmt: skip
+def test_another_model_is_not_overwritten(
+    hub: FakeHub, encoder: Dedim, index: dict[str, bytes], found: str
+) -> None:
+    repo = hub.add("model", "me/encoder", index)
+    result = encoder()
+    assert result.exit_code == 2
+    assert (
+        f"me/encoder: holds a {found} already, and this is a MobileFaceNet; choose another" in result.stderr
+    )
+    assert repo.files == index
+
+
+def test_a_network_that_goes_away_in_the_middle_is_gone_on_with(hub: FakeHub, encoder: Dedim) -> None:
+    hub.break_after, hub.break_uploads = 1, BREAKS
+    broken = encoder()
+    assert broken.exit_code == 2
+    assert f"Error: me/encoder: the connection to {hub.url} failed (" in broken.stderr
+    assert "What has arrived is kept; run the same command again to go on." in broken.stderr
+    assert set(hub.repos["model", "me/encoder"].files) == {".gitattributes"}, "a commit is whole or not there"
+    assert len(hub.lfs) == 1
+    hub.break_uploads = 0
+    hub.log.clear()
+    assert encoder().exit_code == 0
+    assert hub.count("PUT", "/lfs/") == 1, "the large file that had arrived is not sent again"
+    assert set(hub.repos["model", "me/encoder"].files) >= ENCODER
+
+
+def test_a_network_that_goes_away_before_the_commit(hub: FakeHub, encoder: Dedim) -> None:
+    hub.break_commits = 1
+    broken = encoder()
+    assert broken.exit_code == 2
+    assert "run the same command again to go on" in broken.stderr
+    hub.log.clear()
+    assert encoder().exit_code == 0
+    assert hub.count("PUT", "/lfs/") == 0
+
+
+def test_no_hub_at_all(hub: FakeHub, encoder: Dedim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    result = encoder()
+    assert result.exit_code == 2
+    assert "me/encoder: the connection to http://127.0.0.1:9 failed (" in result.stderr
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "me/encoder: HF_HUB_OFFLINE is set, so nothing can be published; unset it." in encoder().stderr
+
+
+def test_results_that_the_hub_refuses_stop_nothing(hub: FakeHub, encoder: Dedim) -> None:
+    hub.refuse_results = True
+    result = encoder()
+    assert result.exit_code == 0, result.output
+    assert "Note: the Hub did not take .eval_results/dedim.yaml (lfw is not a benchmark)" in result.stdout
+    assert "the same results are in the card." in result.stdout
+    assert set(hub.repos["model", "me/encoder"].files) >= ENCODER - {".eval_results/dedim.yaml"}
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    folder = tmp_path / "space"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "__pycache__" / "app.pyc").write_bytes(b"")
+    (folder / "app.py").write_text("import gradio\n")
+    (folder / "requirements.txt").write_text("gradio>=6\n")
+    (folder / "README.md").write_text("---\ntitle: DeDiM\nsdk: gradio\n---\n\nText.\n")
+    return folder
+
+
+def test_a_space_is_published(hub: FakeHub, dedim: Dedim, space: Path) -> None:
+    words = ("publish-space", "me/demo", "--folder", space)
+    result = dedim(*words, "--private")
+    assert result.exit_code == 0, result.output
+    assert f"Published: {hub.url}/spaces/me/demo" in result.stdout
+    repo = hub.repos["space", "me/demo"]
+    assert (repo.sdk, repo.private) == ("gradio", True)
+    assert set(repo.files) == {".gitattributes", "README.md", "app.py", "requirements.txt"}
+    (space / "app.py").write_text("import gradio as gr\n")
+    again = dedim(*words)
+    assert "1 files to upload" in again.stdout
+    assert repo.files["app.py"] == b"import gradio as gr\n"
+
+
+def test_a_space_that_lacks_something(hub: FakeHub, dedim: Dedim, space: Path) -> None:
+    (space / "README.md").write_text("---\ntitle: DeDiM\n---\n")
+    result = dedim("publish-space", "me/demo", "--folder", space)
+    assert "expected a line like `sdk: gradio` between its --- lines." in result.stderr
+    (space / "app.py").unlink()
+    result = dedim("publish-space", "me/demo", "--folder", space)
+    assert "a Space needs app.py, which is not there; give --folder." in result.stderr
+    assert not hub.log
+
+
+@pytest.mark.parametrize("name", ["encoder", "me/a/b", "me/a..b", ""])
+def test_a_name_that_is_no_repository(hub: FakeHub, dedim: Dedim, name: str) -> None:
+    result = dedim("publish", name, "--model", "encoder")
+    assert result.exit_code == 2
+    assert "Error: REPO_ID: " in result.stderr
+    assert not hub.log
+
+
+def test_damaged_weights_are_not_published(
+    hub: FakeHub, dedim: Dedim, weights: Path, card: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(weights, folder)
+    words = ("publish", "me/x", "--model", "encoder", "--weights", folder)
+    assert "--card: weights of your own need a card of their own" in dedim(*words).stderr
+    (folder / "face_encoder" / "config.json").write_text('{"embedding_dim": 64}')
+    assert "the encoder does not load and was not published:" in dedim(*words, "--card", card).stderr
+    (folder / "face_encoder" / "diffusion_pytorch_model.safetensors").write_bytes(b"?")
+    assert "cannot be read as safetensors" in dedim(*words, "--card", card).stderr
+    shutil.rmtree(folder / "face_encoder")
+    assert (
+        "expected a folder with config.json, as save_pretrained writes it"
+        in dedim(*words, "--card", card).stderr
+    )
+    card_without = tmp_path / "card.md"
+    card_without.write_text("---\nlicense: other\n---\n# Card\n")
+    result = dedim(*words, "--card", card_without)
+    assert "its metadata lack library_name, pipeline_tag; add them between the --- lines." in result.stderr
+    assert not hub.log

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_teacher import mean_colour_teacher
+
+from diffusers_dedim.training import teacher as teacher_module
+from diffusers_dedim.training.data import FaceCrops
+from diffusers_dedim.training.teacher import teacher_embeddings
+
+
+@pytest.fixture
+def data(faces: Path) -> FaceCrops:
+    return FaceCrops(faces)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return mean_colour_teacher(tmp_path / "teacher.onnx")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many crops each call of the teacher's pass embedded."""
+    made: list[int] = []
+    embed = teacher_module._embed
+
+    def counting(teacher: Any, data: Any, places: Any, batch_size: int) -> Any:
+        made.append(len(places))
+        return embed(teacher, data, places, batch_size)
+
+    monkeypatch.setattr(teacher_module, "_embed", counting)
+    return made
+
+
+def mean_colour(item: dict[str, Tensor]) -> Tensor:
+    return nn.functional.normalize((item["image"].float() / 127.5 - 1).mean((1, 2)), dim=0)
+
+
+def test_embeddings_are_made_once(data: FaceCrops, teacher: Path, tmp_path: Path, calls: list[int]) -> None:
+    cache = tmp_path / "made" / "cache.npz"
+    embeddings = teacher_embeddings(teacher, data, cache, batch_size=4)
+    # means of 12,544 float32 numbers, added in another order
+    torch.testing.assert_close(embeddings[5], mean_colour(data[5]), rtol=1e-3, atol=1e-4)
+    assert torch.equal(teacher_embeddings(teacher, data, cache), embeddings)
+    assert calls == [6]
+    assert [path.name for path in cache.parent.iterdir()] == ["cache.npz"]
+
+
+def test_other_data_or_another_teacher_of_as_many_rows_is_embedded_anew(
+    data: FaceCrops, teacher: Path, tmp_path: Path, calls: list[int]
+) -> None:
+    cache = tmp_path / "cache.npz"
+    first = teacher_embeddings(teacher, data, cache)
+    other = FaceCrops(data.source)
+    other.rows = other.rows.select([5, 4, 3, 2, 1, 0])
+    # means of 12,544 float32 numbers, another number of them at a time
+    torch.testing.assert_close(teacher_embeddings(teacher, other, cache), first.flip(0), rtol=1e-5, atol=1e-6)
+    teacher.write_bytes(teacher.read_bytes().replace(b"colour", b"tinted"))
+    teacher_embeddings(teacher, other, cache)
+    assert calls == [6, 6, 6]
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "order", "count", "width"])
+def test_an_old_cache_is_taken_over_only_if_its_rows_are_found_again(
+    data: FaceCrops, teacher: Path, tmp_path: Path, calls: list[int], wrong: str
+) -> None:
+    right = teacher_embeddings(teacher, data, tmp_path / "first.npz").numpy()
+    stored = {"nothing": right, "order": right[::-1], "count": right[:5], "width": right[:, :2]}[wrong]
+    np.save(tmp_path / "old.npy", stored)
+    calls.clear()
+    # fewer than 64 rows: all of them are checked
+    again = teacher_embeddings(teacher, data, tmp_path / "old.npz")
+    torch.testing.assert_close(again, torch.from_numpy(right))
+    assert calls == {"nothing": [6], "order": [6, 6], "count": [6], "width": [6, 6]}[wrong]
+    teacher_embeddings(teacher, data, tmp_path / "old.npz")
+    assert len(calls) == {"nothing": 1, "order": 2, "count": 1, "width": 2}[wrong]
+
+
+def test_a_missing_teacher_is_refused(data: FaceCrops, tmp_path: Path) -> None:
+    text = f"teacher: no such file {tmp_path / 'missing.onnx'}; expected an ONNX face recogniser"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        teacher_embeddings(tmp_path / "missing.onnx", data, tmp_path / "cache.npz")
