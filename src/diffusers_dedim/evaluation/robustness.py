@@ -6,7 +6,6 @@ of them changes its input, and each gives the same result for the same photo wha
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from diffusers_dedim.faces import Face, align_face, paste_back, whole_crop
 from diffusers_dedim.sampling import sample_dedim
 from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.solvers import prepare_scheduler
 
 Pixels = NDArray[np.uint8]
 Transform = Callable[[list[Pixels]], list[Pixels]]
@@ -58,12 +58,12 @@ def sdedit(
         Meng et al. 2022, "SDEdit".
 
     Raises:
-        ValueError: the timesteps do not fit, or there are not as many generators as crops.
+        TypeError, ValueError: the timesteps or the pipeline's scheduler do not fit, or there are not as many
+            generators as crops.
     """
     if len(generators) != len(crops):
         raise ValueError(f"generators: expected one for each of {len(crops)} crops, got {len(generators)}.")
-    scheduler = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(timesteps=dedim_timesteps(start_timestep, num_inference_steps))
+    scheduler = prepare_scheduler(pipe.scheduler, dedim_timesteps(start_timestep, num_inference_steps))
 
     def predict_noise(x_t: Tensor, timestep: int) -> Tensor:
         eps: Tensor = pipe.unet(x_t.to(pipe.unet.dtype), timestep).sample
@@ -108,17 +108,15 @@ def make_purifier(
         Nie et al. 2022, "Diffusion Models for Adversarial Purification".
 
     Raises:
-        ValueError: the timesteps are out of range.
+        TypeError, ValueError: the timesteps are out of range, or the pipeline's scheduler cannot serve.
 
     Example:
         >>> purify = make_purifier(pipe, 100)  # doctest: +SKIP
         >>> purified = purify(protected)  # doctest: +SKIP
     """
     steps = max(1, start_timestep // _STEP_STRIDE) if num_inference_steps is None else num_inference_steps
-    dedim_timesteps(start_timestep, steps)  # raises here, not in the middle of a measurement
-    longest = pipe.scheduler.config.num_train_timesteps
-    if start_timestep > longest:
-        raise ValueError(f"start_timestep: expected 1..{longest} (the scheduler's T), got {start_timestep}.")
+    # raises here, not in the middle of a measurement
+    prepare_scheduler(pipe.scheduler, dedim_timesteps(start_timestep, steps))
 
     def purify(photos: list[Pixels]) -> list[Pixels]:
         return [_purify_photo(pipe, photo, start_timestep, steps, seed, aligned) for photo in photos]
