@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +27,9 @@ from benchmarks._common import SHARED, environment, number, print_results
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
+from diffusers_dedim.evaluation.robustness import sdedit
 from diffusers_dedim.evaluation.verification import tar_at_fmr, ten_fold_accuracy
 from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
-from diffusers_dedim.sampling import sample_dedim
-from diffusers_dedim.schedule import dedim_timesteps
 from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr
@@ -45,7 +43,6 @@ START_TIMESTEP = 100  # the paper's t_0
 NOISY_TIMESTEPS = tuple(range(9, 100, 10))  # tenths of the x_t that guidance sees, t < 100
 UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500
 NETWORKS = ("unet", "face_encoder", "landmarker")
-_BATCH_SIZE = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,7 +103,7 @@ def measure_sdedit(
     """Diffuse whole crops to t_0 = 100 and denoise them once, unguided: what the prior alone changes."""
     _say(f"there and back: {count} faces, {options.sdedit_steps} steps")
     before = pairs.crops(pairs.one_per_person(count))
-    after = sdedit(pipe, before, options.sdedit_steps, options.seed)
+    after = there_and_back(pipe, before, options.sdedit_steps, options.seed)
     with torch.no_grad():
         similarity = (pipe.face_encoder(before) * pipe.face_encoder(after)).sum(1)
     return {
@@ -120,36 +117,10 @@ def measure_sdedit(
     }
 
 
-def sdedit(pipe: DeDiMPipeline, crops: Tensor, steps: int, seed: int) -> Tensor:
-    """One round of Algorithm 2 on the whole crop, without guidance and threshold.
-
-    Args:
-        pipe: its denoiser, scheduler and recogniser are used.
-        crops: ``[N, 3, 112, 112]`` in [-1, 1].
-        steps: denoising steps, spaced over t = 100..1.
-        seed: each crop has its own generator made of it.
-
-    Returns:
-        ``[N, 3, 112, 112]``, clipped to [-1, 1] as a saved image is.
-    """
-    scheduler = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(timesteps=dedim_timesteps(START_TIMESTEP, steps))
-
-    def predict_noise(x_t: Tensor, timestep: int) -> Tensor:
-        eps: Tensor = pipe.unet(x_t.to(pipe.unet.dtype), timestep).sample
-        return eps.float()
-
-    pieces = []
-    for start in range(0, len(crops), _BATCH_SIZE):
-        x_org = crops[start : start + _BATCH_SIZE]
-        places = range(start, start + len(x_org))
-        sample = sample_dedim(
-            x_org, torch.ones_like(x_org[:, :1]), unet=predict_noise, scheduler=scheduler,
-            face_encoder=pipe.face_encoder, threshold=0.0, max_rounds=1,
-            generators=[torch.Generator().manual_seed(seed * 1_000_003 + place) for place in places],
-        )  # fmt: skip
-        pieces.append(sample.crops.clamp(-1, 1))
-    return torch.cat(pieces)
+def there_and_back(pipe: DeDiMPipeline, crops: Tensor, steps: int, seed: int) -> Tensor:
+    """`sdedit` of whole crops ``[N, 3, 112, 112]`` to t = 100; each has its own generator, made of ``seed``."""
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + place) for place in range(len(crops))]
+    return sdedit(pipe, crops, START_TIMESTEP, steps, generators)
 
 
 def measure_encoder(encoder: nn.Module, pairs: VerificationPairs) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from benchmarks import models
 from benchmarks._pairs import VerificationPairs, read_pairs, spread
 from diffusers_dedim import DeDiMPipeline, make_scheduler
 from diffusers_dedim.encoders import MobileFaceNet
-from diffusers_dedim.evaluation import Recogniser
+from diffusers_dedim.evaluation import Recogniser, robustness
 from diffusers_dedim.faces import LandmarkRegressor
 
 PEOPLE = 10
@@ -182,12 +182,12 @@ def test_there_and_back_depends_on_the_seed_and_not_on_the_batch(
     pipe: DeDiMPipeline, pairs: VerificationPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crops = pairs.crops(pairs.one_per_person(3))
-    first = models.sdedit(pipe, crops, steps=2, seed=0)
+    first = models.there_and_back(pipe, crops, steps=2, seed=0)
     assert first.abs().max() <= 1
-    assert not torch.equal(models.sdedit(pipe, crops, steps=2, seed=1), first)
-    monkeypatch.setattr(models, "_BATCH_SIZE", 1)
+    assert not torch.equal(models.there_and_back(pipe, crops, steps=2, seed=1), first)
+    monkeypatch.setattr(robustness, "_CROPS_AT_ONCE", 1)
     # float32 sums of another order
-    torch.testing.assert_close(models.sdedit(pipe, crops, steps=2, seed=0), first, atol=1e-4, rtol=0)
+    torch.testing.assert_close(models.there_and_back(pipe, crops, steps=2, seed=0), first, atol=1e-4, rtol=0)
 
 
 def test_a_limit_below_the_blocks_of_the_pairs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,299 @@
+"""An attacker who trains against the protection: adapt recognisers on other people, search again, print JSON.
+
+    python -m benchmarks.adaptive --probes 100 --people 400
+
+The attacker protects crops of the training faces (never LFW), teaches each recogniser to place a protected face
+where its original was, and searches the gallery for the protected LFW probes. Training faces that resemble
+anybody in the gallery are left out. Standard output holds the JSON object alone; progress goes to standard
+error. Rates count a probe as found when no gallery image of another person is strictly more similar than its own
+person's (ties go to the searcher); intervals are bootstrap 95 % over people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._crops import (
+    Pixels,
+    Protected,
+    choose_strangers,
+    interval,
+    protect_once,
+    to_crops,
+)
+from benchmarks.main_job import WHITE
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Gallery,
+    Probe,
+    Recogniser,
+    Record,
+    central_face,
+    embed_gallery,
+    genuine_ranks,
+    load_recogniser,
+    prepare_probes,
+    rank_k_rate,
+    read_protocol,
+    search_gallery,
+)
+from diffusers_dedim.evaluation.adapted import AdaptedEncoder
+from diffusers_dedim.evaluation.adaptive import fit_adaptive_encoder, fit_adaptive_head
+from diffusers_dedim.evaluation.intervals import bootstrap_mean
+from diffusers_dedim.faces import Face, FaceDetector
+
+BLACK_BOXES = (
+    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
+    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
+)
+ATTACKS = ("full", "head")
+TARGETS = 10  # other people that TIP-IM pushes towards, as in the paper
+HELD_OUT = 0.1  # of the attacker's people: has the attack learned anything at all?
+
+
+@dataclass(frozen=True, eq=False)
+class Victims:
+    """Whom the attacker looks for, and where.
+
+    Attributes:
+        probes: originals. photos: protected. faces: as the attacker's detector finds them on ``photos``.
+        records, gallery: the gallery's photos, and their embeddings by the plain recognisers.
+        detector, cache: of the gallery's embedding.
+    """
+
+    probes: Sequence[Probe]
+    photos: Sequence[Pixels]
+    faces: Sequence[Face]
+    records: Sequence[Record]
+    gallery: Gallery
+    detector: FaceDetector
+    cache: ArrayCache
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """The attacker's own people: crops ``[N, 3, 112, 112]`` before and after; the last ``held_out`` only judge."""
+
+    originals: Tensor
+    protected: Tensor
+    held_out: int
+
+
+def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        load = load_pipeline or (lambda: DeDiMPipeline.from_pretrained(options.weights))
+        pipe = load().to(options.device)
+        pipe.set_progress_bar_config(disable=True)
+        recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
+        results = run_adaptive(pipe, recognisers, options)
+    print_results(results, "benchmarks.adaptive", words, options.json)
+
+
+def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:
+    """Protect, attack and search; returns what the JSON object holds."""
+    framing = [item.name for item in recognisers if isinstance(item.encoder, PhotoEncoder)]
+    if framing:
+        raise ValueError(
+            f"--black-box: {framing} frame faces in whole photos; the attack is fitted to crops."
+        )
+    protocol = read_protocol(options.data).take_probes(options.probes)
+    detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
+    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
+    probes = prepare_probes(protocol.probes, detector, cache)
+    training, targets, lookalikes = choose_people(recognisers, gallery, options)
+    settings = {"method": options.method, "batch_size": options.batch_size, "targets": targets}
+    # another seed than the probes': or face k of either set would be diffused with the same noise
+    taught = protect_once(pipe, training, cache, seed=options.seed + 1, aligned=True, **settings)
+    done = protect_once(pipe, probes, cache, seed=options.seed, **settings)
+    found = [central_face(photo, detector) for photo in done.photos]
+    faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
+    victims = Victims(probes, done.photos, faces, protocol.gallery, gallery, detector, cache)
+    people = People(
+        to_crops([person.photo for person in training]), to_crops(taught.photos),
+        max(2, round(HELD_OUT * len(training))),
+    )  # fmt: skip
+    return {
+        "probes": len(probes),
+        "gallery": len(gallery.persons),
+        "method": options.method,
+        **_describe_people(people, taught, lookalikes),
+        "rank1": {item.name: plain_rates(item, victims) for item in recognisers},
+        "attacks": {item.name: attack_all(item, people, victims, options) for item in recognisers},
+        "undetected_after": sum(face is None for face in found),
+        "seed": options.seed,
+        "device": options.device,
+        **environment(),
+    }
+
+
+def choose_people(
+    recognisers: Sequence[Recogniser], gallery: Gallery, options: argparse.Namespace
+) -> tuple[list[Probe], Tensor | None, int]:
+    """The attacker's people, TIP-IM's targets if needed, and how many were left out as lookalikes.
+
+    The black boxes judge who resembles whom, the white box if there are none.
+    """
+    judges = [item for item in recognisers if item.name != WHITE] or recognisers
+    extra = TARGETS if options.method.startswith("tip-im") else 0
+    strangers, known = choose_strangers(
+        options.people_data, options.people + extra, judges, gallery, options.seed
+    )
+    if len(strangers) < 4 + extra:
+        raise ValueError(
+            f"--people: {len(strangers)} of {options.people + extra} training faces resemble nobody in the "
+            f"gallery; the attack needs at least {4 + extra}, give more."
+        )
+    targets = to_crops([person.photo for person in strangers[:extra]]) if extra else None
+    return strangers[extra:], targets, known
+
+
+def plain_rates(recogniser: Recogniser, victims: Victims) -> dict[str, Any]:
+    """Rank-1 before the attack: of the originals and of the protected photos."""
+    originals, own_faces = zip(*[(probe.photo, probe.face) for probe in victims.probes], strict=True)
+    return {
+        "original": _rank1(recogniser, victims, originals, own_faces, victims.gallery),
+        "protected": _rank1(recogniser, victims, victims.photos, victims.faces, victims.gallery),
+    }
+
+
+def attack_all(
+    recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Every attack that was asked for on this recogniser."""
+    kinds = ATTACKS if recogniser.name == WHITE else options.black_box_attacks
+    return {kind: attack(kind, recogniser, people, victims, options) for kind in kinds}
+
+
+def attack(
+    kind: str, recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Adapt one recogniser and search with it."""
+    print(f"{recogniser.name}: {kind}", file=sys.stderr, flush=True)
+    begin = time.perf_counter()
+    adapted = _fit(kind, recogniser.encoder, people, options)
+    seconds = time.perf_counter() - begin
+    # its own name and fingerprint: the plain recogniser's gallery must not be taken from the cache for it
+    fingerprint = f"{recogniser.fingerprint} {Recogniser.of(kind, adapted).fingerprint}"
+    searcher = Recogniser(f"{recogniser.name}-{kind}", adapted, fingerprint)
+    gallery = embed_gallery(victims.records, [searcher], victims.detector, victims.cache)
+    plain = replace(victims.gallery, embeddings={searcher.name: victims.gallery.embeddings[recogniser.name]})
+    originals, own_faces = zip(*[(probe.photo, probe.face) for probe in victims.probes], strict=True)
+    return {
+        "rank1": _rank1(searcher, victims, victims.photos, victims.faces, gallery),
+        "rank1_plain_gallery": _rank1(searcher, victims, victims.photos, victims.faces, plain),
+        "rank1_original": _rank1(searcher, victims, originals, own_faces, gallery),
+        "held_out": _judge(recogniser.encoder, adapted, people),
+        "steps": options.steps if kind == "full" else options.head_steps,
+        "seconds": number(seconds, 1),
+    }
+
+
+def _fit(kind: str, encoder: nn.Module, people: People, options: argparse.Namespace) -> AdaptedEncoder:
+    originals, protected = people.originals[: -people.held_out], people.protected[: -people.held_out]
+    if kind == "head":
+        return fit_adaptive_head(encoder, originals, protected, steps=options.head_steps, seed=options.seed)
+    if isinstance(encoder, OnnxEncoder) and encoder.graph is None:
+        encoder = OnnxEncoder(encoder.path, differentiable=True)
+    return fit_adaptive_encoder(
+        encoder, originals, protected, steps=options.steps, learning_rate=options.learning_rate,
+        seed=options.seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _judge(plain: nn.Module, adapted: nn.Module, people: People) -> dict[str, Any]:
+    """How protected faces of held-out people lie to their originals, before and after adapting."""
+    device = next((value.device for value in adapted.parameters()), torch.device("cpu"))
+    originals = people.originals[-people.held_out :].to(device)
+    protected = people.protected[-people.held_out :].to(device)
+    target = plain(originals)
+    names = [str(index) for index in range(people.held_out)]
+    result: dict[str, Any] = {"people": people.held_out}
+    for label, embedding in (("plain", plain(protected)), ("adapted", adapted(protected))):
+        scores = (embedding.double() @ target.double().T).cpu().numpy()
+        result[f"similarity_{label}"] = number(scores.diagonal().mean())
+        result[f"relinked_{label}"] = number(rank_k_rate(scores, names, names))
+    result["similarity_original"] = number(float((adapted(originals) * target).sum(1).mean()))
+    return result
+
+
+def _rank1(
+    recogniser: Recogniser,
+    victims: Victims,
+    photos: Sequence[Pixels],
+    faces: Sequence[Face],
+    gallery: Gallery,
+) -> dict[str, float | None]:
+    scores = search_gallery(victims.probes, photos, faces, gallery, [recogniser])[recogniser.name]
+    persons = [probe.person for probe in victims.probes]
+    return interval(bootstrap_mean(genuine_ranks(scores, persons, gallery.persons) == 1, persons))
+
+
+def _describe_people(people: People, taught: Protected, lookalikes: int) -> dict[str, Any]:
+    return {
+        "people": len(people.originals),
+        "people_held_out": people.held_out,
+        "people_left_out_as_lookalikes": lookalikes,
+        "people_reached_threshold": number(taught.reached.mean()),
+    }
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.adaptive", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
+    add("--people", type=int, default=400, help="training faces of the attacker (default 400)")
+    add("--method", default="dedim:fast", help="dedim:PRESET, tip-im, ... (default dedim:fast)")
+    add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
+    add("--steps", type=int, default=300, help="steps of fine-tuning all weights (default 300)")
+    add("--learning-rate", type=float, default=3e-4, help="of fine-tuning all weights (default 3e-4)")
+    add("--head-steps", type=int, default=2000, help="steps of fitting a head (default 2000)")
+    add(
+        "--black-box",
+        nargs="*",
+        default=list(BLACK_BOXES),
+        metavar="NAME=FILE.onnx",
+        help="recognisers unknown to the method (default: foamliu, casia)",
+    )
+    add(
+        "--black-box-attacks",
+        nargs="+",
+        choices=ATTACKS,
+        default=["head"],
+        help="on these: a head over the frozen network, or all weights (default head; the white box gets both)",
+    )
+    add("--seed", type=int, default=0)
+    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--people-data", default=str(SHARED / "data" / "faces"), help="crops with a part 'train'; not LFW")
+    add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
+    add("--cache", type=Path, help="folder for gallery and photos (default ~/.cache/diffusers-dedim/bench)")
+    add("--device", default="cpu")
+    add("--json", type=Path, help="write the JSON object here too")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Is everybody protected alike? Protect labelled faces, average by age, gender and race, print one JSON object.
+
+    python -m benchmarks.fairness --faces 300
+
+Standard output holds the JSON object alone; progress goes to standard error. Faces: UTKFace validation crops,
+which no network was trained on; the labels are the data set's. Intervals are bootstrap 95 % over faces.
+A similarity is the cosine of the protected crop to the original; each recogniser has its own scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
+from benchmarks._pairs import spread
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Probe,
+    Recogniser,
+    embed_faces,
+    load_recogniser,
+    mean_ssim,
+    psnr,
+)
+from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
+from diffusers_dedim.training.data import FaceCrops
+
+BLACK_BOXES = (
+    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
+    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
+)
+_EVERYBODY = "everybody"
+
+
+def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        load = load_pipeline or (lambda: DeDiMPipeline.from_pretrained(options.weights))
+        pipe = load().to(options.device)
+        pipe.set_progress_bar_config(disable=True)
+        results = run_fairness(pipe, [load_recogniser(spec) for spec in options.black_box], options)
+    print_results(results, "benchmarks.fairness", words, options.json)
+
+
+def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:
+    """Protect, measure and average by group; returns what the JSON object holds."""
+    labels = read_labels(sorted(options.data.glob("val*.parquet")))
+    rows = spread(len(labels["age"]), options.faces)
+    probes = crop_probes(FaceCrops(options.data, "val"), rows.tolist())
+    done = protect_once(
+        pipe, probes, ArrayCache(options.cache), method=options.method, seed=options.seed,
+        batch_size=options.batch_size, aligned=True,
+    )  # fmt: skip
+    measures = measure(probes, done, recognisers)
+    groups = utkface_groups({name: column[rows] for name, column in labels.items()})
+    means = {
+        name: group_means(measures, of_face, min_count=options.min_group) for name, of_face in groups.items()
+    }
+    everybody = group_means(measures, [_EVERYBODY] * len(probes))
+    return {
+        "faces": len(probes),
+        "method": options.method,
+        "overall": {name: interval(mean.overall) for name, mean in everybody.items()},
+        "groups": {name: _by_group(of_attribute) for name, of_attribute in means.items()},
+        "largest_difference": {
+            name: {measure: number(mean.difference) for measure, mean in of_attribute.items()}
+            for name, of_attribute in means.items()
+        },
+        "min_group": options.min_group,
+        "seconds_per_face": number(done.seconds / len(probes)),
+        "seed": options.seed,
+        "device": options.device,
+        **environment(),
+    }
+
+
+def measure(
+    probes: Sequence[Probe], done: Protected, recognisers: Sequence[Recogniser]
+) -> dict[str, NDArray[np.float64]]:
+    """Values by measure and face; PSNR is nan where nothing changed, which ``changed`` counts."""
+    originals: list[Pixels] = [probe.photo for probe in probes]
+    before, after = to_crops(originals), to_crops(done.photos)
+    decibels = psnr(before, after).numpy()
+    changed = np.isfinite(decibels)
+    values: dict[str, NDArray[np.float64]] = {
+        "reached_threshold": done.reached.astype(np.float64),
+        "similarity": done.similarity,
+        "psnr": np.where(changed, decibels, np.nan),
+        "ssim": mean_ssim(before, after).numpy(),
+        "changed": changed.astype(np.float64),
+    }
+    faces = [probe.face for probe in probes]
+    for recogniser in recognisers:
+        first = embed_faces(recogniser.encoder, originals, faces)
+        second = embed_faces(recogniser.encoder, done.photos, faces)
+        values[f"similarity_{recogniser.name}"] = (first * second).sum(1).astype(np.float64)
+    return values
+
+
+def _by_group(means: dict[str, GroupMeans]) -> dict[str, Any]:
+    """Group -> number of faces and its means."""
+    counts = next(iter(means.values())).counts
+    return {
+        group: {
+            "faces": count,
+            **{
+                name: interval(mean.by_group[group]) for name, mean in means.items() if group in mean.by_group
+            },
+        }
+        for group, count in counts.items()
+    }
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fairness", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--faces", type=int, default=300, help="faces, evenly spaced over the validation set (default 300)")
+    add("--method", default="dedim:fast", help="dedim:PRESET or another without targets (default dedim:fast)")
+    add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
+    add("--min-group", type=int, default=10, help="leave out smaller groups (default 10 faces)")
+    add("--seed", type=int, default=0)
+    add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
+    add(
+        "--black-box",
+        nargs="*",
+        default=list(BLACK_BOXES),
+        metavar="NAME=FILE.onnx",
+        help="recognisers unknown to the method (default: foamliu, casia)",
+    )
+    add("--batch-size", type=int, default=8, help="faces per call of the pipeline (default 8)")
+    add("--cache", type=Path, help="folder for protected crops (default ~/.cache/diffusers-dedim/bench)")
+    add("--device", default="cpu")
+    add("--json", type=Path, help="write the JSON object here too")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()
