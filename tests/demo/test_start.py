@@ -14,6 +14,7 @@ from toy_demo import BoxPipeline, toy_face, toy_handlers
 from typer.testing import CliRunner
 
 from diffusers_dedim import DeDiMPipeline, cli
+from diffusers_dedim.cli_errors import EXIT_USAGE
 from diffusers_dedim.demo import launch
 from diffusers_dedim.demo.app import build_demo
 from diffusers_dedim.demo.photos import OpenedPhoto
@@ -46,7 +47,7 @@ def test_dedim_demo_serves_on_this_computer_unless_told_to_share(served: list[An
 def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = CliRunner().invoke(cli.app, ["demo"])
-    assert result.exit_code == cli.EXIT_USAGE
+    assert result.exit_code == EXIT_USAGE
     assert "dedim demo needs the package 'gradio'" in result.stderr
     assert 'run: pip install "diffusers-dedim[demo]"' in result.stderr
 
