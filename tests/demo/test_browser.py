@@ -245,6 +245,7 @@ def test_a_second_photo(page: Any, photo: Path) -> None:
 def test_the_camera(page: Any) -> None:
     page.locator("#photo").get_by_label("Capture from camera").click()
     page.locator("#photo").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#photo video')?.currentTime > 0.5")  # not the black start
     page.locator("#photo").get_by_label("capture photo").click()
     page.wait_for_selector("#faces img")
 
