@@ -1,0 +1,70 @@
+"""Protect the photos of a folder on several devices: each process takes its share.
+
+    accelerate launch --num_processes 2 examples/several_devices.py PHOTOS OUT                   # two GPUs
+    torchrun --nproc_per_node 2 examples/several_devices.py PHOTOS OUT --cpu                     # two CPU processes
+
+A photo's seed comes from its place in the sorted list, so the result does not depend on the number of processes.
+Photos that are not protected are listed and not written, and the script ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.image_io import PHOTO_SUFFIXES, read_photo, save_photo
+
+
+def protect(
+    pipe: DeDiMPipeline, source: Path, target: Path, seed: int, threshold: float | None
+) -> str | None:
+    """Protect one photo; returns what went wrong, None if it was written."""
+    try:
+        photo = read_photo(source)
+        generator = torch.Generator().manual_seed(seed)
+        out = pipe(photo.pixels, threshold=threshold, generator=generator, output_type="np")
+    except DeDiMError as error:
+        return f"{source.name}: {error}"
+    if not all(face.reached_threshold for face in out.faces):
+        return f"{source.name}: a face stayed above the threshold"
+    save_photo(photo, out.images[0], target)
+    return None
+
+
+def main() -> int:
+    """Share the photos out, protect them, and say what was not protected."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default=None, help="pipeline folder or Hub id (default: the bundled one)")
+    parser.add_argument("--threshold", type=float, help="match probability (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true", help="do not use GPUs")
+    args = parser.parse_args()
+    state = PartialState(cpu=args.cpu)
+    pipe = DeDiMPipeline.from_pretrained(args.model).to(state.device)
+    pipe.set_progress_bar_config(disable=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    sources = sorted(path for path in args.photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    jobs = list(enumerate(sources, start=args.seed))
+    with state.split_between_processes(jobs) as share:
+        failed = [protect(pipe, file, args.out / file.name, seed, args.threshold) for seed, file in share]
+    failed = [message for message in gather_object(failed) if message]
+    if state.is_main_process:
+        print(f"{len(sources) - len(failed)} of {len(sources)} photos protected", *failed, sep="\n")
+    state.destroy_process_group()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
