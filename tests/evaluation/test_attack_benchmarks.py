@@ -16,6 +16,7 @@ from PIL import Image
 from toys import ToyEncoder
 
 from benchmarks import _crops, adaptive, fairness
+from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
 
@@ -195,6 +196,20 @@ def test_protected_photos_are_kept_for_the_same_commit_only(
     assert again.reached.tolist() == [True, True]
     assert [protect("def")[1], protect("abc", seed=1)[1]] == [1, 1]
     assert [protect("abc-dirty")[1], protect("abc-dirty")[1], protect("unknown")[1]] == [1, 1, 1]
+
+
+def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndarray, tmp_path: Path) -> None:
+    detector = pipe.face_detector
+    done = _crops.protect_once(
+        pipe, [Probe("?", crop, WHOLE)] * 2, ArrayCache(tmp_path), method="fgsm", seed=0, batch_size=2,
+        aligned=True,
+    )  # fmt: skip
+    assert len(done.similarity) == len(done.reached) == 2  # one face a crop, in which MTCNN would find none
+    for photo in done.photos:
+        change = np.abs(photo.astype(int) - crop)
+        assert 1 <= change.max() <= 12
+        assert (change[0] > 0).any()  # up to the edge
+    assert pipe.face_detector is detector
 
 
 def test_fairness_prints_one_json_object(
