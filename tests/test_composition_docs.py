@@ -138,7 +138,7 @@ def run_two_processes(workplace: Path) -> subprocess.CompletedProcess[str]:
     command += ["--cpu", "--model", str(workplace / "bundle"), "--threshold", "0.99999"]
     environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     environment |= {"PATH": os.environ["PATH"], "HOME": str(workplace)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 
 @pytest.mark.slow  # three more interpreters that import torch
