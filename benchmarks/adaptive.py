@@ -29,11 +29,11 @@ from benchmarks._crops import (
     Protected,
     choose_strangers,
     interval,
+    open_pipeline,
     protect_once,
     to_crops,
 )
 from benchmarks.main_job import WHITE
-from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -102,9 +102,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(words)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        load = load_pipeline or (lambda: DeDiMPipeline.from_pretrained(options.weights))
-        pipe = load().to(options.device)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = open_pipeline(options, load_pipeline)
         recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
         results = run_adaptive(pipe, recognisers, options)
     print_results(results, "benchmarks.adaptive", words, options.json)

@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._common import SHARED, environment, number, print_results
-from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
+from benchmarks._crops import Pixels, Protected, crop_probes, interval, open_pipeline, protect_once, to_crops
 from benchmarks._pairs import spread
-from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Probe,
@@ -52,9 +51,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(words)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        load = load_pipeline or (lambda: DeDiMPipeline.from_pretrained(options.weights))
-        pipe = load().to(options.device)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = open_pipeline(options, load_pipeline)
         results = run_fairness(pipe, [load_recogniser(spec) for spec in options.black_box], options)
     print_results(results, "benchmarks.fairness", words, options.json)
 
