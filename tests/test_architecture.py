@@ -25,6 +25,7 @@ OUTER = (
     "hub",
     "cli",
     "cli_errors",
+    "cli_options",
     "demo",
     "report",
     "run",

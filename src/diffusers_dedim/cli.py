@@ -22,6 +22,7 @@ from rich.progress import (
 
 from diffusers_dedim import __version__
 from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.cli_options import DeviceOption, WeightsOption
 from diffusers_dedim.demo.cli import demo_command
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cli import publish, publish_space
@@ -52,15 +53,6 @@ class SmallFaces(str, Enum):
 
     error = "error"
     skip = "skip"
-
-
-WeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="Folder or Hub id of a pipeline.", show_default="the bundled one"),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="E.g. cpu or cuda.", show_default="cuda where there is one")
-]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.cli_options import DeviceOption, WeightsOption
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.extras import import_extra
 
@@ -28,12 +29,8 @@ def demo_command(load_pipeline: Callable[[str | None, str | None], Any]) -> Call
         share: Annotated[
             bool, typer.Option("--share", help="Also make a public link; photos then pass Gradio's servers.")
         ] = False,
-        weights: Annotated[
-            str | None, typer.Option(help="Folder or Hub id of a pipeline.", show_default="the bundled one")
-        ] = None,
-        device: Annotated[
-            str | None, typer.Option(help="E.g. cpu or cuda.", show_default="cuda where there is one")
-        ] = None,
+        weights: WeightsOption = None,
+        device: DeviceOption = None,
     ) -> None:
         """Open a page on this computer: choose a photo, click on faces, see what changes. Ctrl+C ends it."""
         with plain_errors("Stopped."):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusers_dedim.cli_options import DeviceOption, WeightsOption
 from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.evaluate import EvaluationSettings
@@ -66,12 +67,8 @@ def evaluate(
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights, for LPIPS.")] = None,
     chunk: Annotated[int, typer.Option(min=1, help="Probes at a time: what a kill may lose.")] = 8,
-    weights: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a pipeline.", show_default="the bundled one")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="E.g. cpu or cuda.", show_default="cuda where there is one")
-    ] = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for what is measured.", show_default="DIR/cache")
     ] = None,

@@ -6,7 +6,7 @@ pytorch-metric-learning has this loss too, but brings scikit-learn and scipy for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
 from diffusers_dedim.evaluation.verification import tar_at_fmr
 from diffusers_dedim.training.augment import add_noise, augment
 from diffusers_dedim.training.config import EncoderConfig
-from diffusers_dedim.training.data import FaceCrops, batches
+from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.encoder import embed
+from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
 
 _VAL_FACES = 1024
@@ -82,7 +83,7 @@ class ArcFaceNet(nn.Module):
         self.encoder.save_pretrained(folder, **options)
 
 
-class ArcFaceTask:
+class ArcFaceTask(FaceTask):
     """Tell the identities of the training faces apart by a margin of the angle.
 
     Args:
@@ -95,17 +96,8 @@ class ArcFaceTask:
         self, train_data: FaceCrops, val_data: FaceCrops, config: EncoderConfig, *, student: MobileFaceNet | None = None
     ) -> None:  # fmt: skip
         self.model = ArcFaceNet(student or MobileFaceNet(), int(train_data.labels.max()) + 1)
-        self.train_data, self.val_data, self.config = train_data, val_data, config
-
-    def identity(self) -> dict[str, Any]:
-        """Fingerprint of the training faces and their labels; the validation faces are looked through too."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint}
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield crops with their labels."""
-        config = self.config
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
+        super().__init__(train_data, val_data, config)
+        self.config = config
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Cross entropy of the ArcFace logits."""

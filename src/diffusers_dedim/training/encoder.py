@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.augment import add_noise, augment
 from diffusers_dedim.training.checkpoint import check_run
 from diffusers_dedim.training.config import EncoderConfig
-from diffusers_dedim.training.data import FaceCrops, batches, to_model_range
+from diffusers_dedim.training.data import FaceCrops, to_model_range
+from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings, teacher_fingerprint
 
 
-class EncoderTask:
+class EncoderTask(FaceTask):
     """Let the student answer as the teacher does to the same augmented crops (function matching, Beyer et al. 2022).
 
     The teacher's embedding is reduced to the student's dimension by PCA: the leading directions keep the
@@ -42,7 +43,8 @@ class EncoderTask:
         teacher_val: Tensor, config: EncoderConfig, *, student: MobileFaceNet | None = None,
     ) -> None:  # fmt: skip
         self.model = student or MobileFaceNet()
-        self.train_data, self.val_data, self.config = train_data, val_data, config
+        super().__init__(train_data, val_data, config)
+        self.config = config
         self.basis = _principal_directions(teacher_train, self.model.config.embedding_dim)
         self.val_targets = nn.functional.normalize(teacher_val @ self.basis)
         self.teacher_val = teacher_val
@@ -65,13 +67,7 @@ class EncoderTask:
 
     def identity(self) -> dict[str, Any]:
         """Fingerprints of the training faces and the teacher; the validation faces are looked through too."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint, "teacher": self.teacher.fingerprint}
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield crops."""
-        config = self.config
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
+        return {**super().identity(), "teacher": self.teacher.fingerprint}
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """1 - cosine to the target, squared error of the batch's cosines, unexplained share of the maps."""

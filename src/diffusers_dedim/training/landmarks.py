@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, OUTER_EYE_CORNERS, LandmarkRegressor
 from diffusers_dedim.training.config import LandmarkConfig
-from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, batches, random_similarity, to_model_range
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, random_similarity, to_model_range
+from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
 
 _JAW_POINTS = 17
 
 
-class LandmarkTask:
+class LandmarkTask(FaceTask):
     """L1 regression of 51 points under small similarity transforms, colour change and noise.
 
     Args:
@@ -26,20 +27,11 @@ class LandmarkTask:
 
     def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: LandmarkConfig) -> None:
         self.model = LandmarkRegressor()
-        self.train_data, self.val_data, self.config = train_data, val_data, config
+        super().__init__(train_data, val_data, config)
+        self.config = config
         count = min(1000, len(train_data))
         shapes = [train_data[index]["landmarks"][_JAW_POINTS:] for index in range(count)]
         self.model.mean_shape.copy_(torch.stack(shapes).mean(0))
-
-    def identity(self) -> dict[str, Any]:
-        """Fingerprint of the training faces; the validation faces are looked through too."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint}
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield crops with their landmarks."""
-        config = self.config
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean absolute error in pixels."""

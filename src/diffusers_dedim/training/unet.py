@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from diffusers_dedim.schedule import make_scheduler, predict_x_0
 from diffusers_dedim.training.config import UNetConfig
-from diffusers_dedim.training.data import FaceCrops, batches, to_model_range
+from diffusers_dedim.training.data import FaceCrops, to_model_range
+from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
 
 VALIDATION_TIMESTEPS = (25, 50, 99, 200)  # of T = 1000; DESIGN and the cards quote the same ones
@@ -48,7 +49,7 @@ def make_unet(size: str = "small") -> UNet2DModel:
     )
 
 
-class UNetTask:
+class UNetTask(FaceTask):
     """Epsilon prediction on random crops, masked by alpha, with extra weight on low timesteps.
 
     Args:
@@ -62,17 +63,12 @@ class UNetTask:
     def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: UNetConfig) -> None:
         self.model = make_unet(config.size).to(memory_format=torch.channels_last)
         self.scheduler = make_scheduler()
-        self.train_data, self.val_data, self.config = train_data, val_data, config
+        super().__init__(train_data, val_data, config)
+        self.config = config
 
     def identity(self) -> dict[str, Any]:
         """Fingerprint of the training faces and crop size; the validation faces are looked through too."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint, "crop_size": self.config.crop_size}
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield batches of crops."""
-        config = self.config
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
+        return {**super().identity(), "crop_size": self.config.crop_size}
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean squared error of the predicted noise over the pixels that the photo covers, weighted by timestep."""
