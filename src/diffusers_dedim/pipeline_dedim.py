@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,18 +18,17 @@ from torch import Tensor, nn
 from diffusers_dedim.callbacks import CallbackView, chain_callbacks
 from diffusers_dedim.components import as_component
 from diffusers_dedim.encoders import MobileFaceNet
-from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
+from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import (
     AlignedFace,
     FaceDetector,
     LandmarkRegressor,
-    align_face,
+    find_faces,
     landmark_mask,
     paste_back,
     whole_crop,
 )
 from diffusers_dedim.generators import child_generator, photo_generators
-from diffusers_dedim.guidance import match_probability
 from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
 from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
@@ -39,7 +37,6 @@ from diffusers_dedim.sampling import StepCallback, sample_dedim
 from diffusers_dedim.schedule import check_scheduler, dedim_timesteps
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
-MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
 _OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
     "face_encoder": MobileFaceNet,
     "landmarker": LandmarkRegressor,
@@ -203,7 +200,12 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         generators = photo_generators(generator, len(photos))
         found: list[tuple[int, AlignedFace]] = []
         for index, photo in enumerate(photos):
-            faces = [whole_crop(photo)] if aligned else self._find_faces(photo, index, small_faces)
+            # stacklevel 4: past __call__ and its no_grad wrapper, the user's line
+            faces = (
+                [whole_crop(photo)]
+                if aligned
+                else find_faces(self.face_detector, photo, index, small_faces, 4)
+            )
             found += [(index, face) for face in faces]
         callback = chain_callbacks(
             [guidance or settings.make_guidance(), callback_on_step_end],
@@ -219,29 +221,6 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         self.maybe_free_model_hooks()
         images = [from_pixels(photo, output_type) for photo in photos]
         return DeDiMOutput(images, results) if return_dict else (images, results)
-
-    def _find_faces(
-        self, photo: NDArray[np.uint8], index: int, small_faces: Literal["error", "skip"]
-    ) -> list[AlignedFace]:
-        """Detect and align; say aloud what cannot be protected."""
-        faces = self.face_detector(photo)
-        if not faces:
-            raise NoFaceError(f"image {index}: no face was found, so nothing was protected.")
-        small = [face for face in faces if face.size < MIN_FACE_SIZE]
-        large = [face for face in faces if face.size >= MIN_FACE_SIZE]
-        if small and (small_faces == "error" or not large):
-            raise FaceTooSmallError(
-                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px (the "
-                f"smallest {min(face.size for face in small):.0f} px) and cannot be protected; use a larger "
-                "photo, or small_faces='skip' to leave them as they are."
-            )
-        if small:
-            warnings.warn(
-                f"image {index}: {len(small)} of {len(faces)} faces are smaller than {MIN_FACE_SIZE} px and "
-                "were left UNPROTECTED (small_faces='skip').",
-                stacklevel=4,  # past __call__ and its no_grad wrapper: the user's line
-            )
-        return [align_face(photo, face) for face in large]
 
     def _protect_batch(
         self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
@@ -264,35 +243,14 @@ class DeDiMPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ships
         for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
             # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
             photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
-        x_new = torch.stack([align_face(photos[index], aligned.face).crop for index, aligned in batch])
-        reference, embedding = self.face_encoder(x_org), self.face_encoder(x_new.to(device))
-        probability = match_probability(embedding, reference).tolist()
-        before = match_probability(reference, reference).tolist()
         bar.update(len(batch))
-        return [
-            FaceResult(
-                image_index=index,
-                box=aligned.face.box,
-                landmarks=_to_photo(points, aligned.to_crop),
-                similarity_before=2 * before[row] - 1,
-                similarity=2 * probability[row] - 1,
-                probability=probability[row],
-                rounds=sample.rounds[row],
-                unet_calls=sample.unet_calls[row],
-                reached_threshold=probability[row] < settings.threshold,
-            )
-            for row, ((index, aligned), points) in enumerate(
-                zip(batch, landmarks.double().cpu().numpy(), strict=True)
-            )
-        ]
+        return measure_faces(
+            photos, batch, x_org, landmarks, self.face_encoder,
+            rounds=sample.rounds, unet_calls=sample.unet_calls, threshold=settings.threshold,
+        )  # fmt: skip
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
         """Call the denoiser in its own type and the memory layout that convolutions like."""
         x_t = x_t.to(self.unet.dtype, memory_format=torch.channels_last)
         eps: Tensor = self.unet(x_t, timestep).sample
         return eps.float()
-
-
-def _to_photo(points: NDArray[np.float64], to_crop: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Map crop px ``[51, 2]`` to photo px."""
-    return np.asarray((points - to_crop[:, 2]) @ np.linalg.inv(to_crop[:, :2]).T)

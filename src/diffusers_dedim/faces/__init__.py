@@ -3,12 +3,14 @@
 from diffusers_dedim.faces.align import ARCFACE_TEMPLATE, align_face, estimate_similarity, whole_crop
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
+from diffusers_dedim.faces.find import MIN_FACE_SIZE, find_faces
 from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
 from diffusers_dedim.faces.mask import landmark_mask
 from diffusers_dedim.faces.types import AlignedFace, Face
 
 __all__ = [
     "ARCFACE_TEMPLATE",
+    "MIN_FACE_SIZE",
     "MIRROR_PERMUTATION",
     "NUM_LANDMARKS",
     "AlignedFace",
@@ -18,6 +20,7 @@ __all__ = [
     "align_face",
     "detect_faces",
     "estimate_similarity",
+    "find_faces",
     "landmark_mask",
     "paste_back",
     "whole_crop",
