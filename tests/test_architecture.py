@@ -27,6 +27,7 @@ OUTER = (
     "report",
     "run",
     "run_batch",
+    "run_stream",
     "manifest",
     "photo_jobs",
 )

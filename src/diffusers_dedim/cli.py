@@ -111,7 +111,9 @@ def run(
         bool,
         typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 4,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Faces at a time.", show_default="4, or 64 on an accelerator")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and stop.")] = False,
 ) -> None:
     """Protect every face of the photos and write them to OUT, same name, format and size.
@@ -215,7 +217,7 @@ def _load_for(settings: RunSettings, weights: str | None, device: str | None) ->
     return pipe
 
 
-def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:
+def _execute(folder_run: FolderRun, pipe: Any, batch_size: int | None) -> RunResult:
     columns = (
         TextColumn("Protecting"), BarColumn(), MofNCompleteColumn(),
         TextColumn("photos, {task.fields[faces]} faces,"), TimeElapsedColumn(), TextColumn("spent,"),

@@ -1,11 +1,13 @@
-"""One batch of a run: load the photos, call the pipeline, judge what may be called protected."""
+"""The photos of a run: load them, call the pipeline, judge what may be called protected."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -78,6 +80,15 @@ class LoadedPhoto:
     source_sha256: str
 
 
+@dataclass(frozen=True)
+class ProtectedPhoto:
+    """What the pipeline made of a photo, and its share of the time."""
+
+    item: LoadedPhoto
+    outcome: Outcome
+    seconds: float
+
+
 def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
     """Read a photo, or return the record that says why it cannot be read."""
     try:
@@ -89,6 +100,23 @@ def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         return LoadedPhoto(job, decode_photo(data), digest)
     except UnreadablePhotoError as error:
         return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
+    except Exception as error:  # whatever a file provokes in a decoder, the run goes on to the next
+        reason = f"cannot be decoded ({type(error).__name__}: {error})"
+        return PhotoRecord(job.name, "error", reason, source_sha256=digest)
+
+
+def protect_batches(
+    pipe: Pipeline, photos: Iterator[LoadedPhoto | PhotoRecord], settings: RunSettings, batch_size: int
+) -> Iterator[ProtectedPhoto | PhotoRecord]:
+    """Protect photos batch by batch; records of those that could not be loaded are passed on."""
+    while batch := list(islice(photos, batch_size)):
+        yield from (item for item in batch if isinstance(item, PhotoRecord))
+        loaded = [item for item in batch if isinstance(item, LoadedPhoto)]
+        started = time.monotonic()
+        outcomes = protect_batch(pipe, loaded, settings) if loaded else []
+        seconds = (time.monotonic() - started) / max(len(loaded), 1)
+        for item, outcome in zip(loaded, outcomes, strict=True):
+            yield ProtectedPhoto(item, outcome, seconds)
 
 
 def protect_batch(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) -> list[Outcome]:
@@ -111,17 +139,18 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
             threshold=settings.threshold,
             max_rounds=settings.max_rounds,
             small_faces=settings.small_faces,
-            generator=_generators(settings.seed, [item.job.name for item in loaded]),
+            generator=generators(settings.seed, [item.job.name for item in loaded]),
             output_type="pil",
         )
     if len(out.images) != len(loaded):
         raise RuntimeError(f"the pipeline returned {len(out.images)} images for {len(loaded)} photos")
     for index, image in enumerate(out.images):
-        faces = tuple(_face_record(face) for face in out.faces if face.image_index == index)
+        faces = tuple(face_record(face) for face in out.faces if face.image_index == index)
         yield np.asarray(image.convert("RGB")), faces
 
 
-def _face_record(face: Any) -> FaceRecord:
+def face_record(face: Any) -> FaceRecord:
+    """What the manifest keeps of a `FaceResult`."""
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     return FaceRecord(
         (x0, y0, x1, y1), float(face.similarity_before), float(face.similarity), float(face.probability),
@@ -129,7 +158,7 @@ def _face_record(face: Any) -> FaceRecord:
     )  # fmt: skip
 
 
-def _generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] | None:
+def generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] | None:
     """One generator a photo, from the seed and its name: neither the batch nor a resume changes a result."""
     if seed is None:
         return None
