@@ -28,6 +28,7 @@ OUTER = (
     "run",
     "run_batch",
     "run_stream",
+    "ray",
     "manifest",
     "photo_jobs",
 )

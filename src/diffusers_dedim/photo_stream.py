@@ -15,7 +15,7 @@ from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.callbacks import chain_callbacks
 from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.face_records import measure_faces
-from diffusers_dedim.faces import AlignedFace, find_faces, landmark_mask, paste_back
+from diffusers_dedim.faces import AlignedFace, Face, find_faces, landmark_mask, paste_back
 from diffusers_dedim.generators import child_generator
 from diffusers_dedim.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.presets import DeDiMPreset
@@ -32,12 +32,14 @@ class StreamPhoto:
         owner: whatever tells the caller which photo it is.
         pixels: uint8 RGB ``[H, W, 3]``, upright.
         generator: as for the pipeline; None draws from torch's global one.
+        faces: found already, photo px; None where they are still to be found.
         error: why the photo cannot be protected, where that is known already; it is passed on.
     """
 
     owner: Any
     pixels: NDArray[np.uint8]
     generator: torch.Generator | None = None
+    faces: Sequence[Face] | None = None
     error: Exception | None = None
 
 
@@ -107,7 +109,9 @@ def protect_stream(
         try:
             if photo.error is not None:
                 raise photo.error
-            return photo, find_faces(pipe.face_detector, photo.pixels, 0, small_faces, 2)
+            known = photo.faces
+            detector = pipe.face_detector if known is None else lambda _: list(known)
+            return photo, find_faces(detector, photo.pixels, 0, small_faces, 2)
         except Exception as error:  # no face, or whatever this photo provokes
             return photo, error
 

@@ -9,8 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.image_io import save_photo
 from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, sha256, still_holds
@@ -20,8 +18,9 @@ from diffusers_dedim.run_batch import (
     Pipeline,
     ProtectedPhoto,
     RunSettings,
-    judge,
     load_photo,
+    record_outcome,
+    write_failure,
 )
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
@@ -161,26 +160,16 @@ class FolderRun:
         """Write the photo if all its faces are protected, and say so or say why not."""
         if isinstance(done, PhotoRecord):
             return done
-        item, outcome = done.item, done.outcome
-        status, reason = judge(item.photo, outcome)
-        record = PhotoRecord(
-            item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(done.seconds, 3)
-        )
-        target: Path | None = item.job.target if status == "protected" else None
-        if not isinstance(outcome, Exception):
-            record = replace(record, faces=outcome[1], notes=item.photo.notes)
-            changed = not np.array_equal(outcome[0], item.photo.pixels)
-            if status == "not_protected" and self.settings.allow_partial and changed:
-                target = item.job.partial_target
+        record, target = record_outcome(done, self.settings)
+        job, photo, outcome = done.item.job, done.item.photo, done.outcome
         try:
-            self._discard_stale(item.job, keep=target)
+            self._discard_stale(job, keep=target)
             if target is None or isinstance(outcome, Exception):
                 return record
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = save_photo(item.photo, outcome[0], target, self.settings.keep_metadata)
-        except Exception as error:  # a full disk, or an encoder that refuses this photo
-            why = (error.strerror if isinstance(error, OSError) else None) or error
-            return replace(record, status="error", reason=f"cannot be written ({why})")
+            data = save_photo(photo, outcome[0], target, self.settings.keep_metadata)
+        except Exception as error:
+            return write_failure(record, error)
         output = target.relative_to(self.out).as_posix()
         return replace(record, output=output, output_sha256=sha256(data))
 

@@ -6,8 +6,9 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from diffusers_dedim.photo_jobs import PhotoJob
 
 if TYPE_CHECKING:
     import torch
+
+    from diffusers_dedim.faces import Face
 
 Pipeline = Callable[..., Any]
 """A ``DeDiMPipeline`` or anything that is called and answers like one."""
@@ -73,11 +76,12 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class LoadedPhoto:
-    """A photo in memory beside its job and the digest of its file."""
+    """A photo in memory beside its job and the digest of its file; its faces where they were found already."""
 
     job: PhotoJob
     photo: Photo
     source_sha256: str
+    faces: tuple[Face, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         data = job.source.read_bytes()
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
+    return decode_job(job, data)
+
+
+def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
+    """Decode the bytes of a job's file, or return the record that says why that cannot be."""
     digest = sha256(data)
     try:
         return LoadedPhoto(job, decode_photo(data), digest)
@@ -187,6 +196,29 @@ def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:
     if np.array_equal(pixels, photo.pixels):
         return "not_protected", "no pixel changed"
     return "protected", ""
+
+
+def record_outcome(done: ProtectedPhoto, settings: RunSettings) -> tuple[PhotoRecord, Path | None]:
+    """The record of a photo, and where it is to be written, if anywhere; the record does not name that yet."""
+    item, outcome = done.item, done.outcome
+    status, reason = judge(item.photo, outcome)
+    record = PhotoRecord(
+        item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(done.seconds, 3)
+    )
+    if isinstance(outcome, Exception):
+        return record, None
+    record = replace(record, faces=outcome[1], notes=item.photo.notes)
+    if status == "protected":
+        return record, item.job.target
+    changed = not np.array_equal(outcome[0], item.photo.pixels)
+    partial = status == "not_protected" and settings.allow_partial and changed
+    return record, item.job.partial_target if partial else None
+
+
+def write_failure(record: PhotoRecord, error: Exception) -> PhotoRecord:
+    """The record of a photo whose result could not be encoded or written: a full disk, an encoder that refuses it."""
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    return replace(record, status="error", reason=f"cannot be written ({why})")
 
 
 def _judge_error(error: Exception) -> tuple[Status, str]:

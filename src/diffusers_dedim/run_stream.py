@@ -77,4 +77,4 @@ def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPh
     if isinstance(item, PhotoRecord):
         return StreamPhoto(item, _NO_PIXELS, error=UnreadablePhotoError(item.reason))
     own = generators(seed, [item.job.name])
-    return StreamPhoto(item, item.photo.pixels, own[0] if own else None)
+    return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces)
