@@ -54,9 +54,9 @@ def cluster():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-    # one worker each for two actors, and two for reading and writing
+    # one worker each for two actors, and one for reading and writing
     ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False,
+        num_cpus=3, include_dashboard=False, log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
     )  # fmt: skip
     yield ray
@@ -93,11 +93,11 @@ def written(out: Path) -> list[str]:
 
 
 def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> None:
-    source, marker = photo_folder(tmp_path / "in", 40), tmp_path / "died"
+    source, marker = photo_folder(tmp_path / "in", 16), tmp_path / "died"
     result = run([source], tmp_path / "out", partial(DiesOnce, marker))
-    expected = [f"{index:02}.png" for index in range(40)]
+    expected = [f"{index:02}.png" for index in range(16)]
     assert marker.exists()
-    assert len(result.protected) == 40
+    assert len(result.protected) == 16
     assert written(tmp_path / "out") == expected
     assert sorted(names_in_manifest(tmp_path / "out")) == expected
     for name in expected:
@@ -173,7 +173,7 @@ run_ray([Path(sys.argv[1])], Path(sys.argv[2]), RunSettings(seed=1), Slow, worke
 
 
 def test_a_killed_run_goes_on(cluster, tmp_path: Path) -> None:
-    source, out = photo_folder(tmp_path / "in", 30), tmp_path / "out"
+    source, out = photo_folder(tmp_path / "in", 20), tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(source), str(out), str(TESTS), str(TESTS.parent / "src")]
     address = cluster.get_runtime_context().gcs_address
     environment = {**os.environ, "RAY_ADDRESS": address}
@@ -183,10 +183,10 @@ def test_a_killed_run_goes_on(cluster, tmp_path: Path) -> None:
         process.kill()
     time.sleep(1)
     done = set(names_in_manifest(out))
-    assert 0 < len(done) < 30
+    assert 0 < len(done) < 20
     result = run([source], out, resume=True)
     assert result.resumed >= len(done) - 2  # a torn last line is cut off
-    assert sorted(names_in_manifest(out)) == written(out) == [f"{index:02}.png" for index in range(30)]
+    assert sorted(names_in_manifest(out)) == written(out) == [f"{index:02}.png" for index in range(20)]
 
 
 def test_what_does_not_go_together_is_refused(cluster, tmp_path: Path) -> None:

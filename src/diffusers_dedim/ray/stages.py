@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.faces import Face, detect_faces
 from diffusers_dedim.image_io import PHOTO_SUFFIXES, encode_photo, write_atomic
 from diffusers_dedim.manifest import PhotoRecord, sha256
 from diffusers_dedim.photo_jobs import PhotoJob, make_job
@@ -26,7 +25,9 @@ from diffusers_dedim.run_batch import (
     record_outcome,
     write_failure,
 )
-from diffusers_dedim.run_stream import protect_photos
+
+if TYPE_CHECKING:
+    from diffusers_dedim.faces import Face
 
 Row = dict[str, Any]
 Output = Literal["files", "parquet"]
@@ -56,6 +57,8 @@ class FindFaces:
 
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
+        from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
+
         name, data = str(row["id"]), b""
         try:
             job = job_of(name, self.out)
@@ -88,6 +91,8 @@ class Protect:
 
     def __call__(self, table: Any) -> Any:
         """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
+        from diffusers_dedim.run_stream import protect_photos  # PyTorch and diffusers
+
         items = map_ahead(self._load, table.to_pylist(), threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(self._pipe, items, self._settings, self._batch_size)
         return _table(list(map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)))
@@ -192,6 +197,8 @@ def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: Phot
 
 def _unpack(packed: bytes) -> tuple[Face, ...]:
     """Faces from rows of box (4), landmarks (10) and confidence."""
+    from diffusers_dedim.faces import Face
+
     rows = np.frombuffer(packed, dtype=np.float64).reshape(-1, 15)
     return tuple(Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows)
 
