@@ -89,16 +89,16 @@ def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) ->
     for name in options.methods:
         _say(name)
         methods[name] = _measure_preset(name, pipe, experiment, options)
+        _say(f"{name}: {methods[name]}")  # a run that is stopped has not measured for nothing
     if find_spec("diffusers_dedim.evaluation.methods") is not None and options.tip_im:
         _say(TIP_IM)
         methods[TIP_IM] = _measure_tip_im(pipe, experiment, options)
     _say("literal")
     exact = load_pipeline(torch.float32).to(options.device)
     literal = measure_literal(exact, crops_of(experiment.probes, 1), options.literal_rounds, experiment.rates)
-    for name, values in methods.items():
+    for values in methods.values():
         seconds = values.get("seconds_per_face")
         values["literal_over_this"] = number(literal["seconds_per_face"] / seconds, 1) if seconds else None
-        _say(f"{name}: {seconds} s a face, black-box rank-1 {values['rank1_black']}, SSIM {values['ssim']}")
     return {
         "probes": len(experiment.probes),
         "gallery": len(experiment.gallery.persons),
