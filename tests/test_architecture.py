@@ -30,6 +30,8 @@ OUTER = (
     "report",
     "run",
     "run_batch",
+    "run_stream",
+    "ray",
     "manifest",
     "photo_jobs",
 )

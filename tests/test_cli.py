@@ -167,3 +167,33 @@ def test_help_and_version_need_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert dedim("--version").stdout.startswith("dedim 0.")
+
+
+def test_ray_is_given_the_run_and_a_missing_package_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers_dedim.ray import command
+    from diffusers_dedim.run import RunResult
+
+    seen: dict[str, object] = {}
+
+    def fake_run(
+        paths: list[Path], out: Path, settings: object, load: object, **options: object
+    ) -> RunResult:
+        seen.update(options, paths=paths)
+        return RunResult(out, settings, (), (), 0, 0, 1.0)
+
+    monkeypatch.setattr(command, "run_ray", fake_run)
+    words = ["run", str(source), "--out", str(tmp_path / "out"), "--device", "cpu", "--ray", "2"]
+    assert dedim(*words, "--parquet").exit_code == 0
+    assert seen["workers"] == 2
+    assert (seen["output"], seen["accelerators"], seen["paths"]) == ("parquet", 0, [source])
+
+    def absent(*_: object, **__: object) -> RunResult:
+        raise ImportError('needs the package; run: pip install "diffusers-dedim[ray]"')
+
+    monkeypatch.setattr(command, "run_ray", absent)
+    result = dedim(*words)
+    assert result.exit_code == 2
+    assert 'pip install "diffusers-dedim[ray]"' in result.stderr
+    assert "neither --report nor" in dedim(*words, "--report").stderr

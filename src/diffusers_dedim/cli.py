@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from enum import Enum
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,9 +31,9 @@ from diffusers_dedim.manifest import PhotoRecord
 from diffusers_dedim.photo_jobs import display_name
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.samples import draw_faces, face_grid
 
 EXIT_NOT_ALL_PROTECTED = 1
-_SAMPLES_AT_ONCE = 16
 _MOUNTED: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 app = typer.Typer(
@@ -105,8 +105,15 @@ def run(
         bool,
         typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 4,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Faces at a time.", show_default="4, or 64 on an accelerator")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and stop.")] = False,
+    ray: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="WORKERS", help="Use Ray Data; PATH may be parquet or .tar files too."),
+    ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="With --ray: write parquet, not files.")] = False,
 ) -> None:
     """Protect every face of the photos and write them to OUT, same name, format and size.
 
@@ -118,12 +125,23 @@ def run(
             preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled", keep_metadata,
             allow_partial,
         )  # fmt: skip
-        folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
-        if dry_run:
-            _list_jobs(folder_run)
-            return
-        pipe = _load_for(settings, weights, device) if folder_run.pending else None
-        result = _execute(folder_run, pipe, batch_size)
+        if (parquet and ray is None) or (ray is not None and (report or dry_run)):
+            raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
+        if ray is not None:
+            from diffusers_dedim.ray.command import run_on_ray
+
+            load = partial(_load_for, settings, weights, device)
+            result = run_on_ray(
+                paths, out, settings, load, device, workers=ray, output="parquet" if parquet else "files",
+                batch_size=batch_size, resume=resume, overwrite=overwrite,
+            )  # fmt: skip
+        else:
+            folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
+            if dry_run:
+                _list_jobs(folder_run)
+                return
+            pipe = _load_for(settings, weights, device) if folder_run.pending else None
+            result = _execute(folder_run, pipe, batch_size)
         report_path = _write_report(result) if report else None
     _summarise(result, report_path)
     if result.failures:
@@ -150,7 +168,7 @@ def sample(
             raise DeDiMError(f"{out}: its folder does not exist")
         pipe = _load_pipeline(weights, device)
         buffer = BytesIO()
-        _grid(_draw(pipe, number, seed, steps)).save(buffer, "PNG")
+        face_grid(draw_faces(pipe, number, seed, steps)).save(buffer, "PNG")
         write_atomic(out, buffer.getvalue())
     typer.echo(f"{number} faces in {out}")
 
@@ -211,7 +229,7 @@ def _load_for(settings: RunSettings, weights: str | None, device: str | None) ->
 app.command()(demo_command(lambda weights, device: _load_pipeline(weights, device)))
 
 
-def _execute(folder_run: FolderRun, pipe: Any, batch_size: int) -> RunResult:
+def _execute(folder_run: FolderRun, pipe: Any, batch_size: int | None) -> RunResult:
     columns = (
         TextColumn("Protecting"), BarColumn(), MofNCompleteColumn(),
         TextColumn("photos, {task.fields[faces]} faces,"), TimeElapsedColumn(), TextColumn("spent,"),
@@ -260,29 +278,3 @@ def _summarise(result: RunResult, report_path: Path | None) -> None:
         typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
     if report_path is not None:
         typer.echo(f"Report, to be kept private: {display_name(str(report_path))}")
-
-
-def _draw(pipe: Any, number: int, seed: int, steps: int) -> list[Image.Image]:
-    """Faces by Algorithm 1, through diffusers' own unconditional pipeline over the same networks."""
-    import torch
-    from diffusers import DDPMPipeline
-
-    # DDPMPipeline keeps x_t in the network's type: in bfloat16 a thousand steps would add up its rounding
-    plain = DDPMPipeline(unet=pipe.unet.float(), scheduler=pipe.scheduler)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    faces: list[Image.Image] = []
-    while len(faces) < number:
-        count = min(_SAMPLES_AT_ONCE, number - len(faces))
-        faces += plain(batch_size=count, generator=generator, num_inference_steps=steps).images
-    return faces
-
-
-def _grid(faces: list[Image.Image]) -> Image.Image:
-    """Faces in reading order on as square a grid as their number allows."""
-    columns = max(1, round(len(faces) ** 0.5))
-    rows = -(-len(faces) // columns)
-    width, height = faces[0].size
-    grid = Image.new("RGB", (columns * width, rows * height), "white")
-    for index, face in enumerate(faces):
-        grid.paste(face, (index % columns * width, index // columns * height))
-    return grid

@@ -72,6 +72,17 @@ class PhotoRecord:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @classmethod
+    def from_fields(cls, row: Mapping[str, Any]) -> PhotoRecord:
+        """The inverse of `dataclasses.asdict`, from JSON.
+
+        Raises:
+            KeyError, TypeError: a field is missing or unknown.
+        """
+        fields = dict(row)
+        faces = tuple(FaceRecord(**{**face, "box": tuple(face["box"])}) for face in fields.pop("faces"))
+        return cls(faces=faces, notes=tuple(fields.pop("notes")), **fields)
+
 
 class Manifest:
     """The file ``dedim-manifest.jsonl`` in an output folder: a header with the settings, then records.
@@ -210,8 +221,6 @@ def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[st
 
 def _record(path: Path, number: int, row: Mapping[str, Any]) -> PhotoRecord:
     try:
-        fields = {key: value for key, value in row.items() if key != "kind"}
-        faces = tuple(FaceRecord(**{**face, "box": tuple(face["box"])}) for face in fields.pop("faces"))
-        return PhotoRecord(faces=faces, notes=tuple(fields.pop("notes")), **fields)
+        return PhotoRecord.from_fields({key: value for key, value in row.items() if key != "kind"})
     except (KeyError, TypeError) as error:
         raise RunError(f"{path}: line {number} is damaged; start again with --overwrite") from error

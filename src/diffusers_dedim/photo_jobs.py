@@ -93,7 +93,9 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
             if entry.is_dir() and source.suffix.lower() not in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
                 others += 1
             else:
-                jobs.setdefault(source.resolve(), _job(relative, source, out_folder))
+                jobs.setdefault(
+                    source.resolve(), make_job(PurePosixPath(*relative.parts), source, out_folder)
+                )
     if not jobs:
         listed = ", ".join(display_name(os.fspath(entry)) for entry in inputs)
         known = " ".join(sorted(PHOTO_SUFFIXES))
@@ -120,8 +122,8 @@ def remove_temporaries(out: Path) -> int:
     return len(leftovers)
 
 
-def _job(relative: Path, source: Path, out: Path) -> PhotoJob:
-    name = PurePosixPath(*relative.parts)
+def make_job(name: PurePosixPath, source: Path, out: Path) -> PhotoJob:
+    """The job of a photo that is called ``name`` below the output folder."""
     if name.suffix.lower() == ".gif":
         name = name.with_name(f"{name.name}.png")
     partial = name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +34,7 @@ from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, 
 from diffusers_dedim.precision import fast_dtype
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
-from diffusers_dedim.sampling import StepCallback, sample_dedim
+from diffusers_dedim.sampling import SampleResult, StepCallback, sample_dedim
 from diffusers_dedim.schedule import dedim_timesteps
 from diffusers_dedim.solvers import check_scheduler, prepare_scheduler
 
@@ -237,15 +238,10 @@ class DeDiMPipeline(ComposablePipeline):
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
         landmarks = self.landmarker(x_org)  # [N, 51, 2]
         mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)  # [N, 1, 112, 112]
-        reference = self.face_encoder(x_org)  # [N, D]
-        check_embeddings(reference, len(batch))
-        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
-        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
-        sample = sample_dedim(
-            x_org, mask, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
-            threshold=settings.sampler_threshold, max_rounds=settings.max_rounds, generators=generators,
-            guidance=callback, pipeline=CallbackView(self, scheduler),
-        )  # fmt: skip
+        check_embeddings(self.face_encoder(x_org), len(batch))
+        sample = self._sampler(settings, callback)(
+            x_org, mask, max_rounds=settings.max_rounds, generators=generators
+        )
         for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
             # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
             photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
@@ -253,6 +249,15 @@ class DeDiMPipeline(ComposablePipeline):
         return measure_faces(
             photos, batch, x_org, landmarks, self.face_encoder,
             rounds=sample.rounds, unet_calls=sample.unet_calls, threshold=settings.threshold,
+        )  # fmt: skip
+
+    def _sampler(self, settings: DeDiMPreset, callback: StepCallback | None) -> Callable[..., SampleResult]:
+        """`sample_dedim` with all that does not depend on the faces put in."""
+        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
+        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
+        return partial(
+            sample_dedim, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
+            threshold=settings.sampler_threshold, guidance=callback, pipeline=CallbackView(self, scheduler),
         )  # fmt: skip
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:

@@ -1,27 +1,29 @@
-"""Protect folders of photos: batches, per-photo failures, and a manifest to go on after a kill."""
+"""Protect folders of photos: reading and writing beside the networks, and a manifest to go on after a kill."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.image_io import save_photo
 from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, sha256, still_holds
 from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
-    Outcome,
     Pipeline,
+    ProtectedPhoto,
     RunSettings,
-    judge,
     load_photo,
-    protect_batch,
+    record_outcome,
+    write_failure,
 )
+
+_PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,21 @@ class FolderRun:
         self,
         pipe: Pipeline,
         *,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         on_done: Callable[[PhotoRecord], None] | None = None,
     ) -> RunResult:
         """Protect the pending photos; a photo that fails is recorded and the run goes on.
 
         Args:
             pipe: the pipeline.
-            batch_size: photos whose faces go through the networks together, at least 1.
+            batch_size: faces that go through the networks together, at least 1; None for a number that suits
+                the device.
             on_done: called after each photo is on disk and recorded.
 
         Raises:
             RunError: the output folder cannot be written.
         """
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         started = time.monotonic()
         records = dict(self.finished)
@@ -125,8 +128,8 @@ class FolderRun:
             remove_temporaries(self.out)
             manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
             self._manifest = manifest
-            for start in range(0, len(self.pending), batch_size):
-                for record in self._protect_batch(pipe, self.pending[start : start + batch_size]):
+            with closing(self._protect(pipe, batch_size)) as finished:
+                for record in finished:
                     manifest.append([record])
                     records[record.name] = record
                     if on_done is not None:
@@ -139,41 +142,34 @@ class FolderRun:
             len(self.finished), self.plan.other_files, time.monotonic() - started,
         )  # fmt: skip
 
-    def _protect_batch(self, pipe: Pipeline, jobs: Sequence[PhotoJob]) -> Iterator[PhotoRecord]:
-        """Yield a record for each photo as soon as its file, if any, is on disk."""
-        started = time.monotonic()
-        loaded: list[LoadedPhoto] = []
-        for job in jobs:
-            item = load_photo(job)
-            if isinstance(item, LoadedPhoto):
-                loaded.append(item)
-            else:
-                self._discard_stale(job)
-                yield item
-        outcomes = protect_batch(pipe, loaded, self.settings) if loaded else []
-        seconds = (time.monotonic() - started) / max(len(loaded), 1)
-        for item, outcome in zip(loaded, outcomes, strict=True):
-            yield replace(self._finish(item, outcome), seconds=round(seconds, 3))
+    def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
+        """Yield a record for each photo as soon as its file, if any, is on disk; memory is flat in their number."""
+        from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
-    def _finish(self, item: LoadedPhoto, outcome: Outcome) -> PhotoRecord:
+        loaded = map_ahead(self._load, self.pending, threads=2, ahead=_PHOTOS_AHEAD)
+        protected = protect_photos(pipe, loaded, self.settings, batch_size)
+        yield from map_ahead(self._finish, protected, threads=1, ahead=_PHOTOS_AHEAD)
+
+    def _load(self, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+        item = load_photo(job)
+        if isinstance(item, PhotoRecord):
+            self._discard_stale(job)
+        return item
+
+    def _finish(self, done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
         """Write the photo if all its faces are protected, and say so or say why not."""
-        status, reason = judge(item.photo, outcome)
-        record = PhotoRecord(item.job.name, status, reason, source_sha256=item.source_sha256)
-        target: Path | None = item.job.target if status == "protected" else None
-        if not isinstance(outcome, Exception):
-            record = replace(record, faces=outcome[1], notes=item.photo.notes)
-            changed = not np.array_equal(outcome[0], item.photo.pixels)
-            if status == "not_protected" and self.settings.allow_partial and changed:
-                target = item.job.partial_target
+        if isinstance(done, PhotoRecord):
+            return done
+        record, target = record_outcome(done, self.settings)
+        job, photo, outcome = done.item.job, done.item.photo, done.outcome
         try:
-            self._discard_stale(item.job, keep=target)
+            self._discard_stale(job, keep=target)
             if target is None or isinstance(outcome, Exception):
                 return record
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = save_photo(item.photo, outcome[0], target, self.settings.keep_metadata)
-        except Exception as error:  # a full disk, or an encoder that refuses this photo
-            why = (error.strerror if isinstance(error, OSError) else None) or error
-            return replace(record, status="error", reason=f"cannot be written ({why})")
+            data = save_photo(photo, outcome[0], target, self.settings.keep_metadata)
+        except Exception as error:
+            return write_failure(record, error)
         output = target.relative_to(self.out).as_posix()
         return replace(record, output=output, output_sha256=sha256(data))
 

@@ -1,11 +1,14 @@
-"""One batch of a run: load the photos, call the pipeline, judge what may be called protected."""
+"""The photos of a run: load them, call the pipeline, judge what may be called protected."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +28,8 @@ from diffusers_dedim.photo_jobs import PhotoJob
 
 if TYPE_CHECKING:
     import torch
+
+    from diffusers_dedim.faces import Face
 
 Pipeline = Callable[..., Any]
 """A ``DeDiMPipeline`` or anything that is called and answers like one."""
@@ -71,11 +76,21 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class LoadedPhoto:
-    """A photo in memory beside its job and the digest of its file."""
+    """A photo in memory beside its job and the digest of its file; its faces where they were found already."""
 
     job: PhotoJob
     photo: Photo
     source_sha256: str
+    faces: tuple[Face, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ProtectedPhoto:
+    """What the pipeline made of a photo, and its share of the time."""
+
+    item: LoadedPhoto
+    outcome: Outcome
+    seconds: float
 
 
 def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
@@ -84,11 +99,33 @@ def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         data = job.source.read_bytes()
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
+    return decode_job(job, data)
+
+
+def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
+    """Decode the bytes of a job's file, or return the record that says why that cannot be."""
     digest = sha256(data)
     try:
         return LoadedPhoto(job, decode_photo(data), digest)
     except UnreadablePhotoError as error:
         return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
+    except Exception as error:  # whatever a file provokes in a decoder, the run goes on to the next
+        reason = f"cannot be decoded ({type(error).__name__}: {error})"
+        return PhotoRecord(job.name, "error", reason, source_sha256=digest)
+
+
+def protect_batches(
+    pipe: Pipeline, photos: Iterator[LoadedPhoto | PhotoRecord], settings: RunSettings, batch_size: int
+) -> Iterator[ProtectedPhoto | PhotoRecord]:
+    """Protect photos batch by batch; records of those that could not be loaded are passed on."""
+    while batch := list(islice(photos, batch_size)):
+        yield from (item for item in batch if isinstance(item, PhotoRecord))
+        loaded = [item for item in batch if isinstance(item, LoadedPhoto)]
+        started = time.monotonic()
+        outcomes = protect_batch(pipe, loaded, settings) if loaded else []
+        seconds = (time.monotonic() - started) / max(len(loaded), 1)
+        for item, outcome in zip(loaded, outcomes, strict=True):
+            yield ProtectedPhoto(item, outcome, seconds)
 
 
 def protect_batch(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) -> list[Outcome]:
@@ -111,7 +148,7 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
             threshold=settings.threshold,
             max_rounds=settings.max_rounds,
             small_faces=settings.small_faces,
-            generator=_generators(settings.seed, [item.job.name for item in loaded]),
+            generator=generators(settings.seed, [item.job.name for item in loaded]),
             output_type="pil",
         )
     if len(out.images) != len(loaded):
@@ -130,7 +167,7 @@ def face_record(face: Any) -> FaceRecord:
     )  # fmt: skip
 
 
-def _generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] | None:
+def generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] | None:
     """One generator a photo, from the seed and its name: neither the batch nor a resume changes a result."""
     if seed is None:
         return None
@@ -159,6 +196,29 @@ def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:
     if np.array_equal(pixels, photo.pixels):
         return "not_protected", "no pixel changed"
     return "protected", ""
+
+
+def record_outcome(done: ProtectedPhoto, settings: RunSettings) -> tuple[PhotoRecord, Path | None]:
+    """The record of a photo, and where it is to be written, if anywhere; the record does not name that yet."""
+    item, outcome = done.item, done.outcome
+    status, reason = judge(item.photo, outcome)
+    record = PhotoRecord(
+        item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(done.seconds, 3)
+    )
+    if isinstance(outcome, Exception):
+        return record, None
+    record = replace(record, faces=outcome[1], notes=item.photo.notes)
+    if status == "protected":
+        return record, item.job.target
+    changed = not np.array_equal(outcome[0], item.photo.pixels)
+    partial = status == "not_protected" and settings.allow_partial and changed
+    return record, item.job.partial_target if partial else None
+
+
+def write_failure(record: PhotoRecord, error: Exception) -> PhotoRecord:
+    """The record of a photo whose result could not be encoded or written: a full disk, an encoder that refuses it."""
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    return replace(record, status="error", reason=f"cannot be written ({why})")
 
 
 def _judge_error(error: Exception) -> tuple[Status, str]:

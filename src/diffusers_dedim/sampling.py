@@ -49,6 +49,8 @@ def sample_dedim(
     generators: list[torch.Generator],
     guidance: StepCallback | None = None,
     pipeline: Any = None,
+    x_0: Tensor | None = None,
+    probability: Tensor | None = None,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -64,6 +66,8 @@ def sample_dedim(
         generators: one per face, so that a face's result does not depend on its batch.
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
         pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
+        x_0, probability: crops ``[N, 3, H, W]`` and probabilities ``[N]`` at which earlier rounds ended, to go on
+            from there; None for the beginning.
 
     Returns:
         The crops and the record of each face.
@@ -72,8 +76,9 @@ def sample_dedim(
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
     """
     reference = face_encoder(x_org)  # v_0, [N, D]
-    x_0, probability = x_org.clone(), x_org.new_ones(len(x_org))  # line 1
-    history = [[1.0] for _ in x_org]
+    x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
+    probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
+    history = [[value] for value in probability.tolist()]
     active = torch.arange(len(x_org), device=x_org.device)
     timesteps = [int(t) for t in scheduler.timesteps]
 

@@ -1,0 +1,152 @@
+"""How a run grows with the number of photos and of workers; print one JSON object.
+
+    python -m benchmarks.scaling --counts 10 100 1000 --workers 1 2
+
+Standard output holds the JSON object alone; progress goes to standard error. Each worker is a process of its own with
+its share of the processor's threads and every n-th photo; photos are LFW's as they are in the data, in a temporary
+folder that goes with the run. ``seconds`` is from the first worker's start to the last one's end and
+``seconds_loading`` the part of the slowest worker that no photo was done in (imports, weights): a large run pays it
+once. ``peak_memory_mb`` is the largest worker's; flat over the counts is what is wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._measure import peak_memory
+from diffusers_dedim.evaluation import read_protocol
+from diffusers_dedim.image_io import write_atomic
+from diffusers_dedim.run import FolderRun
+from diffusers_dedim.run_batch import RunSettings
+
+
+def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[str], Any] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+        load_pipeline: device -> pipeline, importable by name in another process; the bundled one by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        results = run_scaling(options, load_pipeline or load_bundled)
+    print_results(results, "benchmarks.scaling", words, options.json)
+
+
+def run_scaling(options: argparse.Namespace, load_pipeline: Callable[[str], Any]) -> dict[str, Any]:
+    """Measure every combination; returns what the JSON object holds."""
+    protocol = read_protocol(options.data)
+    records = [*protocol.probes, *protocol.gallery]
+    if max(options.counts) > len(records):
+        raise ValueError(f"--counts: expected at most {len(records)} photos, got {max(options.counts)}.")
+    rows = []
+    for count, workers in ((count, workers) for count in options.counts for workers in options.workers):
+        print(f"scaling: {count} photos, {workers} workers", file=sys.stderr, flush=True)
+        photos = [record.read_bytes() for record in records[:count]]
+        rows.append(_measure(photos, workers, options, load_pipeline))
+    return {
+        "rows": rows,
+        "preset": options.preset,
+        "max_rounds": options.max_rounds,
+        "seed": options.seed,
+        "device": options.device,
+        **environment(),
+    }
+
+
+def _measure(
+    photos: Sequence[bytes], workers: int, options: argparse.Namespace, load_pipeline: Callable[[str], Any]
+) -> dict[str, Any]:
+    settings = RunSettings(
+        options.preset, max_rounds=options.max_rounds, small_faces="skip", seed=options.seed
+    )
+    threads = max(1, torch.get_num_threads() // workers)
+    with tempfile.TemporaryDirectory(prefix="dedim-scaling-") as folder:
+        root = Path(folder)
+        for index, data in enumerate(photos):
+            source = root / f"in{index % workers}"
+            source.mkdir(exist_ok=True)
+            write_atomic(source / f"{index:07}.jpg", data)
+        begin = time.perf_counter()
+        # spawned, not forked: a process that has begun to compute cannot be copied safely
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            shares = range(min(workers, len(photos)))
+            tasks = [
+                pool.submit(
+                    _work, root / f"in{share}", root / f"out{share}", settings, threads, options.device,
+                    load_pipeline,
+                )
+                for share in shares
+            ]  # fmt: skip
+            results = [task.result() for task in tasks]
+        seconds = time.perf_counter() - begin
+    faces, working = sum(result["faces"] for result in results), max(result["seconds"] for result in results)
+    return {
+        "photos": len(photos),
+        "workers": workers,
+        "threads_per_worker": threads,
+        "protected": sum(result["protected"] for result in results),
+        "faces": faces,
+        "seconds": number(seconds, 2),
+        "seconds_loading": number(seconds - working, 2),
+        "seconds_per_photo": number(working / len(photos)),
+        "faces_per_second": number(faces / working),
+        "peak_memory_mb": max(result["peak_memory_mb"] for result in results),
+        "peak_memory_of": results[0]["peak_memory_of"],
+    }
+
+
+def _work(
+    source: Path, out: Path, settings: RunSettings, threads: int, device: str,
+    load_pipeline: Callable[[str], Any],
+) -> dict[str, Any]:  # fmt: skip
+    """One worker's share, in its own process."""
+    torch.set_num_threads(threads)
+    pipe = load_pipeline(device)
+    with peak_memory(torch.device(device)) as memory:
+        result = FolderRun([source], out, settings).execute(pipe)
+    faces = sum(len(record.faces) for record in result.records)
+    return {"faces": faces, "protected": len(result.protected), "seconds": result.seconds, **memory}
+
+
+def load_bundled(device: str) -> Any:
+    """The bundled pipeline, silent."""
+    from diffusers_dedim import DeDiMPipeline
+
+    pipe = DeDiMPipeline.from_pretrained().to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--counts", type=int, nargs="+", default=[10, 100, 1000], help="numbers of photos")
+    add("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    add("--preset", default="fast")
+    add("--max-rounds", type=int, help="fewer rounds than the preset's, for a quick look at the growth alone")
+    add("--seed", type=int, default=0)
+    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--device", default="cpu")
+    add("--json", type=Path, help="write the JSON object here too")
+    options = parser.parse_args(words)
+    if min(*options.counts, *options.workers) < 1:
+        parser.error("--counts, --workers: expected at least 1 each")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""What a face costs, method beside method on the same faces in the same run; print one JSON object.
+
+    python -m benchmarks.speed --probes 20 --json FILE
+
+Standard output holds the JSON object alone; progress goes to standard error.
+
+``literal`` is Algorithm 2 as printed: one face, batch 1, float32, 100 timesteps a round. Its 100 rounds take an hour
+and more for a few faces, so ``--literal-rounds`` rounds of one face are run and timed, and ``seconds_per_face`` is
+their mean times the 100 rounds that a face runs which never falls below h; almost none does. ``paper`` is the same
+method with this package's batching and number types; its photos get ``--paper-rounds`` rounds, the quality beside
+it is that of these rounds, and its seconds are again extrapolated. Whatever was cut says so: ``rounds_run``,
+``extrapolated``. The other methods run to their end.
+
+``batches``: one round on as many faces as stand there. ``faces_per_second`` is what that gives for the calls that a
+face of this method needed on average. ``share_of_floor`` is the time that the arithmetic alone would take at the
+rate of a large matrix product, by the time it took. The panels show faces of the data set: keep them out of git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import main_job
+from benchmarks._common import ROOT, SHARED, environment, number, print_results
+from benchmarks._measure import matmul_rate, peak_memory
+from benchmarks._rounds import crops_of, measure_batches, measure_literal
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Gallery,
+    Probe,
+    Recogniser,
+    embed_gallery,
+    evaluate_probes,
+    load_recogniser,
+    prepare_probes,
+    read_protocol,
+)
+from diffusers_dedim.faces import FaceDetector
+from diffusers_dedim.presets import PRESETS
+
+METHODS = tuple(name for name in ("paper", "fast", "strong") if name in PRESETS)
+TIP_IM = "tip-im"  # from diffusers_dedim.evaluation.methods, where that is there
+TARGETS = 10  # people TIP-IM moves towards, as in its paper
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is the same for every method: the photos, who searches, and the machine's rates (operations a second)."""
+
+    probes: list[Probe]
+    gallery: Gallery
+    recognisers: list[Recogniser]
+    detector: FaceDetector
+    rates: dict[torch.dtype, float]
+
+
+def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[..., Any] | None = None) -> None:
+    """Run the benchmark and print its JSON object.
+
+    Args:
+        arguments: command line without the program; ``sys.argv`` by default.
+        load_pipeline: ``dtype -> pipeline`` (None: the default one); the bundled `DeDiMPipeline` by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        results = run_speed(options, load_pipeline or _load_bundled)
+    print_results(results, "benchmarks.speed", words, options.json)
+
+
+def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) -> dict[str, Any]:
+    """Measure every method; returns what the JSON object holds."""
+    begin = time.perf_counter()
+    pipe = load_pipeline(None).to(options.device)
+    pipe.set_progress_bar_config(disable=True)
+    experiment = _prepare(pipe, options)
+    methods: dict[str, Any] = {}
+    for name in options.methods:
+        _say(name)
+        methods[name] = _measure_preset(name, pipe, experiment, options)
+        _say(f"{name}: {methods[name]}")  # a run that is stopped has not measured for nothing
+    if find_spec("diffusers_dedim.evaluation.methods") is not None and options.tip_im:
+        _say(TIP_IM)
+        methods[TIP_IM] = _measure_tip_im(pipe, experiment, options)
+    _say("literal")
+    exact = load_pipeline(torch.float32).to(options.device)
+    literal = measure_literal(exact, crops_of(experiment.probes, 1), options.literal_rounds, experiment.rates)
+    for values in methods.values():
+        seconds = values.get("seconds_per_face")
+        values["literal_over_this"] = number(literal["seconds_per_face"] / seconds, 1) if seconds else None
+    return {
+        "probes": len(experiment.probes),
+        "gallery": len(experiment.gallery.persons),
+        "methods": {"literal": literal, **methods},
+        "matmul_gflops": {str(dtype): number(rate / 1e9, 1) for dtype, rate in experiment.rates.items()},
+        "seed": options.seed,
+        "device": options.device,
+        "seconds": number(time.perf_counter() - begin, 1),
+        **environment(),
+    }
+
+
+def _prepare(pipe: Any, options: argparse.Namespace) -> Experiment:
+    _say("gallery and probes")
+    recognisers = [
+        Recogniser.of(main_job.WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)
+    ]  # fmt: skip
+    protocol = read_protocol(options.data).take_probes(options.probes)
+    detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
+    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
+    probes = prepare_probes(protocol.probes, detector, cache)
+    if not probes:
+        raise ValueError(f"--data: no face was found in the first {options.probes} probes of {options.data}.")
+    device = torch.device(options.device)
+    rates = {dtype: matmul_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    return Experiment(probes, gallery, recognisers, detector, rates)
+
+
+def _measure_preset(
+    name: str, pipe: Any, experiment: Experiment, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Quality and seconds over the probes, then the rate at each batch size."""
+    preset = PRESETS[name]
+    cut = min(options.paper_rounds, preset.max_rounds) if name == "paper" else preset.max_rounds
+    protect = partial(pipe, preset=name, max_rounds=cut, small_faces="skip", output_type="np")
+    values = _evaluate(name, protect, experiment, options)
+    extrapolated = cut < preset.max_rounds
+    calls = (
+        float(preset.max_rounds * preset.num_inference_steps)
+        if extrapolated
+        else values["unet_calls_per_face"]
+    )
+    seconds = values["seconds_per_face"]
+    if seconds is not None and extrapolated:
+        # finding and pasting count as often as the rounds, a few hundredths too much
+        seconds = number(seconds * preset.max_rounds / cut)
+    batches = {}
+    if calls is not None:
+        batches = measure_batches(
+            pipe, preset, experiment.probes, options.batch_sizes, calls, experiment.rates
+        )
+    return {
+        **values,
+        "seconds_per_face": seconds,
+        "unet_calls_per_face": calls,
+        "rounds_run": cut,
+        "extrapolated": extrapolated,
+        "batches": batches,
+    }
+
+
+def _measure_tip_im(pipe: Any, experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks._pairs import read_pairs
+    from diffusers_dedim.evaluation.methods import make_method
+
+    pairs = read_pairs(options.pairs)
+    used = {*experiment.gallery.persons, *(probe.person for probe in experiment.probes)}
+    others = [index for index in pairs.one_per_person(len(pairs.persons)) if pairs.persons[index] not in used]
+    if len(others) < TARGETS:
+        raise ValueError(f"--pairs: expected {TARGETS} people outside the experiment, got {len(others)}.")
+    method = make_method(TIP_IM, pipe, seed=options.seed, targets=pairs.crops(others[:TARGETS]))
+    return {**_evaluate(TIP_IM, method, experiment, options, seeded=True), "extrapolated": False}
+
+
+def _evaluate(
+    name: str, protect: Callable[..., Any], experiment: Experiment, options: argparse.Namespace, *,
+    seeded: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The values of `benchmarks.main_job` for one method, its peak memory, and a panel."""
+    method = protect if seeded else main_job.seeded(protect, options.seed)
+    with peak_memory(torch.device(options.device)) as memory:
+        protection, scores = evaluate_probes(
+            method, experiment.probes, experiment.gallery, experiment.recognisers, experiment.detector,
+            batch_size=options.photos,
+        )  # fmt: skip
+    panel = options.panels / f"speed_{name}.png"
+    main_job._write_panel(experiment.probes, scores, panel)
+    black = {key: number(rate) for key, rate in scores.rank1.items() if key != main_job.WHITE}
+    return {
+        "rank1_white": number(scores.rank1[main_job.WHITE]),
+        "rank1_black": black,
+        **main_job._summary(protection, scores),
+        **memory,
+        "panel": str(panel),
+    }
+
+
+def _say(text: str) -> None:
+    print(f"speed: {text}", file=sys.stderr, flush=True)
+
+
+def _load_bundled(dtype: torch.dtype | None) -> Any:
+    from diffusers_dedim import DeDiMPipeline
+
+    return DeDiMPipeline.from_pretrained(**({} if dtype is None else {"dtype": dtype}))
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--probes", type=int, default=20, help="first N probes of the data (default 20)")
+    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="presets (default: all)")
+    add("--no-tip-im", dest="tip_im", action="store_false", help="leave TIP-IM out")
+    add("--literal-rounds", type=int, default=2, help="rounds of Algorithm 2 to time (default 2)")
+    add("--paper-rounds", type=int, default=1, help="rounds of the preset paper (default 1 of 100)")
+    add("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64])
+    add("--photos", type=int, default=8, help="photos per call where quality is measured (default 8)")
+    add("--seed", type=int, default=0)
+    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of TIP-IM's target people")
+    add("--black-box", nargs="+", default=list(main_job.BLACK_BOXES), metavar="NAME=FILE.onnx")
+    add("--panels", type=Path, default=ROOT / "out", help="folder for the before/after pictures")
+    add("--json", type=Path, help="write the JSON object here too")
+    add("--cache", type=Path, help="folder for gallery embeddings (default ~/.cache/diffusers-dedim/bench)")
+    add("--device", default="cpu")
+    options = parser.parse_args(words)
+    for name in ("literal_rounds", "paper_rounds", "photos"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if min(options.batch_sizes) < 1:
+        parser.error(f"--batch-sizes: expected at least 1 each, got {options.batch_sizes}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

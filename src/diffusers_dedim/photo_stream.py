@@ -1,0 +1,185 @@
+"""Protect a stream of photos: faces of the next photos take the places of those that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusers_dedim.ahead import map_ahead
+from diffusers_dedim.callbacks import chain_callbacks
+from diffusers_dedim.components import check_embeddings
+from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
+from diffusers_dedim.face_records import measure_faces
+from diffusers_dedim.faces import AlignedFace, Face, find_faces, landmark_mask, paste_back
+from diffusers_dedim.generators import child_generator
+from diffusers_dedim.pipeline_dedim import DeDiMPipeline
+from diffusers_dedim.presets import DeDiMPreset
+from diffusers_dedim.results import FaceResult
+
+_PHOTOS_AHEAD = 4  # searched for faces while others are sampled; each is held in memory
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPhoto:
+    """A photo that goes into the stream.
+
+    Attributes:
+        owner: whatever tells the caller which photo it is.
+        pixels: uint8 RGB ``[H, W, 3]``, upright.
+        generator: as for the pipeline; None draws from torch's global one.
+        faces: found already, photo px; None where they are still to be found.
+        error: why the photo cannot be protected, where that is known already; it is passed on.
+    """
+
+    owner: Any
+    pixels: NDArray[np.uint8]
+    generator: torch.Generator | None = None
+    faces: Sequence[Face] | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StreamResult:
+    """What became of a photo.
+
+    Attributes:
+        photo: as it went in.
+        pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
+        faces: a record of each protected face, from left to right; ``image_index`` is 0.
+        error: why the photo is not protected, or None.
+    """
+
+    photo: StreamPhoto
+    pixels: NDArray[np.uint8]
+    faces: tuple[FaceResult, ...] = ()
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class _OpenPhoto:
+    """A photo some of whose faces are still being sampled."""
+
+    photo: StreamPhoto
+    faces: list[AlignedFace]
+    x_org: Tensor  # [N, 3, 112, 112]
+    landmarks: Tensor  # [N, 51, 2]
+    mask: Tensor  # [N, 1, 112, 112]
+    sampled: dict[int, SampledFace] = field(default_factory=dict)
+
+
+def protect_stream(
+    pipe: DeDiMPipeline,
+    photos: Iterable[StreamPhoto],
+    settings: DeDiMPreset,
+    *,
+    small_faces: Literal["error", "skip"] = "error",
+    slots: int = 16,
+) -> Iterator[StreamResult]:
+    """Protect photos one after another, with ``slots`` faces in the networks all the time.
+
+    Each photo gets what ``pipe(photo, preset=settings, generator=...)`` would give it, up to the rounding of other
+    batch sizes. Photos are taken when there is room for them and come back as soon as all their faces are done, so
+    their order may change and memory does not grow with their number. Faces are found in a thread of its own. What a
+    photo provokes is in its result; the stream goes on.
+
+    Args:
+        pipe: its networks are used; its detector runs in another thread, so do not call it meanwhile.
+        photos: may be endless.
+        settings: of Algorithm 2; a named one is made by `resolve_preset`.
+        small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+        slots: faces that are sampled together; halved whenever memory does not suffice.
+
+    Raises:
+        ValueError: ``slots`` is below 1.
+
+    Example:
+        >>> photos = (StreamPhoto(path, read_photo(path).pixels) for path in paths)  # doctest: +SKIP
+        >>> for result in protect_stream(pipe, photos, PRESETS["fast"], slots=64):  # doctest: +SKIP
+        ...     print(result.photo.owner, result.error or result.faces)
+    """
+    callback = chain_callbacks([settings.make_guidance()], (), pipe._callback_tensor_inputs)
+    queue = FaceQueue(pipe._sampler(settings, callback), max_rounds=settings.max_rounds, slots=slots)
+
+    def find(photo: StreamPhoto) -> tuple[StreamPhoto, list[AlignedFace] | Exception]:
+        try:
+            if photo.error is not None:
+                raise photo.error
+            known = photo.faces
+            detector = pipe.face_detector if known is None else lambda _: list(known)
+            return photo, find_faces(detector, photo.pixels, 0, small_faces, 2)
+        except Exception as error:  # no face, or whatever this photo provokes
+            return photo, error
+
+    # one thread: the detector is not made for several
+    for photo, found in map_ahead(find, photos, threads=1, ahead=_PHOTOS_AHEAD):
+        error = found if isinstance(found, Exception) else _enqueue(pipe, queue, photo, found, settings)
+        if error is not None:
+            yield StreamResult(photo, photo.pixels, error=error)
+        while queue.full:
+            yield from _finished(pipe, queue.run_round(), settings)
+    while len(queue):
+        yield from _finished(pipe, queue.run_round(), settings)
+    pipe.maybe_free_model_hooks()
+
+
+@torch.no_grad()
+def _enqueue(
+    pipe: DeDiMPipeline, queue: FaceQueue, photo: StreamPhoto, faces: list[AlignedFace], settings: DeDiMPreset
+) -> Exception | None:
+    """Add the photo's faces to the queue, or say why that cannot be."""
+    try:
+        x_org = torch.stack([aligned.crop for aligned in faces]).to(pipe._execution_device)
+        check_embeddings(pipe.face_encoder(x_org), len(faces))
+        landmarks = pipe.landmarker(x_org)
+        mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)
+        opened = _OpenPhoto(photo, faces, x_org, landmarks, mask)
+        generators = [child_generator(photo.generator) for _ in faces]
+    except Exception as error:
+        return error.with_traceback(None)
+    for row, generator in enumerate(generators):
+        queue.add(QueuedFace((opened, row), x_org[row], mask[row], generator))
+    return None
+
+
+def _finished(
+    pipe: DeDiMPipeline, sampled: Sequence[SampledFace], settings: DeDiMPreset
+) -> Iterator[StreamResult]:
+    """The photos whose last face is among these."""
+    for item in sampled:
+        opened, row = item.face.owner
+        opened.sampled[row] = item
+        if len(opened.sampled) == len(opened.faces):
+            yield _close(pipe, opened, settings)
+
+
+def _close(pipe: DeDiMPipeline, opened: _OpenPhoto, settings: DeDiMPreset) -> StreamResult:
+    """The photo's result; an error of one face is the photo's."""
+    sampled = [opened.sampled[row] for row in range(len(opened.faces))]
+    error = next((item.error for item in sampled if item.error is not None), None)
+    if error is None:
+        try:
+            return _paste_and_measure(pipe, opened, sampled, settings)
+        except Exception as raised:
+            error = raised.with_traceback(None)
+    return StreamResult(opened.photo, opened.photo.pixels, error=error)
+
+
+def _paste_and_measure(
+    pipe: DeDiMPipeline, opened: _OpenPhoto, sampled: list[SampledFace], settings: DeDiMPreset
+) -> StreamResult:
+    pixels = opened.photo.pixels
+    for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
+        # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
+        pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
+    records = measure_faces(
+        [pixels], [(0, aligned) for aligned in opened.faces], opened.x_org, opened.landmarks,
+        pipe.face_encoder, threshold=settings.threshold,
+        rounds=[item.rounds for item in sampled], unet_calls=[item.unet_calls for item in sampled],
+    )  # fmt: skip
+    return StreamResult(opened.photo, pixels, tuple(records))

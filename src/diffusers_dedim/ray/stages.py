@@ -1,0 +1,219 @@
+"""What the workers of a Ray run do: find faces (processors), protect (accelerators), write (processors)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from diffusers_dedim.ahead import map_ahead
+from diffusers_dedim.extras import import_extra
+from diffusers_dedim.image_io import PHOTO_SUFFIXES, encode_photo, write_atomic
+from diffusers_dedim.manifest import PhotoRecord, sha256
+from diffusers_dedim.photo_jobs import PhotoJob, make_job
+from diffusers_dedim.run_batch import (
+    LoadedPhoto,
+    ProtectedPhoto,
+    RunSettings,
+    decode_job,
+    record_outcome,
+    write_failure,
+)
+
+if TYPE_CHECKING:
+    from diffusers_dedim.faces import Face
+
+Row = dict[str, Any]
+Output = Literal["files", "parquet"]
+_PHOTOS_AHEAD = 4
+
+
+def job_of(name: str, out: Path) -> PhotoJob:
+    """The job of a row.
+
+    Raises:
+        ValueError: the id would lead out of the output folder.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"the id {name!r} is no path below the output folder; give ids like folder/0001")
+    return make_job(path, Path(name), out)
+
+
+@dataclass(frozen=True)
+class FindFaces:
+    """Read and decode a photo and find its faces, so that the accelerators wait for neither.
+
+    The decoded pixels are not passed on: sending them costs more than decoding again.
+    """
+
+    out: Path
+
+    def __call__(self, row: Mapping[str, Any]) -> Row:
+        """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
+        from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
+
+        name, data = str(row["id"]), b""
+        try:
+            job = job_of(name, self.out)
+            data = Path(row["path"]).read_bytes() if row.get("path") else bytes(row["data"])
+            item = decode_job(job, data)
+            if isinstance(item, PhotoRecord):
+                return _row(name, problem=item)
+            return _row(name, data, detect_faces(item.photo.pixels))
+        except OSError as error:
+            return _row(name, problem=PhotoRecord(name, "unreadable", f"cannot be opened ({error.strerror})"))
+        except Exception as error:  # whatever a photo provokes, the run goes on to the next
+            return _row(name, problem=PhotoRecord(name, "error", f"{type(error).__name__}: {error}"))
+
+
+class Protect:
+    """An actor that holds the pipeline.
+
+    Args:
+        load: makes the pipeline, once for each actor.
+        settings: of the run.
+        out: output folder.
+        batch_size: faces sampled together; None for a number that suits the device.
+    """
+
+    def __init__(
+        self, load: Callable[[], Any], settings: RunSettings, out: Path, batch_size: int | None
+    ) -> None:
+        self._pipe = load()
+        self._settings, self._out, self._batch_size = settings, out, batch_size
+
+    def __call__(self, table: Any) -> Any:
+        """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
+        from diffusers_dedim.run_stream import protect_photos  # PyTorch and diffusers
+
+        items = map_ahead(self._load, table.to_pylist(), threads=2, ahead=_PHOTOS_AHEAD)
+        protected = protect_photos(self._pipe, items, self._settings, self._batch_size)
+        return _table(list(map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)))
+
+    def _load(self, row: Row) -> LoadedPhoto | PhotoRecord:
+        if row["problem"]:
+            return parse_record(row["problem"])
+        item = decode_job(job_of(row["id"], self._out), row["data"])
+        return replace(item, faces=_unpack(row["faces"])) if isinstance(item, LoadedPhoto) else item
+
+    def _encode(self, done: ProtectedPhoto | PhotoRecord) -> Row:
+        if isinstance(done, PhotoRecord):
+            return _result(done)
+        record, target = record_outcome(done, self._settings)
+        if target is None or isinstance(done.outcome, Exception):
+            return _result(record)
+        photo = done.item.photo
+        try:
+            data = encode_photo(photo, done.outcome[0], self._settings.keep_metadata)
+        except Exception as error:
+            return _result(write_failure(record, error))
+        name = target.relative_to(self._out).as_posix()
+        if target.suffix.lower() not in PHOTO_SUFFIXES:  # an id without an ending
+            name += "." + photo.format.lower()
+        return _result(record, name, data)
+
+
+@dataclass(frozen=True)
+class Write:
+    """Put protected photos on disk; what comes out is small: their records.
+
+    Files are named by id and parts by the ids in them, so that work that is done twice replaces itself.
+    """
+
+    out: Path
+    output: Output
+
+    def __call__(self, table: Any) -> Any:
+        """``record``, ``target``, ``data`` -> ``record`` with the place of the output."""
+        rows = table.to_pylist()
+        records = [parse_record(row["record"]) for row in rows]
+        pairs = list(zip(records, rows, strict=True))
+        records = (
+            self._write_part(pairs) if self.output == "parquet" else [self._write_file(*p) for p in pairs]
+        )
+        return _pyarrow().table({"record": [dump_record(record) for record in records]})
+
+    def _write_file(self, record: PhotoRecord, row: Row) -> PhotoRecord:
+        if not row["target"]:
+            return record
+        target = self.out / row["target"]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, row["data"])
+        except OSError as error:
+            return write_failure(record, error)
+        return replace(record, output=row["target"], output_sha256=sha256(row["data"]))
+
+    def _write_part(self, pairs: Sequence[tuple[PhotoRecord, Row]]) -> list[PhotoRecord]:
+        written = [(record, row) for record, row in pairs if row["target"]]
+        if not written:
+            return [record for record, _ in pairs]
+        digest = hashlib.sha256("\n".join(record.name for record, _ in written).encode()).hexdigest()
+        name = part_name(digest, len(written))
+        columns = {
+            "id": [record.name for record, _ in written],
+            "image": [row["data"] for _, row in written],
+            "record": [dump_record(record) for record, _ in written],
+        }
+        buffer = BytesIO()
+        import_extra("pyarrow.parquet", "parquet output").write_table(_pyarrow().table(columns), buffer)
+        try:
+            write_atomic(self.out / name, buffer.getvalue())
+        except OSError as error:
+            return [write_failure(record, error) if row["target"] else record for record, row in pairs]
+        return [
+            replace(record, output=name, output_sha256=sha256(row["data"])) if row["target"] else record
+            for record, row in pairs
+        ]
+
+
+def part_name(digest: str, count: int) -> str:
+    """A parquet part tells in its name how many photos it holds: fewer records mean that a kill came between."""
+    return f"part-{digest[:20]}-{count}.parquet"
+
+
+def dump_record(record: PhotoRecord) -> str:
+    """A record as JSON; the inverse of `parse_record`."""
+    return json.dumps(asdict(record))
+
+
+def parse_record(text: str) -> PhotoRecord:
+    """A record from JSON."""
+    return PhotoRecord.from_fields(json.loads(text))
+
+
+def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: PhotoRecord | None = None) -> Row:
+    numbers = [[*face.box, *face.landmarks.ravel(), face.confidence] for face in faces]
+    packed = np.array(numbers, dtype=np.float64).tobytes()
+    return {"id": name, "data": data, "faces": packed, "problem": dump_record(problem) if problem else ""}
+
+
+def _unpack(packed: bytes) -> tuple[Face, ...]:
+    """Faces from rows of box (4), landmarks (10) and confidence."""
+    from diffusers_dedim.faces import Face
+
+    rows = np.frombuffer(packed, dtype=np.float64).reshape(-1, 15)
+    return tuple(Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows)
+
+
+def _result(record: PhotoRecord, target: str = "", data: bytes = b"") -> Row:
+    return {"record": dump_record(record), "target": target, "data": data}
+
+
+def _table(rows: Sequence[Row]) -> Any:
+    arrow = _pyarrow()
+    schema = arrow.schema(
+        [("record", arrow.string()), ("target", arrow.string()), ("data", arrow.large_binary())]
+    )
+    return arrow.Table.from_pylist(list(rows), schema=schema)
+
+
+def _pyarrow() -> Any:
+    return import_extra("pyarrow", "dedim run --ray", 'pip install "diffusers-dedim[ray]"')

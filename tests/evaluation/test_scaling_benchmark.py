@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import toy_experiment as toy
+from fake_pipeline import FakePipeline
+
+from benchmarks import scaling
+
+
+def load_fake(device: str) -> FakePipeline:
+    return FakePipeline()
+
+
+def test_each_number_of_photos_and_workers_is_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = ["red", "green", "blue"]
+    data = toy.write_experiment(tmp_path / "e.parquet", people, people)
+    # a process for each worker would import PyTorch for ten seconds: the same calls in threads
+    monkeypatch.setattr(scaling, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
+    words = ["--counts", "2", "5", "--workers", "1", "2", "--data", str(data)]
+    scaling.main(words, load_pipeline=load_fake)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["photos"], row["workers"]) for row in rows] == [(2, 1), (2, 2), (5, 1), (5, 2)]
+    assert [row["protected"] for row in rows] == [2, 2, 5, 5]
+    assert all(row["faces"] == row["photos"] for row in rows)
+    assert all(row["peak_memory_mb"] > 0 for row in rows)
+
+
+def test_more_photos_than_there_are_is_named(tmp_path: Path) -> None:
+    data = toy.write_experiment(tmp_path / "e.parquet", ["red"], ["red"])
+    with pytest.raises(ValueError, match="--counts: expected at most 2 photos, got 3"):
+        scaling.main(["--counts", "3", "--data", str(data)], load_pipeline=load_fake)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import toy_experiment as toy
+from toys import tiny_preset
+
+from benchmarks import speed
+from benchmarks._measure import count_flops
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.presets import PRESETS
+
+
+@pytest.fixture
+def run(pipe: DeDiMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(speed, "FaceDetector", lambda device: toy.detect)
+    monkeypatch.setattr(speed, "load_recogniser", lambda name: speed.Recogniser(name, toy.MeanColour(), name))
+    # names stay, numbers are small: 2 steps and up to 2 rounds
+    monkeypatch.setitem(PRESETS, "paper", tiny_preset(threshold=0.001))
+    monkeypatch.setitem(PRESETS, "fast", tiny_preset(threshold=0.6))
+    pipe.face_detector = toy.detect
+    data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green"], ["red", "green"])
+
+    def call(*words: str) -> dict:
+        fixed = ["--probes", "2", "--data", data, "--cache", tmp_path / "cache", "--panels", tmp_path / "out"]
+        fixed += ["--methods", "paper", "fast", "--no-tip-im", "--batch-sizes", "1", "3"]
+        speed.main([*map(str, fixed), "--black-box", "toy", *words], load_pipeline=lambda dtype: pipe)
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.mark.filterwarnings("ignore:.*stayed above the threshold:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*left UNPROTECTED:UserWarning")
+def test_methods_stand_side_by_side_and_say_what_was_cut(run, tmp_path: Path) -> None:
+    results = run("--literal-rounds", "1", "--json", str(tmp_path / "speed.json"))
+    literal, paper, fast = (results["methods"][name] for name in ("literal", "paper", "fast"))
+    assert (results["probes"], results["gallery"]) == (2, 2)
+    assert (literal["rounds_run"], literal["rounds_assumed"], literal["extrapolated"]) == (1, 2, True)
+    assert literal["seconds_per_face"] == pytest.approx(2 * literal["seconds_per_round"], abs=0.01)
+    assert literal["unet_calls_per_face"] == 4
+    assert (paper["rounds_run"], paper["extrapolated"], paper["unet_calls_per_face"]) == (1, True, 4)
+    assert (fast["rounds_run"], fast["extrapolated"]) == (2, False)
+    for method in (paper, fast):
+        assert set(method["rank1_black"]) == {"toy"}
+        assert method["peak_memory_mb"] > 0
+        assert Path(method["panel"]).is_file()
+        assert set(method["batches"]) == {"1", "3"}
+        for batch in method["batches"].values():
+            assert batch["share_of_floor"] > 0  # a busy machine may slow the yardstick more than the network
+            assert batch["faces_per_second"] == pytest.approx(1 / batch["seconds_per_face"], rel=0.05)
+    assert set(results["matmul_gflops"]) == {"torch.float32", "torch.bfloat16"}
+    assert json.loads((tmp_path / "speed.json").read_text()) == results
+
+
+def test_numbers_below_1_are_refused(run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--paper-rounds", "0")
+    assert "--paper-rounds: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    x = torch.zeros(1, 2, 5, 5, requires_grad=True)
+    layer = torch.nn.Conv2d(2, 4, 3, padding=1, bias=False).requires_grad_(False)
+    forward = 2 * 5 * 5 * 2 * 4 * 9
+    assert count_flops(lambda: layer(x)) == forward
+    assert count_flops(lambda: torch.autograd.grad(layer(x).sum(), x)) == 2 * forward

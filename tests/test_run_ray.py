@@ -1,0 +1,200 @@
+"""Ray Data on this machine with two workers: python -m pytest -m ray tests/test_run_ray.py (not in the default run)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fake_pipeline as fake
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_pipeline import FakePipeline, photo_array
+from PIL import Image
+
+from diffusers_dedim.image_io import decode_photo, read_photo
+from diffusers_dedim.manifest import MANIFEST_NAME
+from diffusers_dedim.run_batch import RunSettings
+
+pytestmark = [pytest.mark.ray, pytest.mark.enable_socket]
+TESTS = Path(__file__).parent
+
+
+class DiesOnce(FakePipeline):
+    """Kills its own process in the middle of its work, the first time any worker gets there."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__()
+        self.marker = marker
+
+    def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
+        if len(self.calls) == 1:
+            try:
+                self.marker.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(photos, **keywords)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    # one worker each for two actors, and one for reading and writing
+    ray.init(
+        num_cpus=3, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+def run(inputs: list[Path], out: Path, load: Any = FakePipeline, **options: Any) -> Any:
+    from diffusers_dedim.ray import run_ray
+
+    settings = RunSettings(seed=1)
+    return run_ray(inputs, out, settings, load, **{"workers": 2, "rows_at_a_time": 4, **options})
+
+
+def photo_bytes(index: int, flag: tuple[int, int, int] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(photo_array(flag or (90, 90, index))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def photo_folder(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        (folder / f"{index:02}.png").write_bytes(photo_bytes(index))
+    return folder
+
+
+def names_in_manifest(out: Path) -> list[str]:
+    lines = [json.loads(line) for line in (out / MANIFEST_NAME).read_bytes().splitlines()]
+    return [line["name"] for line in lines if line["kind"] == "photo"]
+
+
+def written(out: Path) -> list[str]:
+    return sorted(path.name for path in out.rglob("*.png"))
+
+
+def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> None:
+    source, marker = photo_folder(tmp_path / "in", 16), tmp_path / "died"
+    result = run([source], tmp_path / "out", partial(DiesOnce, marker))
+    expected = [f"{index:02}.png" for index in range(16)]
+    assert marker.exists()
+    assert len(result.protected) == 16
+    assert written(tmp_path / "out") == expected
+    assert sorted(names_in_manifest(tmp_path / "out")) == expected
+    for name in expected:
+        before, after = read_photo(source / name).pixels, read_photo(tmp_path / "out" / name).pixels
+        assert (after[16, 24] == before[16, 24] + 40).all()  # once, not twice
+
+
+def test_bad_photos_are_named_and_a_resume_does_only_what_is_missing(cluster, tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 6), tmp_path / "out"
+    (source / "noface.png").write_bytes(photo_bytes(0, fake.NO_FACE))
+    (source / "crash.png").write_bytes(photo_bytes(0, fake.CRASH))
+    (source / "torn.png").write_bytes(photo_bytes(0)[:100])
+    result = run([source], out)
+    assert Counter(record.status for record in result.records) == {
+        "protected": 6, "no_face": 1, "error": 1, "unreadable": 1
+    }  # fmt: skip
+    (out / "03.png").unlink()
+    again = run([source], out, resume=True)
+    assert again.resumed == 6  # five photos and the one without a face
+    assert written(out) == [f"{index:02}.png" for index in range(6)]
+
+
+def test_parquet_in_and_out(cluster, tmp_path: Path) -> None:
+    ids = [f"a/{index}" for index in range(10)] + ["../outside"]
+    table = pa.table({"id": ids, "image": [photo_bytes(index) for index in range(11)]})
+    pq.write_table(table, tmp_path / "photos.parquet")
+    out = tmp_path / "out"
+    result = run([tmp_path / "photos.parquet"], out, output="parquet")
+    assert [record.reason for record in result.failures] == [
+        "ValueError: the id '../outside' is no path below the output folder; give ids like folder/0001"
+    ]
+    parts = sorted(out.glob("part-*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    assert sorted(row["id"] for row in rows) == ids[:10]
+    assert all(decode_photo(row["image"]).pixels.shape == (32, 48, 3) for row in rows)
+    # a part of which not every photo was recorded is done again, whole and once
+    lines = (out / MANIFEST_NAME).read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if b'"a/0"' not in line]
+    (out / MANIFEST_NAME).write_bytes(b"".join(kept))
+    run([tmp_path / "photos.parquet"], out, output="parquet", resume=True)
+    again = [row["id"] for part in out.glob("part-*.parquet") for row in pq.read_table(part).to_pylist()]
+    assert sorted(again) == ids[:10]
+
+
+def test_webdataset_in(cluster, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for index in range(5):
+            data = photo_bytes(index)
+            for name, content in ((f"{index:03}.png", data), (f"{index:03}.json", b"{}")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    result = run([tmp_path / "photos.tar"], tmp_path / "out")
+    assert len(result.protected) == 5
+    assert written(tmp_path / "out") == [f"{index:03}.png" for index in range(5)]
+
+
+KILLED = """
+import sys
+sys.path[:0] = sys.argv[3:]
+import time
+from pathlib import Path
+from fake_pipeline import FakePipeline
+from diffusers_dedim.ray import run_ray
+from diffusers_dedim.run_batch import RunSettings
+class Slow(FakePipeline):
+    def __call__(self, photos, **keywords):
+        time.sleep(0.5)
+        return super().__call__(photos, **keywords)
+run_ray([Path(sys.argv[1])], Path(sys.argv[2]), RunSettings(seed=1), Slow, workers=2, rows_at_a_time=2,
+        on_done=lambda record: print(record.name, flush=True))
+"""
+
+
+def test_a_killed_run_goes_on(cluster, tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 20), tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(source), str(out), str(TESTS), str(TESTS.parent / "src")]
+    address = cluster.get_runtime_context().gcs_address
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip().endswith(b".png")
+        process.kill()
+    time.sleep(1)
+    done = set(names_in_manifest(out))
+    assert 0 < len(done) < 20
+    result = run([source], out, resume=True)
+    assert result.resumed >= len(done) - 2  # a torn last line is cut off
+    assert sorted(names_in_manifest(out)) == written(out) == [f"{index:02}.png" for index in range(20)]
+
+
+def test_what_does_not_go_together_is_refused(cluster, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "picture": [b""]}), tmp_path / "a.parquet")
+    np.save(tmp_path / "x.npy", np.zeros(1))
+    with pytest.raises(ValueError, match=r"expected a column of ids .* one of encoded photos"):
+        run([tmp_path / "a.parquet"], tmp_path / "out")
+    with pytest.raises(ValueError, match="not several kinds"):
+        run([tmp_path / "a.parquet", tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        run([tmp_path], tmp_path / "out", workers=0)

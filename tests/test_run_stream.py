@@ -1,0 +1,57 @@
+"""A run with a real pipeline of toy networks; test_run.py has the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from test_pipeline import face_at
+from toys import tiny_preset
+
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.image_io import read_photo
+from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.run import FolderRun
+from diffusers_dedim.run_batch import RunSettings, generators
+
+
+@pytest.fixture
+def source(pipe: DeDiMPipeline, crop: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(PRESETS, "tiny", tiny_preset(threshold=0.999, max_rounds=1))
+    pipe.face_detector = lambda photo: [face_at(0, 0, 112)] if photo.any() else []
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(5):
+        Image.fromarray(np.roll(crop, 8 * index, axis=1)).save(folder / f"{index}.png")
+    Image.fromarray(np.zeros_like(crop)).save(folder / "black.png")
+    (folder / "torn.png").write_bytes((folder / "0.png").read_bytes()[:100])
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_a_run_writes_what_the_pipeline_gives_and_names_the_rest(
+    pipe: DeDiMPipeline, source: Path, tmp_path: Path, batch_size: int | None
+) -> None:
+    settings = RunSettings(preset="tiny", seed=3)
+    seen: list[str] = []
+    run = FolderRun([source], tmp_path / "out", settings)
+    result = run.execute(pipe, batch_size=batch_size, on_done=lambda record: seen.append(record.name))
+    assert [record.name for record in result.protected] == [f"{index}.png" for index in range(5)]
+    assert {record.name: record.status for record in result.failures} == {
+        "black.png": "no_face", "torn.png": "unreadable"
+    }  # fmt: skip
+    assert result.failures[0].reason == "no face was found, so nothing was protected"
+    assert sorted(seen) == sorted(record.name for record in result.records)
+    for record in result.protected:
+        alone = pipe(
+            read_photo(source / record.name).pixels, preset="tiny", output_type="np",
+            generator=generators(3, [record.name]),
+        )  # fmt: skip
+        written = read_photo(tmp_path / "out" / record.name).pixels
+        # convolutions of another batch size may add in another order: a value on .5 may round the other way
+        assert abs(written.astype(int) - alone.images[0]).max() <= 1
+        assert record.faces[0].probability == pytest.approx(alone.faces[0].probability, abs=1e-4)
+    assert FolderRun([source], tmp_path / "out", settings, resume=True).pending[0].name == "torn.png"
