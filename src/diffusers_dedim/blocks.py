@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,19 +14,25 @@ class DepthwiseConv2d(nn.Conv2d):
     every second value of the unstrided convolution, or a plain weighted sum, gives the same numbers.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` as `torch.nn.Conv2d` with ``groups=C`` does."""
-        if x.device.type != "cpu":
-            return super().forward(x)
-        if self.padding == (0, 0) and tuple(x.shape[-2:]) == self.kernel_size:
-            return (x * self.weight[:, 0].to(x.dtype)).sum((2, 3), keepdim=True)
-        dense = nn.functional.conv2d(x, self.weight, None, 1, self.padding, 1, self.groups)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What `torch.nn.Conv2d.forward` calls with its own weight and bias."""
+        if input.device.type != "cpu":
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
+        if self.padding == (0, 0) and tuple(input.shape[-2:]) == self.kernel_size:
+            summed = (input * weight[:, 0].to(input.dtype)).sum((2, 3), keepdim=True)
+            return summed if bias is None else summed + bias[:, None, None].to(input.dtype)
+        dense = nn.functional.conv2d(input, weight, bias, 1, self.padding, 1, self.groups)
         vertical, horizontal = self.stride
         return dense[:, :, ::vertical, ::horizontal]
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm and, unless ``linear``, a per-channel PReLU (Chen et al. 2018, section 3)."""
+    """Convolution, batch norm and, unless ``linear``, a per-channel PReLU (Chen et al. 2018, section 3).
+
+    In evaluation mode the norm is folded into the convolution anew at each call: the same numbers up to rounding, one
+    pass over the feature map less, and the parameters stay what they are saved as.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
@@ -39,6 +46,25 @@ class ConvNormAct(nn.Sequential):
         if not linear:
             layers.append(nn.PReLU(out_channels))
         super().__init__(*layers)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[N, in, H, W]`` to ``[N, out, H / stride, W / stride]``."""
+        convolution, norm, *activation = self
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.training:
+            output: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+            return output
+        weight, bias = _fold(convolution, norm)
+        output = convolution._conv_forward(input, weight, bias)
+        return activation[0](output) if activation else output
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what both do; computed in float32 for half-precision networks."""
+    mean, variance = norm.get_buffer("running_mean").float(), norm.get_buffer("running_var").float()
+    scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)  # [out]
+    weight = convolution.weight * scale[:, None, None, None]
+    bias = norm.bias.float() - mean * scale
+    return weight.to(convolution.weight.dtype), bias.to(convolution.weight.dtype)
 
 
 class Bottleneck(nn.Module):

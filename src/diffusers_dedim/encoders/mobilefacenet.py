@@ -72,7 +72,8 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
             ``[N, 128, 7, 7]``.
         """
         check_crops(crops)
-        stages: list[Tensor] = [self.stem(crops.to(self.dtype))]
+        # the layout that convolutions like: without it each of them reorders its input
+        stages: list[Tensor] = [self.stem(crops.to(self.dtype, memory_format=torch.channels_last))]
         for block in self.bottlenecks:
             features = block(stages[-1])
             if features.shape[-1] == stages[-1].shape[-1]:
