@@ -91,11 +91,14 @@ def read_pairs(folder: Path, limit: int | None = None) -> VerificationPairs:
 
 @torch.no_grad()
 def embed_crops(
-    encoder: nn.Module, pairs: VerificationPairs, indices: NDArray[np.int64], batch_size: int = 64
-) -> NDArray[np.float32]:
-    """Embed crops, batch by batch: unit vectors ``[N, D]`` float32."""
-    batches = np.array_split(indices, -(-len(indices) // batch_size))
-    rows = [encoder(pairs.crops(batch)).float() for batch in batches]
+    encoder: nn.Module, pairs: VerificationPairs, indices: NDArray[np.int64], batch_size: int = 64, *,
+    mirrored: bool = False,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Embed crops, or their mirror images, batch by batch: unit vectors ``[N, D]`` float32."""
+    rows = []
+    for batch in np.array_split(indices, -(-len(indices) // batch_size)):
+        crops = pairs.crops(batch)
+        rows.append(encoder(crops.flip(3) if mirrored else crops).float())
     embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
     return embeddings
 

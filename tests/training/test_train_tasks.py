@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
-from diffusers_dedim.training.augment import add_noise, augment
+from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
@@ -212,6 +212,27 @@ def test_augmentation_depends_on_the_generator_alone() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == images.shape
+
+
+def test_what_the_photo_does_not_reach_is_filled_from_a_complete_crop() -> None:
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    images[0], images[1], images[2] = 100, 40, 200
+    images[0, :, :, :8] = 0  # repeated edge
+    images[1, :, 16:] = (
+        60  # the donor's own structure, where the mean over the known part of the first is taken
+    )
+    known = torch.ones(3, 1, 32, 32, dtype=torch.bool)
+    known[0, :, :, :8] = False
+    known[2, :, 2:] = False
+    filled = fill_unknown(images, known, torch.Generator().manual_seed(0), share=1.0)
+    assert torch.equal(filled[1], images[1])  # complete: nothing to fill
+    assert torch.equal(filled[0, :, :, 16:], images[0, :, :, 16:])  # far from the seam
+    assert filled[0, :, 0, 0].tolist() == [90] * 3  # 40, shifted by 100 - (40 + 60) / 2
+    assert filled[0, :, 31, 0].tolist() == [110] * 3
+    untouched = fill_unknown(images, known, torch.Generator().manual_seed(0), share=0.0)
+    assert torch.equal(untouched, images)
+    nothing_to_give = fill_unknown(images[:1], known[:1], torch.Generator(), share=1.0)
+    assert torch.equal(nothing_to_give, images[:1])
 
 
 def test_half_of_the_images_get_noise_up_to_the_limit() -> None:

@@ -11,6 +11,38 @@ from torch import Tensor, nn
 
 from diffusers_dedim.training.data import random_similarity, to_model_range
 
+_SEAM = 7  # pixels over which what was filled in passes into the face
+
+
+def fill_unknown(images: Tensor, known: Tensor, generator: torch.Generator, *, share: float = 0.8) -> Tensor:
+    """Give crops that their photo does not fill the surroundings of another face of the batch.
+
+    Crops from tightly cut photos have no forehead, hair or background, but repeated edges (alpha 0 in the data). A
+    recogniser that learns on many of them never sees what photos show there. All crops are aligned alike, so hair from
+    another crop lands where hair belongs; it is shifted to the mean colour of the face it is given to.
+
+    Args:
+        images: uint8 ``[N, 3, H, W]``.
+        known: bool ``[N, 1, H, W]``, False where the photo does not reach.
+        generator: source of the randomness.
+        share: of the incomplete crops that are filled; the others stay as they are.
+
+    Returns:
+        uint8 ``[N, 3, H, W]``; the same images where the batch holds no complete crop.
+    """
+    complete = (known.flatten(1).float().mean(1) > 0.97).nonzero()[:, 0]
+    if len(complete) == 0:
+        return images
+    draw = torch.rand(len(images), 2, generator=generator).to(images.device)
+    donors = images[complete[(draw[:, 0] * len(complete)).long()]].float()
+    own, inside = images.float(), known.float()
+    difference = ((own - donors) * inside).sum((2, 3)) / inside.sum((2, 3)).clamp_min(1)  # mean colours
+    donors = (donors + difference[:, :, None, None]).clamp(0, 255)
+    near = nn.functional.avg_pool2d(inside, _SEAM, 1, _SEAM // 2, count_include_pad=False)
+    keep = (2 * near - 1).clamp(0, 1)  # 0 up to the edge of the photo, 1 from half a seam inside
+    filled = torch.lerp(donors, own, keep).round().to(images.dtype)
+    return torch.where(draw[:, 1, None, None, None] < share, filled, images)
+
 
 def augment(images: Tensor, generator: torch.Generator, *, mix_share: float = 0.1) -> Tensor:
     """Mirror, move, mix, recolour, blur, compress and cover: faces and photos that the data does not hold.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
-from diffusers_dedim.training.augment import add_noise, augment
+from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
 from diffusers_dedim.training.checkpoint import check_run
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops, to_model_range
@@ -71,7 +71,8 @@ class EncoderTask(FaceTask):
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """1 - cosine to the target, squared error of the batch's cosines, unexplained share of the maps."""
-        images = augment(batch["image"], generator).contiguous(memory_format=torch.channels_last)
+        images = fill_unknown(batch["image"], batch["known"], generator)
+        images = augment(images, generator).contiguous(memory_format=torch.channels_last)
         embedding, stages = (self._answer or self.model.embed_with_stages)(
             add_noise(images, generator, self.config.max_noise)
         )
