@@ -78,8 +78,8 @@ def bottleneck_stack(in_channels: int, settings: tuple[tuple[int, int, int, int]
 class PReLU(nn.PReLU):
     """Per-channel PReLU; where its slopes are frozen, the gradient of its input is one product.
 
-    PyTorch's CPU kernel works out the gradient of the slopes as well, wanted or not: it took a third to half of the time of a
-    backward pass through a frozen MobileFaceNet. The values and the gradient are the same to the last bit.
+    PyTorch's CPU kernel works out the gradient of the slopes as well, wanted or not: it took a third to half of the
+    time of a backward pass through a frozen MobileFaceNet. Values and gradient are the same to the last bit.
     """
 
     def forward(self, input: Tensor) -> Tensor:

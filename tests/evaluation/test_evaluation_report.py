@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,33 @@ def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
         assert "metadata" not in svg
     assert to_svg(det_figure(evaluation), "x") == to_svg(det_figure(evaluation), "x")
     assert [axes.get_title() for axes in det_figure(evaluation).axes] == ["white box", "black boxes"]
+
+
+def test_strengths_of_a_method_are_one_line_and_one_colour(evaluation: Evaluation) -> None:
+    strong = [
+        ("dedim@h=0.4", 0.7, 0.1),
+        ("dedim", 0.9, 0.5),
+        ("dedim@h=0.5", 0.8, 0.2),
+        ("original", 1.0, 1.0),
+    ]
+    methods = tuple(
+        replace(evaluation.methods[0], method=name, ssim=Estimate(ssim)) for name, ssim, _ in strong
+    )
+    rates = tuple(
+        replace(rate(name, recogniser, rank1), rank1=Estimate(rank1))
+        for name, _, rank1 in strong
+        for recogniser in ("white", "foamliu", "dlib")
+    )
+    several = replace(evaluation, methods=methods, rates=rates)
+    figure = trade_off_figure(several)
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
+    assert lines == [([0.9, 0.8, 0.7], [0.5, 0.2, 0.1])] * 2 + [([1.0], [1.0])] * 2
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["", "h=0.5", "h=0.4"] * 2 + ["", ""]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["dedim", "original", "foamliu", "dlib"]
+    assert len(det_figure(several).axes[0].lines) == 2, "dedim at its preset's strength, and original"
+    rows = [row[0] for row in table_1(several).rows]
+    assert rows == ["dedim@h=0.4", "dedim (paper)", "dedim", "dedim@h=0.5", "original", "original (paper)"]
 
 
 def test_without_a_black_box_the_figure_says_so(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def table_1(evaluation: Evaluation) -> Table:
     for method in evaluation.methods:
         rows.append(_our_row(method, [evaluation.rate(method.method, name) for name in names]))
         paper.append(False)
-        printed = left.pop(method.method.partition(":")[0], None)
+        # "dedim:fast@h=0.5" -> "dedim"; the paper's row follows the first of them
+        printed = left.pop(method.method.partition("@")[0].partition(":")[0], None)
         if printed is not None:
             rows.append(_paper_row(printed, names))
             paper.append(True)
