@@ -9,7 +9,13 @@ from toy_session import Methods, make_session
 
 from diffusers_dedim.evaluation.figures import det_figure, to_svg, trade_off_figure
 from diffusers_dedim.evaluation.intervals import Estimate
-from diffusers_dedim.evaluation.report import render_markdown, render_report
+from diffusers_dedim.evaluation.report import (
+    BLOCK_BEGIN,
+    BLOCK_END,
+    render_block,
+    render_markdown,
+    render_report,
+)
 from diffusers_dedim.evaluation.schema import (
     DataEntry,
     Evaluation,
@@ -113,8 +119,27 @@ def test_the_page_is_whole_safe_and_without_photos(evaluation: Evaluation) -> No
 
 def test_markdown_names_command_and_gaps(evaluation: Evaluation) -> None:
     text = render_markdown(evaluation)
-    assert "    dedim evaluate\n\nseed 0, commit abc" in text
+    assert "\n    dedim evaluate\n\nSeed 0, commit abc.\n" in text
     assert "Not measured: dedim:paper, dlib, FMR 0.01: too few" in text
+    assert "## Robustness" not in text
+    again = replace(evaluation, robustness=(replace(evaluation.rates[0], transform="jpeg-75"),))
+    assert "| original | jpeg-75 | white box |" in render_markdown(again)
+
+
+def test_the_block_for_the_readme_has_ours_beside_the_papers(evaluation: Evaluation) -> None:
+    block = render_block(evaluation)
+    assert block.startswith(BLOCK_BEGIN)
+    assert block.endswith(BLOCK_END)
+    assert render_markdown(evaluation).count(block) == 1
+    assert "50 probes against 1000 gallery photos (1 without a face)." in block
+    lines = block.splitlines()
+    first, second = (index for index, line in enumerate(lines) if line.startswith("| method |"))
+    assert lines[first] == (
+        "| method | rank-1, white box | rank-1, foamliu | rank-1, dlib | rank-1, SE-Net50 | PSNR, dB | mean SSIM |"
+    )
+    assert "| *dedim (paper)* | *0.008* |  |  | *0.124* | *28.1* | *0.91* |" in lines[first:second]
+    assert "| *dedim (paper)* | *0.99* |  |  | *0.85* |" in lines[second:]
+    assert not any(line.startswith("#") for line in lines), "headings are the page's own"
 
 
 def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:

@@ -71,6 +71,18 @@ def table_1(evaluation: Evaluation) -> Table:
     return Table(columns, tuple(rows), tuple(paper))
 
 
+def pick_columns(table: Table, wanted: Callable[[str], bool]) -> Table:
+    """The same rows with the first column and those whose title is wanted.
+
+    Example:
+        >>> pick_columns(Table(("m", "a", "b"), (("x", "1", "2"),), (False,)), lambda title: title == "b").rows
+        (('x', '2'),)
+    """
+    kept = [index for index, title in enumerate(table.columns) if index == 0 or wanted(title)]
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return Table(tuple(table.columns[index] for index in kept), rows, table.paper)
+
+
 def effort_table(evaluation: Evaluation) -> Table:
     """What each method cost and what it did to the face besides the recognisers' numbers."""
     columns = (
