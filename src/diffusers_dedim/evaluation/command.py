@@ -38,9 +38,9 @@ def evaluate(
     context: typer.Context,
     data: Annotated[Path, typer.Option(help="Parquet or folder: docs/evaluation.md. Or the folder of LFW.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")],
-    methods: Annotated[str, typer.Option(help="Names with commas: " + ", ".join(METHOD_NAMES) + ".")] = (
-        "original,tip-im,dedim"
-    ),
+    methods: Annotated[
+        str, typer.Option(help="Names with commas: " + ", ".join(METHOD_NAMES) + "; dedim@h=0.5.")
+    ] = ("original,tip-im,dedim"),
     limit: Annotated[
         int | None, typer.Option(min=1, help="First N probes; the gallery stays whole.", show_default="all")
     ] = None,

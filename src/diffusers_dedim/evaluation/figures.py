@@ -73,7 +73,7 @@ def trade_off_figure(evaluation: Evaluation) -> Any:
     axes = figure.subplots()
     for index, members in enumerate(_families(evaluation).values()):
         for name, marker in markers.items():
-            _draw_family(axes, evaluation, members, name, marker, _colour(index))
+            _draw_family(axes, evaluation, members, name, marker, _colour(index), name == shown[0])
     kind = "black box" if black else "white box"
     axes.set(xlabel="mean SSIM (1: unchanged)", ylabel=f"rank-1, {kind}", ylim=(-0.04, 1.04))
     _finish(figure, evaluation, dict.fromkeys(markers, ""), marker="o", markers=markers)
@@ -117,9 +117,18 @@ def _families(evaluation: Evaluation) -> dict[str, list[MethodEntry]]:
 
 
 def _draw_family(
-    axes: Any, evaluation: Evaluation, members: list[MethodEntry], recogniser: str, marker: str, colour: str
+    axes: Any,
+    evaluation: Evaluation,
+    members: list[MethodEntry],
+    recogniser: str,
+    marker: str,
+    colour: str,
+    named: bool,
 ) -> None:
-    """The points of one method at all its strengths by one recogniser, joined in the order of SSIM."""
+    """The points of one method at all its strengths by one recogniser, joined in the order of SSIM.
+
+    The first recogniser's are named: those of the others stand above or below them, at the same SSIM.
+    """
     points = []
     for member in members:
         rate = evaluation.rate(member.method, recogniser).rank1
@@ -131,7 +140,7 @@ def _draw_family(
     axes.plot(
         [x for x, _, _ in points], [y for _, y, _ in points], marker=marker, color=colour, linewidth=0.8
     )
-    for x, y, strength in points:
+    for x, y, strength in points if named else ():
         axes.annotate(strength, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6.5, color=colour)
 
 
