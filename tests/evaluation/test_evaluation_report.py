@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_without_a_black_box_the_figure_says_so(tmp_path: Path) -> None:
     evaluation = make_session(tmp_path, Methods(), ("original", "swap"), black_boxes=()).run(tmp_path / "out")
     assert len(det_figure(evaluation).axes) == 1
     assert trade_off_figure(evaluation).axes[0].get_ylabel() == "rank-1, white box"
+
+
+def test_the_file_holds_a_point_a_line(evaluation: Evaluation) -> None:
+    curve = ((1e-6, 1.0), (0.1, -0.5), (1.0, float("nan")))
+    odd = replace(evaluation, rates=(replace(evaluation.rates[0], det=curve, method="[\n 1,\n 2\n]"),))
+    text = odd.to_json()
+    assert "\n    [0.1, -0.5],\n    [1.0, null]\n   ]" in text
+    found = json.loads(text)["rates"][0]
+    assert found["det"] == [[1e-6, 1.0], [0.1, -0.5], [1.0, None]]
+    assert found["method"] == "[\n 1,\n 2\n]", "text stays as it is"
+    assert found["cmc"] == [0.0, 1.0]
 
 
 def test_an_entry_that_is_not_there(evaluation: Evaluation) -> None:
