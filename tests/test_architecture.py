@@ -162,3 +162,20 @@ def test_module_limits(module: str) -> None:
     assert MODULES[module].name != "utils.py"
     assert loop_depth(tree) <= 2
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "never assert on input"
+
+
+# Imported by what makes protected photos, and without a say in what they look like.
+WITHOUT_A_SAY = {"errors", "extras", "results", "own_components", "image_io", "image_modes", "image_metadata"}
+
+
+def test_all_code_that_makes_protected_photos_decides_over_kept_ones() -> None:
+    """`dedim evaluate` measures anew when this code changes: none of it may be missing from its list."""
+    from diffusers_dedim.evaluation.evaluate import _METHOD_CODE
+
+    reached, new = set(), {f"{PACKAGE}.evaluation.methods", f"{PACKAGE}.evaluation.robustness"}
+    while new:
+        reached |= new
+        new = {other for name in new for other in GRAPH[name] if other in MODULES} - reached
+    paths = {name.partition(".")[2].replace(".", "/") for name in reached}
+    paths = {path for path in paths if part(f"{PACKAGE}.{path}") not in WITHOUT_A_SAY}
+    assert sorted(path for path in paths if path and not path.startswith(_METHOD_CODE)) == []

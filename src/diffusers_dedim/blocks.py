@@ -44,7 +44,7 @@ class ConvNormAct(nn.Sequential):
             nn.BatchNorm2d(out_channels),
         ]
         if not linear:
-            layers.append(nn.PReLU(out_channels))
+            layers.append(PReLU(out_channels))
         super().__init__(*layers)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -98,3 +98,18 @@ def bottleneck_stack(in_channels: int, settings: tuple[tuple[int, int, int, int]
             layers.append(Bottleneck(in_channels, out_channels, stride, expansion))
             in_channels = out_channels
     return nn.Sequential(*layers)
+
+
+class PReLU(nn.PReLU):
+    """Per-channel PReLU; where its slopes are frozen, the gradient of its input is one product.
+
+    PyTorch's CPU kernel works out the gradient of the slopes as well, wanted or not: it took a third to half of the
+    time of a backward pass through a frozen MobileFaceNet. Values and gradient are the same to the last bit.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``[N, C, ...]`` as `torch.nn.PReLU` does."""
+        if self.weight.requires_grad or not (torch.is_grad_enabled() and input.requires_grad):
+            return super().forward(input)
+        slopes = self.weight.to(input.dtype).reshape(1, -1, *[1] * (input.ndim - 2))
+        return input * torch.where(input > 0, torch.ones_like(slopes), slopes)

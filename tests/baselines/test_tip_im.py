@@ -12,7 +12,13 @@ from diffusers_dedim.baselines import TIP_IM_PRESETS, TipImPreset, TipImResult, 
 from diffusers_dedim.baselines.diversity import random_warps, warp_images
 from diffusers_dedim.baselines.levels import epsilon_ball, from_levels, to_levels
 from diffusers_dedim.baselines.mmd import maximum_mean_discrepancy
-from diffusers_dedim.baselines.tip_im import candidate_gain, l2_step, normalise_mean, target_gradients
+from diffusers_dedim.baselines.tip_im import (
+    candidate_gain,
+    l2_step,
+    normalise_mean,
+    squared_distance,
+    target_gradients,
+)
 
 SIZE = 16
 QUICK = TipImPreset(iterations=12)
@@ -124,6 +130,26 @@ def test_the_gradient_is_that_of_the_loss(encoder: ToyEncoder, targets: Tensor) 
         slope = float((gradients[face, target] * direction).sum())
         # central differences: error of the order of the squared step, here under a millionth
         assert slope == pytest.approx((ahead - behind) / 2e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_the_cotangents_give_what_differentiating_each_loss_gives(
+    encoder: ToyEncoder, targets: Tensor, gamma: float
+) -> None:
+    x_org = random_crops(2)
+    original, reference, warps = to_levels(x_org), encoder(x_org), random_warps(seeded(0, 1), (0.01, 0.1))
+    start = original + torch.randn(original.shape, generator=seeded(4)[0])
+    levels = start.clone().requires_grad_()
+    embedding = encoder(from_levels(warp_images(warp_images(levels, warps[0]), warps[1])))
+    natural = maximum_mean_discrepancy(levels.flatten(1)[:, None], original.flatten(1)[:, None])
+    expected = []
+    for target in targets:
+        loss = squared_distance(embedding, target) - squared_distance(embedding, reference) + gamma * natural
+        expected.append(torch.autograd.grad(loss.sum(), levels, retain_graph=True)[0])
+    gradients = target_gradients(start, original, encoder, reference, targets, warps, gamma)
+    # float32: f - f_t less f - f_0 is f_0 - f_t up to rounding of values of about 1
+    largest = float(gradients.abs().max())
+    torch.testing.assert_close(gradients, torch.stack(expected, 1), atol=1e-5 * largest, rtol=1e-4)
 
 
 def test_equals_a_plain_loop(encoder: ToyEncoder, targets: Tensor) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 import toy_experiment as toy
+from encoders.test_onnx_encoder import write_model
 from onnx import TensorProto, helper
 from toy_session import PEOPLE, Methods, ToyPipe
 from typer.testing import CliRunner, Result
 
-from diffusers_dedim import cli
+from diffusers_dedim import DeDiMPipeline, cli
 from diffusers_dedim.evaluation import command, report
 
 
@@ -79,6 +81,10 @@ def test_bad_input_is_one_line_and_costs_nothing(methods: Methods, data: Path, t
         (("--data", data, "--black-box", "unknown"), "recogniser: expected 'dlib', 'NAME=FILE.onnx'"),
         (("--data", data, "--black-box", f"a={tmp_path / 'small.onnx'}"), "got input 'face' [1, 3, 96, 96]"),
         (("--data", data, "--lpips", tmp_path / "none.pth"), "lpips: there is no file"),
+        (
+            ("--data", data, "--methods", "swap", "--panel", tmp_path / "gone.png"),
+            "gone.png (panel of 'gone')",
+        ),
         (("--data", data, "--targets", tmp_path / "none"), "targets: there is no file or folder"),
         (("--data", data, "--limit", 0), "--limit"),
         ((), "--data"),
@@ -102,6 +108,30 @@ def test_bad_input_is_one_line_and_costs_nothing(methods: Methods, data: Path, t
     assert "onnxruntime cannot read it" in both.stderr
     assert "there is no ONNX file 'none.onnx'" in both.stderr, "all of them at once"
     assert methods.calls == []
+
+
+def test_another_white_box_guides(
+    data: Path, tmp_path: Path, pipe: DeDiMPipeline, methods: Methods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    class Stopped(command.Session):
+        def run(self, *_: object) -> None:
+            seen.append(self.pipe)
+
+    monkeypatch.setattr(cli, "_load_pipeline", lambda weights, device: pipe)
+    monkeypatch.setattr(command, "Session", Stopped)
+    arguments = ("evaluate", "--data", data, "--methods", "original", "-o", tmp_path / "out", "--white-box")
+    assert dedim(*arguments, write_model(tmp_path / "guide.onnx")).exit_code == 0
+    guide = seen[0].face_encoder
+    assert type(seen[0]) is DeDiMPipeline
+    assert seen[0].unet is pipe.unet
+    crops = torch.zeros(1, 3, 112, 112, requires_grad=True)
+    assert guide(crops).requires_grad, "it has to guide"
+    _write_onnx(tmp_path / "small.onnx", size=96)
+    result = dedim(*arguments, tmp_path / "small.onnx")
+    assert result.exit_code == 2
+    assert "[1, 3, 96, 96]" in " ".join(result.stderr.split())
 
 
 def test_interrupt_is_told(

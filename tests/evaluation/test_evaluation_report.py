@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,13 @@ from toy_session import Methods, make_session
 
 from diffusers_dedim.evaluation.figures import det_figure, to_svg, trade_off_figure
 from diffusers_dedim.evaluation.intervals import Estimate
-from diffusers_dedim.evaluation.report import render_markdown, render_report
+from diffusers_dedim.evaluation.report import (
+    BLOCK_BEGIN,
+    BLOCK_END,
+    render_block,
+    render_markdown,
+    render_report,
+)
 from diffusers_dedim.evaluation.schema import (
     DataEntry,
     Evaluation,
@@ -112,8 +120,27 @@ def test_the_page_is_whole_safe_and_without_photos(evaluation: Evaluation) -> No
 
 def test_markdown_names_command_and_gaps(evaluation: Evaluation) -> None:
     text = render_markdown(evaluation)
-    assert "    dedim evaluate\n\nseed 0, commit abc" in text
+    assert "\n    dedim evaluate\n\nSeed 0, commit abc.\n" in text
     assert "Not measured: dedim:paper, dlib, FMR 0.01: too few" in text
+    assert "## Robustness" not in text
+    again = replace(evaluation, robustness=(replace(evaluation.rates[0], transform="jpeg-75"),))
+    assert "| original | jpeg-75 | white box |" in render_markdown(again)
+
+
+def test_the_block_for_the_readme_has_ours_beside_the_papers(evaluation: Evaluation) -> None:
+    block = render_block(evaluation)
+    assert block.startswith(BLOCK_BEGIN)
+    assert block.endswith(BLOCK_END)
+    assert render_markdown(evaluation).count(block) == 1
+    assert "50 probes against 1000 gallery photos (1 without a face)." in block
+    lines = block.splitlines()
+    first, second = (index for index, line in enumerate(lines) if line.startswith("| method |"))
+    assert lines[first] == (
+        "| method | rank-1, white box | rank-1, foamliu | rank-1, dlib | rank-1, SE-Net50 | PSNR, dB | mean SSIM |"
+    )
+    assert "| *dedim (paper)* | *0.008* |  |  | *0.124* | *28.1* | *0.91* |" in lines[first:second]
+    assert "| *dedim (paper)* | *0.99* |  |  | *0.85* |" in lines[second:]
+    assert not any(line.startswith("#") for line in lines), "headings are the page's own"
 
 
 def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
@@ -127,10 +154,48 @@ def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
     assert [axes.get_title() for axes in det_figure(evaluation).axes] == ["white box", "black boxes"]
 
 
+def test_strengths_of_a_method_are_one_line_and_one_colour(evaluation: Evaluation) -> None:
+    strong = [
+        ("dedim@h=0.4", 0.7, 0.1),
+        ("dedim", 0.9, 0.5),
+        ("dedim@h=0.5", 0.8, 0.2),
+        ("original", 1.0, 1.0),
+    ]
+    methods = tuple(
+        replace(evaluation.methods[0], method=name, ssim=Estimate(ssim)) for name, ssim, _ in strong
+    )
+    rates = tuple(
+        replace(rate(name, recogniser, rank1), rank1=Estimate(rank1))
+        for name, _, rank1 in strong
+        for recogniser in ("white", "foamliu", "dlib")
+    )
+    several = replace(evaluation, methods=methods, rates=rates)
+    figure = trade_off_figure(several)
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
+    assert lines == [([0.9, 0.8, 0.7], [0.5, 0.2, 0.1])] * 2 + [([1.0], [1.0])] * 2
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["", "h=0.5", "h=0.4", ""], "once: another recogniser's stand at the same SSIM"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["dedim", "original", "foamliu", "dlib"]
+    assert len(det_figure(several).axes[0].lines) == 2, "dedim at its preset's strength, and original"
+    rows = [row[0] for row in table_1(several).rows]
+    assert rows == ["dedim@h=0.4", "dedim (paper)", "dedim", "dedim@h=0.5", "original", "original (paper)"]
+
+
 def test_without_a_black_box_the_figure_says_so(tmp_path: Path) -> None:
     evaluation = make_session(tmp_path, Methods(), ("original", "swap"), black_boxes=()).run(tmp_path / "out")
     assert len(det_figure(evaluation).axes) == 1
     assert trade_off_figure(evaluation).axes[0].get_ylabel() == "rank-1, white box"
+
+
+def test_the_file_holds_a_point_a_line(evaluation: Evaluation) -> None:
+    curve = ((1e-6, 1.0), (0.1, -0.5), (1.0, float("nan")))
+    odd = replace(evaluation, rates=(replace(evaluation.rates[0], det=curve, method="[\n 1,\n 2\n]"),))
+    text = odd.to_json()
+    assert "\n    [0.1, -0.5],\n    [1.0, null]\n   ]" in text
+    found = json.loads(text)["rates"][0]
+    assert found["det"] == [[1e-6, 1.0], [0.1, -0.5], [1.0, None]]
+    assert found["method"] == "[\n 1,\n 2\n]", "text stays as it is"
+    assert found["cmc"] == [0.0, 1.0]
 
 
 def test_an_entry_that_is_not_there(evaluation: Evaluation) -> None:

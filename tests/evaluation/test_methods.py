@@ -71,7 +71,9 @@ def test_every_method_has_one_call(finding: DeDiMPipeline, photo: Pixels, target
     assert not np.array_equal(output.images[0], photo)
 
 
-@pytest.mark.parametrize(("name", "epsilon"), [("fgsm", 12), ("tip-im", 12), ("tip-im-strong", 24)])
+@pytest.mark.parametrize(
+    ("name", "epsilon"), [("fgsm", 12), ("tip-im", 12), ("tip-im-strong", 24), ("tip-im@epsilon=6", 6)]
+)
 def test_noise_is_bounded_and_stays_in_the_crop(
     finding: DeDiMPipeline, photo: Pixels, targets: Tensor, name: str, epsilon: int
 ) -> None:
@@ -127,6 +129,17 @@ def test_ddpm_is_one_round_without_guidance(finding: DeDiMPipeline, photo: Pixel
     assert not [warning for warning in recwarn if "threshold" in str(warning.message)]
 
 
+@pytest.mark.filterwarnings("ignore:.*stayed above")
+def test_a_strength_in_the_name_changes_the_preset(finding: DeDiMPipeline, photo: Pixels) -> None:
+    (face,) = make_method("dedim:fast@L=2+num_inference_steps=3+h=0.1+threshold_margin=0", finding)(
+        [photo]
+    ).faces
+    assert (face.rounds, face.unet_calls) == (2, 6)
+    assert PRESETS["fast"].max_rounds == 1, "the preset itself stays"
+    as_named = make_method("dedim@h=0.55", finding)([photo]).images[0]
+    assert np.array_equal(as_named, make_method("dedim", finding)([photo]).images[0])
+
+
 def test_the_pipelines_callers_generators_are_used() -> None:
     calls: list[list[int]] = []
 
@@ -159,6 +172,14 @@ def test_small_faces_and_none(finding: DeDiMPipeline, photo: Pixels) -> None:
         ("dedim:slow", r"method: expected a preset out of \['fast', 'paper'\], got 'dedim:slow'"),
         ("tip-im:mild", r"method: expected a preset out of \['published', 'strong', 'weak'\], got 'tip-im:mild'"),
         ("tip-im", r"targets: 'tip-im' needs photos of other people \(10 in the paper\)"),
+        ("original@h=1", r"these two also with '@SETTING=NUMBER'\), got 'original@h=1'"),
+        ("dedim@", "method: expected METHOD@SETTING=NUMBER, .*got 'dedim@'"),
+        ("dedim@h=low", "method: expected METHOD@SETTING=NUMBER, .*got 'dedim@h=low'"),
+        ("dedim@h=0.5+threshold=0.6", "each setting once"),
+        ("dedim@epsilon=6", r"method: 'dedim@epsilon=6' sets \['epsilon'\]; expected settings out of \["),
+        ("dedim@h=2", "threshold: expected a probability strictly between 0 and 1"),
+        ("dedim@L=1.5", "method: 'dedim@L=1.5': expected a whole number for max_rounds, got 1.5"),
+        ("tip-im@iterations=0", "iterations: expected a whole number of at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_made_is_said_at_once(pipe: DeDiMPipeline, name: str, message: str) -> None:

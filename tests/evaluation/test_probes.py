@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_experiment import BYSTANDER, CENTRAL, MeanColour, SwapColours, detect, photo_of, write_experiment
 
+from diffusers_dedim.encoders import MobileFaceNet
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
@@ -24,6 +25,7 @@ from diffusers_dedim.evaluation import (
 )
 from diffusers_dedim.evaluation.panel import make_rank_panel
 from diffusers_dedim.faces import Face, align_face
+from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
 
 TOY = Recogniser("toy", MeanColour(), "1")
 
@@ -148,6 +150,14 @@ def test_recognisers_are_named_on_the_command_line(tmp_path: Path) -> None:
     first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert Recogniser.of("a", first).fingerprint == Recogniser.of("b", first).fingerprint
     assert Recogniser.of("a", first).fingerprint != Recogniser.of("a", second).fingerprint
+
+
+def test_the_bundled_recogniser_may_be_a_black_box() -> None:
+    """For runs that another recogniser guides; the same weights give the same fingerprint as the pipeline's."""
+    ours = load_recogniser("ours")
+    guide = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
+    assert (ours.name, ours.fingerprint) == ("ours", Recogniser.of("white", guide).fingerprint)
+    assert not any(weight.requires_grad for weight in ours.encoder.parameters())
 
 
 def test_panel_shows_before_after_and_difference() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from toy_session import PEOPLE, Methods, make_session
 
 from diffusers_dedim.errors import DeDiMError, UnreadablePhotoError
-from diffusers_dedim.evaluation import evaluate, report
+from diffusers_dedim.evaluation import evaluate, panel, pictures, report
 from diffusers_dedim.evaluation.lfw import Experiment
 from diffusers_dedim.evaluation.protocol import Record, RetrievalProtocol
 from diffusers_dedim.evaluation.session import check_folder, target_crops
@@ -181,6 +181,54 @@ def _only_gallery(count: int):
         return toy.detect(photo) if len(seen) <= count else []
 
     return detect
+
+
+def test_photos_that_may_be_shown_take_the_probes_place_on_the_panel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, dict] = {}
+
+    def draw(rows: dict, ranks: dict) -> Image.Image:
+        drawn.update(rows=rows, ranks=ranks)
+        return panel.make_rank_panel(rows, ranks)
+
+    monkeypatch.setattr(pictures, "make_rank_panel", draw)
+    Image.fromarray(toy.photo_of("blue", shade=77)).save(tmp_path / "me.png")
+    mine = Record("me.png", "me", "panel", tmp_path / "me.png")
+    methods = Methods()
+    make_session(tmp_path, methods, ("original", "swap"), panel=[mine], chunk=4).run(tmp_path / "out")
+    assert [len(faces) for faces in drawn["rows"].values()] == [1, 1], "no probe"
+    # blue turned red: two gallery photos of red and green may come first, the own blue one in any case does not
+    assert drawn["ranks"]["original"] == [1]
+    assert drawn["ranks"]["swap"][0] > 1
+    assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 224, 2 * 254)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 1
+    assert "put among the\ngallery, by other" in page
+    assert "must not" not in page
+    assert results(tmp_path / "out")["data"]["probes"] == 3
+    assert methods.calls == [("original", 0, 3), ("swap", 0, 3), ("original", 0, 1), ("swap", 0, 1)]
+    again = Methods()
+    make_session(tmp_path, again, ("original", "swap"), chunk=4).run(tmp_path / "out")
+    assert again.calls == []
+    assert "<img" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_photo_without_a_face_cannot_be_shown(tmp_path: Path) -> None:
+    methods = Methods()
+    Image.fromarray(toy.photo_of("nobody")).save(tmp_path / "dark.png")
+    for name, message in (
+        ("dark.png", r"panel: expected a face of 40 px or more in the middle of dark\.png, got none"),
+        ("gone.png", r"gone\.png \(panel of 'me'\)"),
+    ):
+        shown = Record(name, "me", "panel", tmp_path / name)
+        with pytest.raises(DeDiMError, match=message):
+            make_session(tmp_path, methods, ("original",), panel=[shown]).run(tmp_path / "out")
+    small = Record("small.png", "me", "panel", tmp_path / "small.png")
+    Image.fromarray(toy.photo_of("red")).save(small.content)
+    with pytest.raises(DeDiMError, match=r"40 px or more in the middle of small\.png, got 30 px"):
+        pictures.read_shown([small], lambda photo: [toy.BYSTANDER])
+    assert methods.calls == []
 
 
 def test_targets_are_other_people(tmp_path: Path) -> None:

@@ -158,15 +158,22 @@ def target_gradients(
     Returns:
         ``[N, K, 3, H, W]``.
     """
+    # of the squared distances: 2 (f - f_t) - 2 (f - f_0), the same wherever f is
+    cotangents = 2 * (reference - targets[:, None])  # [K, N, D]
     with torch.inference_mode(False), torch.enable_grad():
         levels = levels.detach().clone().requires_grad_()
         seen = warp_images(warp_images(levels, warps[0]), warps[1])
         embedding = face_encoder(from_levels(seen))  # [N, D]
-        # each face has its own sets of one image, so that it does not depend on its batch
-        natural = maximum_mean_discrepancy(levels.flatten(1)[:, None], original.flatten(1)[:, None])
-        away = squared_distance(embedding, reference.clone())
-        losses = [squared_distance(embedding, target) - away + gamma * natural for target in targets.clone()]
-        gradients = [torch.autograd.grad(loss.sum(), levels, retain_graph=True)[0] for loss in losses]
+        # one after the other: on the CPU all at once (is_grads_batched) was slower
+        gradients = [
+            torch.autograd.grad(embedding, levels, cotangent, retain_graph=True)[0]
+            for cotangent in cotangents.clone()
+        ]
+        if gamma:
+            # each face has its own sets of one image, so that it does not depend on its batch
+            natural = maximum_mean_discrepancy(levels.flatten(1)[:, None], original.flatten(1)[:, None])
+            (pull,) = torch.autograd.grad(gamma * natural.sum(), levels)
+            gradients = [gradient + pull for gradient in gradients]
     return torch.stack(gradients, 1)
 
 

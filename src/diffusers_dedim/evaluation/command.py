@@ -38,9 +38,9 @@ def evaluate(
     context: typer.Context,
     data: Annotated[Path, typer.Option(help="Parquet or folder: docs/evaluation.md. Or the folder of LFW.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")],
-    methods: Annotated[str, typer.Option(help="Names with commas: " + ", ".join(METHOD_NAMES) + ".")] = (
-        "original,tip-im,dedim"
-    ),
+    methods: Annotated[
+        str, typer.Option(help="Names with commas: " + ", ".join(METHOD_NAMES) + "; dedim@h=0.5.")
+    ] = ("original,tip-im,dedim"),
     limit: Annotated[
         int | None, typer.Option(min=1, help="First N probes; the gallery stays whole.", show_default="all")
     ] = None,
@@ -66,6 +66,12 @@ def evaluate(
         ),
     ] = None,
     lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet weights, for LPIPS.")] = None,
+    panel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--panel", help="Photo that may be shown, for the panel. May be repeated.", show_default="probes"
+        ),
+    ] = None,
     chunk: Annotated[int, typer.Option(min=1, help="Probes at a time: what a kill may lose.")] = 8,
     weights: WeightsOption = None,
     device: DeviceOption = None,
@@ -75,7 +81,7 @@ def evaluate(
 ) -> None:
     """Protect probes, search for them with recognisers, and write results.json, table.md and report.html to DIR.
 
-    DIR/panel.png shows faces of the data: keep it, and DIR/cache, to yourself.
+    DIR/panel.png shows faces of the data unless --panel gives others: keep it, and DIR/cache, to yourself.
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     settings = EvaluationSettings(tuple(names), seed, chunk)
@@ -93,7 +99,8 @@ def evaluate(
     session = Session(
         pipe, experiment, str(data), settings, make_method, FaceDetector(device=str(pipe.device)), boxes,
         _read_targets(targets, seed), _load_transforms(pipe, seed) if robustness else None,
-        Lpips(lpips) if lpips else None, cache, shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
+        Lpips(lpips) if lpips else None, [Record(str(file), file.stem, "panel", file) for file in panel or []],
+        cache, shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
     )  # fmt: skip
     try:
         session.run(out, _tell)

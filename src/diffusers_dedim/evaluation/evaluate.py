@@ -41,8 +41,9 @@ WHITE = "white"
 _SEED_STEP = 100_003  # more than there are probes, so that two seeds share no noise
 # What decides a protected photo besides the weights: a change of these empties the cache.
 _METHOD_CODE = (
-    "baselines", "callbacks", "evaluation/methods", "evaluation/robustness", "faces", "generators", "guidance",
-    "pipeline_dedim", "presets", "sampling", "schedule",
+    "baselines", "blocks", "callbacks", "components", "encoders", "evaluation/method", "evaluation/robustness",
+    "face_records", "faces", "generators", "guidance", "photo_inputs", "pipeline_dedim", "precision", "presets",
+    "sampling", "schedule", "solvers",
 )  # fmt: skip
 
 

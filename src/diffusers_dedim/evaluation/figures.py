@@ -7,11 +7,12 @@ from html import escape
 from io import BytesIO, StringIO
 from typing import Any
 
-from diffusers_dedim.evaluation.schema import Evaluation
+from diffusers_dedim.evaluation.method_strength import split_strength
+from diffusers_dedim.evaluation.schema import Evaluation, MethodEntry
 from diffusers_dedim.extras import import_extra
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the pale ones left out: both grounds must bear them.
-_COLOURS = ("#7f7f7f", "#d55e00", "#1f83c4", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
+_COLOURS = ("#7f7f7f", "#d55e00", "#1f83c4", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8f6fd0")
 _INK = "#010203"  # in the SVG replaced by the page's text colour
 _DET_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
 _FMR_RANGE, _FNMR_RANGE = (0.00005, 0.6), (0.0005, 0.9995)
@@ -22,10 +23,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def det_figure(evaluation: Evaluation) -> Any:
     """FNMR over FMR on normal-deviate axes, the white box on the left, the black boxes on the right.
 
-    Rates beyond the axes are drawn at their edge, so that a curve of 0 or 1 is seen.
+    Rates beyond the axes are drawn at their edge, so that a curve of 0 or 1 is seen. Of a method at several strengths
+    the preset's own is drawn, or else the first.
 
     Args:
-        evaluation: its ``det`` curves are drawn, one a method and recogniser.
+        evaluation: its ``det`` curves are drawn, one a family of methods and recogniser.
 
     Returns:
         A matplotlib figure.
@@ -52,7 +54,8 @@ def det_figure(evaluation: Evaluation) -> Any:
 def trade_off_figure(evaluation: Evaluation) -> Any:
     """Rank-1 against mean SSIM, one point a method and black box: low and to the right is better.
 
-    Without a black box the white box is drawn, and the axis says so.
+    A method at several strengths (``dedim@h=0.5``) is one line a recogniser, from weak to strong. Without a black box
+    the white box is drawn, and the axis says so.
 
     Args:
         evaluation: methods with measured SSIM.
@@ -68,12 +71,9 @@ def trade_off_figure(evaluation: Evaluation) -> Any:
     markers = dict(zip(shown, _MARKERS * len(shown), strict=False))
     figure = _figure(6.8, 4.2)
     axes = figure.subplots()
-    for index, method in enumerate(evaluation.methods):
+    for index, members in enumerate(_families(evaluation).values()):
         for name, marker in markers.items():
-            rate, ssim = evaluation.rate(method.method, name).rank1, method.ssim.value
-            axes.plot(ssim, rate.value, marker, color=_colour(index))
-            if rate.low is not None:
-                axes.vlines(ssim, rate.low, rate.high, color=_colour(index), linewidth=1.2)
+            _draw_family(axes, evaluation, members, name, marker, _colour(index), name == shown[0])
     kind = "black box" if black else "white box"
     axes.set(xlabel="mean SSIM (1: unchanged)", ylabel=f"rank-1, {kind}", ylim=(-0.04, 1.04))
     _finish(figure, evaluation, dict.fromkeys(markers, ""), marker="o", markers=markers)
@@ -108,9 +108,46 @@ def to_svg(figure: Any, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" fill="currentColor" ', 1)
 
 
+def _families(evaluation: Evaluation) -> dict[str, list[MethodEntry]]:
+    """Methods by their name without a strength, both in the order of the run."""
+    families: dict[str, list[MethodEntry]] = {}
+    for method in evaluation.methods:
+        families.setdefault(split_strength(method.method)[0], []).append(method)
+    return families
+
+
+def _draw_family(
+    axes: Any,
+    evaluation: Evaluation,
+    members: list[MethodEntry],
+    recogniser: str,
+    marker: str,
+    colour: str,
+    named: bool,
+) -> None:
+    """The points of one method at all its strengths by one recogniser, joined in the order of SSIM.
+
+    The first recogniser's are named: those of the others stand above or below them, at the same SSIM.
+    """
+    points = []
+    for member in members:
+        rate = evaluation.rate(member.method, recogniser).rank1
+        if member.ssim.value is not None and rate.value is not None:
+            points.append((member.ssim.value, rate.value, member.method.partition("@")[2]))
+            if rate.low is not None:
+                axes.vlines(member.ssim.value, rate.low, rate.high, color=colour, linewidth=1.2)
+    points.sort(reverse=True)
+    axes.plot(
+        [x for x, _, _ in points], [y for _, y, _ in points], marker=marker, color=colour, linewidth=0.8
+    )
+    for x, y, strength in points if named else ():
+        axes.annotate(strength, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6.5, color=colour)
+
+
 def _draw_det(axes: Any, evaluation: Evaluation, recognisers: list[str]) -> None:
     special = import_extra("scipy.special", "the DET figure")
-    for index, method in enumerate(evaluation.methods):
+    for index, members in enumerate(_families(evaluation).values()):
+        method = next((member for member in members if not split_strength(member.method)[1]), members[0])
         for name, dash in zip(recognisers, _DASHES * len(recognisers), strict=False):
             points = evaluation.rate(method.method, name).det
             fmr, fnmr = [rate for rate, _ in points], [_inside(rate) for _, rate in points]
@@ -151,10 +188,8 @@ def _finish(
         for part in (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.spines.values()):
             (part.set_edgecolor if part in axes.spines.values() else part.set_color)(_INK)
     handles = [
-        line(
-            [], [], color=_colour(index), marker=marker, linestyle="" if marker else "-", label=method.method
-        )
-        for index, method in enumerate(evaluation.methods)
+        line([], [], color=_colour(index), marker=marker, linestyle="" if marker else "-", label=family)
+        for index, family in enumerate(_families(evaluation))
     ]
     if len(dashes) > 1:
         handles += [

@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusers_dedim.baselines import TIP_IM_PRESETS, apply_fgsm, apply_tip_im, blur_face, pixelate_face
+from diffusers_dedim.baselines import (
+    TIP_IM_PRESETS,
+    TipImPreset,
+    apply_fgsm,
+    apply_tip_im,
+    blur_face,
+    pixelate_face,
+)
+from diffusers_dedim.evaluation.method_strength import Preset, set_strength, split_strength
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import AlignedFace, Face, find_faces, paste_back
 from diffusers_dedim.faces.types import CROP_SIZE
@@ -30,7 +38,7 @@ FaceFilter = Callable[[Pixels, Face], Pixels]
 CropAttack = Callable[[Tensor, list[torch.Generator]], Tensor]
 
 METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im", "tip-im-strong", "dedim")
-"""Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``."""
+"""Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``, and ``@SETTING=NUMBER`` after it."""
 
 FGSM_EPSILON = 12.0
 # The baselines have no h of their own: their records say whether they got below the default preset's.
@@ -45,7 +53,8 @@ def make_method(
 
     Args:
         name: one of `METHOD_NAMES`, or ``dedim:PRESET``, ``tip-im:PRESET``. ``dedim`` is ``dedim:fast``, ``tip-im`` is
-            ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``.
+            ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``. Numbers of the preset may be changed:
+            ``dedim@h=0.5``, ``tip-im@epsilon=6`` (`split_strength`).
         pipe: detector, landmarks, denoiser and the white-box recogniser, for every method the same.
         seed: each photo gets its own generator from it and from its place among all photos given so far, so
             that batches do not matter. (A face that is processed beside others may still differ in the last
@@ -58,8 +67,8 @@ def make_method(
         face. ``original`` changes none. Faces under 40 px are left as they are, with a warning.
 
     Raises:
-        ValueError: the name or its preset is unknown, or TIP-IM has no targets; when run, a photo shows no face
-            (`NoFaceError`) or only small ones (`FaceTooSmallError`).
+        ValueError: the name, its preset or a setting is unknown, or TIP-IM has no targets; when run, a photo shows
+            no face (`NoFaceError`) or only small ones (`FaceTooSmallError`).
 
     Example:
         >>> method = make_method("dedim:fast", pipe, seed=0)  # doctest: +SKIP
@@ -81,7 +90,8 @@ def seeded(method: Callable[..., Any], seed: int) -> Callable[[list[Pixels]], An
 
 
 def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
-    base, _, preset = name.partition(":")
+    method, strength = split_strength(name)
+    base, _, preset = method.partition(":")
     if base == "tip-im-strong" and not preset:
         base, preset = "tip-im", "strong"
     plain: dict[str, Callable[[], Method]] = {
@@ -93,20 +103,23 @@ def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
             pipe, partial(_fgsm, pipe), epsilon=FGSM_EPSILON, rounds=1
         ),
     }  # fmt: skip
-    if base in plain and not preset:
+    if base in plain and not preset and not strength:
         return plain[base]()
     if base == "tip-im":
-        return _build_tip_im(name, preset or "published", pipe, targets)
+        settings = _settings(name, preset or "published", TIP_IM_PRESETS, strength)
+        return _build_tip_im(name, settings, pipe, targets)
     if base == "dedim":
-        _check_preset(name, preset or "fast", PRESETS)
-        return partial(pipe, preset=preset or "fast", small_faces="skip", output_type="np")
+        chosen = _settings(name, preset or "fast", PRESETS, strength)
+        return partial(
+            pipe, preset=chosen if strength else preset or "fast", small_faces="skip", output_type="np"
+        )
     raise ValueError(
-        f"method: expected one of {list(METHOD_NAMES)}, 'dedim:PRESET' or 'tip-im:PRESET', got {name!r}."
+        f"method: expected one of {list(METHOD_NAMES)}, 'dedim:PRESET' or 'tip-im:PRESET' (these two also with "
+        f"'@SETTING=NUMBER'), got {name!r}."
     )
 
 
-def _build_tip_im(name: str, preset: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
-    _check_preset(name, preset, TIP_IM_PRESETS)
+def _build_tip_im(name: str, settings: TipImPreset, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
     if targets is None or len(targets) == 0:
         raise ValueError(
             f"targets: {name!r} needs photos of other people (10 in the paper) as aligned crops "
@@ -121,7 +134,6 @@ def _build_tip_im(name: str, preset: str, pipe: DeDiMPipeline, targets: Tensor |
         raise ValueError(
             f"targets: expected values in [-1, 1], got {float(targets.min()):.3g} to {float(targets.max()):.3g}."
         )
-    settings = TIP_IM_PRESETS[preset]
     with torch.no_grad():
         embeddings = pipe.face_encoder(targets.to(pipe.device))
 
@@ -137,9 +149,10 @@ def _build_tip_im(name: str, preset: str, pipe: DeDiMPipeline, targets: Tensor |
     return AttackMethod(pipe, attack, epsilon=settings.epsilon, rounds=settings.iterations)
 
 
-def _check_preset(name: str, preset: str, presets: dict[str, Any]) -> None:
+def _settings(name: str, preset: str, presets: dict[str, Preset], strength: dict[str, float]) -> Preset:
     if preset not in presets:
         raise ValueError(f"method: expected a preset out of {sorted(presets)}, got {name!r}.")
+    return set_strength(name, presets[preset], strength)
 
 
 def _keep(photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader
-from numpy.typing import NDArray
 
 from diffusers_dedim.evaluation.figures import det_figure, to_png, to_svg, trade_off_figure
-from diffusers_dedim.evaluation.panel import make_rank_panel
-from diffusers_dedim.evaluation.probes import Probe
+from diffusers_dedim.evaluation.pictures import Panel
 from diffusers_dedim.evaluation.schema import Evaluation
 from diffusers_dedim.evaluation.table import (
     effort_table,
+    pick_columns,
     problems,
     rates_table,
     table_1,
     to_markdown,
 )
-from diffusers_dedim.faces import align_face
 from diffusers_dedim.image_io import write_atomic
 
 RESULTS, TABLE, REPORT, PANEL = "results.json", "table.md", "report.html", "panel.png"
+BLOCK_BEGIN, BLOCK_END = "<!-- dedim evaluate: Table 1 -->", "<!-- end of Table 1 -->"
 DET_PNG, TRADE_OFF_PNG = "det.png", "trade-off.png"
 
 
@@ -39,7 +37,7 @@ def write_results(evaluation: Evaluation, folder: Path) -> None:
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """Write the table, the figures and the page; returns the page's path.
 
-    The page loads nothing from elsewhere and holds no photo.
+    The page loads nothing from elsewhere and holds no photo; see `write_panel`.
 
     Args:
         evaluation: what was measured; at least one method.
@@ -53,46 +51,71 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     return folder / REPORT
 
 
-def write_panel(
-    probes: Sequence[Probe],
-    photos: Mapping[str, Sequence[NDArray[np.uint8]]],
-    ranks: Mapping[str, Sequence[int]],
-    folder: Path,
-) -> Path:
-    """Draw the probes' aligned faces, one row a method, into ``panel.png``: data-set faces, not to be shared.
+def write_panel(evaluation: Evaluation, panel: Panel, folder: Path) -> Path:
+    """Write ``panel.png``; if its faces may be shown, write the page anew with the picture in it.
 
     Args:
-        probes: the originals. photos: method -> one protected photo for each of them.
-        ranks: method -> rank of each by one recogniser.
+        evaluation: what was measured.
+        panel: from `draw_panel`.
         folder: where to.
     """
-    rows = {
-        method: torch.stack([
-            align_face(photo, probe.face).crop for photo, probe in zip(shown, probes, strict=True)
-        ])
-        for method, shown in photos.items()
-    }  # fmt: skip
-    path = folder / PANEL
-    make_rank_panel(rows, ranks).save(path)
-    return path
+    picture = BytesIO()
+    panel.image.save(picture, "PNG", optimize=True)
+    write_atomic(folder / PANEL, picture.getvalue())
+    if not panel.of_probes:
+        address = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+        write_atomic(folder / REPORT, render_report(evaluation, address, panel.recogniser).encode())
+    return folder / PANEL
+
+
+def render_block(evaluation: Evaluation) -> str:
+    """Table 1 as a block of Markdown for a README or a model card: what was measured, two tables, the command.
+
+    It begins and ends with `BLOCK_BEGIN` and `BLOCK_END`, comments that readers do not see, so that a later block can
+    take its place.
+    """
+    data, run, table = evaluation.data, evaluation.run, table_1(evaluation)
+    not_found = f" ({data.gallery_without_face} without a face)" if data.gallery_without_face else ""
+    parts = [
+        BLOCK_BEGIN,
+        f"{data.probes} probes against {data.gallery} gallery photos{not_found}. Rank-1: share of probes whose own "
+        "person is found first, ties count as found. FNMR: share of comparisons with the own person that do not match "
+        "at the threshold which 0.1 % of the comparisons of different, unprotected gallery people pass. In brackets: "
+        "95 % bootstrap intervals over people; 0 of n leaves up to 3 / n. Rows in italics are printed in the paper, "
+        "measured on other photos with other networks (docs/evaluation.md).",
+        to_markdown(pick_columns(table, lambda title: not title.startswith("FNMR"))),
+        to_markdown(pick_columns(table, lambda title: title.startswith("FNMR"))),
+        *(f"Not measured: {line}" for line in problems(evaluation)),
+        f"    {run.get('command', '')}",
+        f"Seed {run.get('seed')}, commit {run.get('commit')}.",
+        BLOCK_END,
+    ]
+    return "\n\n".join(parts)
 
 
 def render_markdown(evaluation: Evaluation) -> str:
-    """Table 1, the costs, what could not be measured, and the command, as Markdown."""
-    run = evaluation.run
+    """`render_block`, then costs and every rate, as Markdown."""
     parts = [
-        f"# Table 1\n\n{evaluation.data.probes} probes, {evaluation.data.gallery} gallery photos; "
-        "95 % bootstrap intervals over people; rows in italics are the paper's.",
-        to_markdown(table_1(evaluation)),
+        "# Table 1",
+        render_block(evaluation),
+        "## Cost and change",
         to_markdown(effort_table(evaluation)),
-        *(f"Not measured: {line}" for line in problems(evaluation)),
-        f"    {run.get('command', '')}\n\nseed {run.get('seed')}, commit {run.get('commit')}",
+        "## All rates",
+        to_markdown(rates_table(evaluation.rates)),
     ]
+    if evaluation.robustness:
+        parts += ["## Robustness", to_markdown(rates_table(evaluation.robustness))]
     return "\n\n".join(parts) + "\n"
 
 
-def render_report(evaluation: Evaluation) -> str:
-    """The page of `write_report` as text."""
+def render_report(evaluation: Evaluation, picture: str = "", ranked_by: str = "") -> str:
+    """The page of `write_report` as text.
+
+    Args:
+        evaluation: what was measured.
+        picture: data address of a panel that may be shown; empty for a page without photos.
+        ranked_by: the recogniser of the panel's ranks.
+    """
     environment = Environment(loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True)
     return environment.get_template("evaluation.html").render(
         evaluation=evaluation,
@@ -107,6 +130,8 @@ def render_report(evaluation: Evaluation) -> str:
         trade_off=to_svg(trade_off_figure(evaluation), "Rank-1 against mean SSIM"),
         problems=problems(evaluation),
         panel=PANEL,
+        picture=picture,
+        ranked_by=ranked_by,
         facts=_facts(evaluation),
         written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffusers_dedim.evaluation.intervals import Estimate
 
 SCHEMA = "diffusers-dedim/evaluation/1"
+# an array of numbers as `json.dumps` indents it; text holds no raw line break, so none of it is taken for one
+_NUMBERS = re.compile(r"\[\n\s*((?:-?\d[\d.e+-]*|null)(?:,\n\s*(?:-?\d[\d.e+-]*|null))*)\n\s*\]")
 _DIGITS = 6  # of the numbers written: well below any interval's width, and the file stays readable
 
 
@@ -146,7 +149,9 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The text of ``results.json``: strict JSON, null where there is no number."""
-        return json.dumps(_plain(asdict(self)), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        # a DET curve is hundreds of numbers: one line a point, not one a number
+        return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
     def rate(self, method: str, recogniser: str) -> RateEntry:
         """The entry of one method and recogniser, without transform.

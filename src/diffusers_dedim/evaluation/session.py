@@ -18,12 +18,12 @@ from diffusers_dedim.evaluation.environment import describe_environment
 from diffusers_dedim.evaluation.evaluate import WHITE, EvaluationSettings, Evaluator
 from diffusers_dedim.evaluation.gallery import Detector, central_face, embed_gallery
 from diffusers_dedim.evaluation.lfw import Experiment
-from diffusers_dedim.evaluation.probes import Probe, prepare_probes, search_gallery
+from diffusers_dedim.evaluation.pictures import draw_panel, read_shown
+from diffusers_dedim.evaluation.probes import prepare_probes
 from diffusers_dedim.evaluation.protocol import Record, check_readable
 from diffusers_dedim.evaluation.quality import Lpips
 from diffusers_dedim.evaluation.recogniser import Recogniser
 from diffusers_dedim.evaluation.report import write_panel, write_report, write_results
-from diffusers_dedim.evaluation.retrieval import genuine_ranks
 from diffusers_dedim.evaluation.schema import (
     DataEntry,
     Evaluation,
@@ -37,7 +37,6 @@ from diffusers_dedim.image_io import TEMPORARY_PREFIX
 CACHE = "cache"
 TARGETS = 10
 """Target identities that TIP-IM chooses from, as its authors and the paper have it."""
-PANEL_FACES = 6
 _CROP_SHAPE = (112, 112, 3)
 
 
@@ -56,6 +55,7 @@ class Session:
         targets: photos of people for TIP-IM; the experiment's spare people without it.
         transforms: for the robustness rates.
         lpips: the optional measure.
+        panel: photos that may be shown, for the panel; its first probes without them.
         cache: folder for what is measured; ``cache`` below the output folder without it.
         command: as it was given, for the results.
     """
@@ -70,6 +70,7 @@ class Session:
     targets: Sequence[Record] = ()
     transforms: Mapping[str, Transform] | None = None
     lpips: Lpips | None = None
+    panel: Sequence[Record] = ()
     cache: Path | None = None
     command: str = ""
 
@@ -81,7 +82,8 @@ class Session:
             on_method: called after each method.
 
         Raises:
-            UnreadablePhotoError: a photo cannot be decoded; told before anything is measured.
+            UnreadablePhotoError: a photo cannot be decoded; told before anything is measured, as what follows on
+                methods and the panel's photos.
             ValueError: a method is unknown, or lacks targets; told before anything is measured.
             DeDiMError: no face in any probe, or a method failed; what was measured stays in the cache.
         """
@@ -91,6 +93,7 @@ class Session:
             self.make_method(method, self.pipe, seed=self.settings.seed, targets=targets)
         protocol = self.experiment.protocol
         check_readable([*protocol.probes, *protocol.gallery])
+        shown = read_shown(self.panel, self.detector)
         evaluator = self._evaluator(ArrayCache(self.cache or folder / CACHE), targets)
         impostors = evaluator.impostors()
         done: list[tuple[MethodEntry, list[RateEntry]]] = []
@@ -103,7 +106,7 @@ class Session:
             write_results(evaluation, folder)
             on_method(done[-1][0])
         write_report(evaluation, folder)
-        self._write_panel(evaluator, folder)
+        write_panel(evaluation, draw_panel(evaluator, shown), folder)
         return evaluation
 
     def _targets(self) -> Tensor | None:
@@ -163,16 +166,6 @@ class Session:
             },
         )
 
-    def _write_panel(self, evaluator: Evaluator, folder: Path) -> None:
-        """Ranks are the first black box's, as under the paper's Fig. 4; the white box's without one."""
-        probes = list(evaluator.probes[:PANEL_FACES])
-        photos = {method: evaluator.photos(method, len(probes)) for method in self.settings.methods}
-        recogniser = evaluator.bench.recognisers[min(1, len(evaluator.bench.recognisers) - 1)]
-        ranks = {
-            method: _ranks(probes, shown, evaluator.bench, recogniser) for method, shown in photos.items()
-        }
-        write_panel(probes, photos, ranks, folder)
-
 
 def target_crops(records: Sequence[Record], detector: Detector, count: int = TARGETS) -> Tensor | None:
     """Aligned crops of the first ``count`` people in whose photo a face is found.
@@ -213,14 +206,3 @@ def check_folder(folder: Path, *, resume: bool) -> None:
             f"{folder}: the output folder is not empty; go on with a stopped evaluation (--resume: what is measured "
             "already is taken from its cache), or choose another folder."
         )
-
-
-def _ranks(probes: Sequence[Probe], photos: Sequence[Any], bench: Bench, recogniser: Recogniser) -> list[int]:
-    faces = [
-        central_face(photo, bench.detector) or probe.face for probe, photo in zip(probes, photos, strict=True)
-    ]
-    scores = search_gallery(probes, photos, faces, bench.gallery, [recogniser])[recogniser.name]
-    ranks: list[int] = genuine_ranks(
-        scores, [probe.person for probe in probes], bench.gallery.persons
-    ).tolist()
-    return ranks

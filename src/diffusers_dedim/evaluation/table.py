@@ -63,11 +63,24 @@ def table_1(evaluation: Evaluation) -> Table:
     for method in evaluation.methods:
         rows.append(_our_row(method, [evaluation.rate(method.method, name) for name in names]))
         paper.append(False)
-        printed = left.pop(method.method.partition(":")[0], None)
+        # "dedim:fast@h=0.5" -> "dedim"; the paper's row follows the first of them
+        printed = left.pop(method.method.partition("@")[0].partition(":")[0], None)
         if printed is not None:
             rows.append(_paper_row(printed, names))
             paper.append(True)
     return Table(columns, tuple(rows), tuple(paper))
+
+
+def pick_columns(table: Table, wanted: Callable[[str], bool]) -> Table:
+    """The same rows with the first column and those whose title is wanted.
+
+    Example:
+        >>> pick_columns(Table(("m", "a", "b"), (("x", "1", "2"),), (False,)), lambda title: title == "b").rows
+        (('x', '2'),)
+    """
+    kept = [index for index, title in enumerate(table.columns) if index == 0 or wanted(title)]
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return Table(tuple(table.columns[index] for index in kept), rows, table.paper)
 
 
 def effort_table(evaluation: Evaluation) -> Table:
