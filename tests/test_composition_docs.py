@@ -1,4 +1,4 @@
-"""Run every Python block of docs/composition.md, in order and in one namespace, with tiny networks."""
+"""Run every Python block of docs/composition.md, and of a section of README.md, in order, with tiny networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, mak
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "composition.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = PYTHON.findall(PAGE.read_text())
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*stayed above the threshold:UserWarning")
 
@@ -107,6 +108,19 @@ def test_every_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert namespace["derived"].face_encoder.module is namespace["plain"]
     weights, saved = namespace["ours"].state_dict(), namespace["again"].state_dict()
     assert all(torch.equal(weights[name], saved[name]) for name in weights)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_readmes_section_runs() -> None:
+    """Blocks marked ``py`` speak of a repository on the Hub: `tests/hub/test_load.py` runs their like."""
+    section = (ROOT / "README.md").read_text().partition("## Use it from diffusers")[2].partition("\n## ")[0]
+    blocks = PYTHON.findall(section)
+    if not blocks:
+        pytest.skip("README.md shows no Python there")
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+    assert len(namespace["out"].images) == 1
 
 
 def load_example(name: str) -> ModuleType:

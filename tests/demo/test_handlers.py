@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from toy_demo import BoxPipeline, MeanEncoder, toy_face, toy_handlers
 
 from diffusers_dedim.demo import scores
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers
-from diffusers_dedim.demo.protect import Protector, StepWatcher, StoppedError
+from diffusers_dedim.demo.line import StoppedError
+from diffusers_dedim.demo.protect import Protector, StepWatcher
 from diffusers_dedim.demo.scores import Score, ScoreScale
 from diffusers_dedim.evaluation.recogniser import Recogniser
 from diffusers_dedim.image_io import decode_photo
@@ -155,6 +157,48 @@ def test_stop_ends_the_run_of_its_session_only(path: str) -> None:
     handlers.stop("s")  # nothing runs: nothing happens
     handlers.protector.pipe.rounds = 1
     assert protect(handlers, path, [0]).data is not None
+
+
+def test_stop_reaches_a_run_that_is_on_its_way(path: str) -> None:
+    """Between the click on the button and the first step, or while others are before it."""
+    handlers = toy_handlers(lambda _: FACES[:1])
+    handlers.expect("s")
+    handlers.expect("s")  # a double click
+    handlers.stop("s")
+    with pytest.raises(DemoError, match=r"^Stopped\. The photo was not changed\.$"):
+        protect(handlers, path, [0])
+    handlers.expect("s")
+    assert protect(handlers, path, [0]).data is not None
+    handlers.expect("s")
+    handlers.leave("s")
+    assert not handlers._running
+
+
+def test_one_photo_at_a_time_also_for_programs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = toy_handlers(lambda _: FACES[:1], rounds=10**6, pause=0.001)  # it ends when it is stopped
+    waiting: list[str] = []
+
+    def report(share: float, words: str) -> None:
+        if words.startswith("Waiting"):
+            waiting.append(words)
+            handlers.stop("first")
+
+    with ThreadPoolExecutor(2) as pool:
+        handlers.expect("first")
+        first = pool.submit(protect, handlers, path, [0], session="first")
+        while not handlers.protector.pipe.keywords:
+            time.sleep(0.001)
+        handlers.protector.pipe.rounds = 1  # of those that come now
+        second = pool.submit(protect, handlers, path, [0], session="second", report=report)
+        with pytest.raises(DemoError, match="Stopped"):
+            first.result(60)
+        assert second.result(60).data is not None
+    assert set(waiting) == {"Waiting: 1 photo before this one"}
+    monkeypatch.setattr(handlers._line, "_longest", -1)
+    with pytest.raises(
+        DemoError, match=r"photos are waiting here already\. Please try again in some minutes\."
+    ):
+        handlers.protect_file(path, "fast", "standard")
 
 
 def test_a_run_that_takes_too_long_is_ended() -> None:

@@ -87,7 +87,7 @@ print(type(pipe).__name__, "diffusers_dedim.sampling" in sys.modules, float(out.
 def test_diffusers_loads_it_as_custom_pipeline(tmp_path: Path, pipe: Any) -> None:
     """In a fresh process, from a folder that any DDPMPipeline was saved to; the package's sampler is not imported."""
     DDPMPipeline(tiny_unet(), make_scheduler()).save_pretrained(tmp_path / "model")
-    arguments = [str(tmp_path / "model"), str(FILE), str(Path(__file__).parents[1])]
+    arguments = [str(tmp_path / "model"), "./examples/community/dedim.py", str(Path(__file__).parents[1])]
     environment = {
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "HF_HUB_OFFLINE": "1",
@@ -95,6 +95,7 @@ def test_diffusers_loads_it_as_custom_pipeline(tmp_path: Path, pipe: Any) -> Non
     }
     answer = subprocess.run(
         [sys.executable, "-c", LOAD, *arguments], check=True, capture_output=True, text=True, timeout=180,
+        cwd=FILE.parents[2],  # the path above is the documented one
         env={**environment, "PYTHONPATH": str(FILE.parents[2] / "src"), "HOME": str(tmp_path)},
     ).stdout.split()  # fmt: skip
     expected = pipe(

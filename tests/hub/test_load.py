@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from hub_runs import Dedim, run_fresh
-from hub_server import FakeHub
+import pytest
+from hub_runs import SECRETS, Dedim, run_fresh
+from hub_server import STRANGER, WRITER, FakeHub
 from numpy.typing import NDArray
 from safetensors.torch import load, save
+
+from diffusers_dedim import DeDiMPipeline
 
 COMMON = """
 import sys, numpy as np, torch
@@ -138,3 +141,29 @@ def test_everything_loads_in_fresh_processes_and_from_the_cache(
     run_fresh(FROM_CACHE, hub.url, home, "me/toy", old, where[1], HF_HUB_OFFLINE="1")
     assert hub.count("GET", "me/toy") == hub.count("HEAD", "me/toy") == 0
     run_fresh(FROM_CACHE, "http://127.0.0.1:9", home, "me/toy", old, where[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "text"),
+    [
+        ({"revision": "v9"}, WRITER, "v9 is not a valid git identifier"),
+        (
+            {},
+            None,
+            "me/toy is not a local folder and is not a valid model identifier",
+        ),  # 401: private, no token
+        ({}, STRANGER, "me/toy is not a local folder and is not a valid model identifier"),  # 404: not theirs
+        ({"variant": "bf16"}, WRITER, "does not appear to have a file named"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, str], token: str | None,
+    text: str,
+) -> None:  # fmt: skip
+    """In diffusers' own words: the unknown revision, the unknown or hidden repository, the missing variant."""
+    files = {"model_index.json": b"{}", "face_encoder/config.json": b"{}"}
+    hub.add("model", "me/toy", files, private=True)
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    with pytest.raises(OSError, match=text) as caught:
+        DeDiMPipeline.from_pretrained("me/toy", cache_dir=tmp_path, **options)
+    assert not [secret for secret in SECRETS if secret in str(caught.value)]

@@ -18,13 +18,12 @@ _DESCRIPTION = (
 )
 
 
-def add_api(handlers: DemoHandlers, cache_dir: str, queue_name: str) -> None:
+def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
     """Add the endpoint to the page that is being built.
 
     Args:
         handlers: the page's actions.
         cache_dir: where results are written and deleted by age.
-        queue_name: shared with the page, so that one photo is protected at a time.
     """
 
     def protect(
@@ -44,8 +43,7 @@ def add_api(handlers: DemoHandlers, cache_dir: str, queue_name: str) -> None:
         protect,
         api_name="protect",
         api_description=_DESCRIPTION,
-        concurrency_limit=1,
-        concurrency_id=queue_name,
+        concurrency_limit=None,  # the handlers have a line, which it shares with the page
     )
 
 

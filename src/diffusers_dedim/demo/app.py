@@ -11,15 +11,13 @@ import gradio as gr
 
 from diffusers_dedim.demo import events
 from diffusers_dedim.demo.api import add_api
-from diffusers_dedim.demo.handlers import DemoHandlers
+from diffusers_dedim.demo.handlers import QUEUE_SIZE, DemoHandlers
 from diffusers_dedim.demo.protect import STRENGTHS
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"
 DELETE_CACHE = (300, 1800)
 """Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results."""
-PROTECT_QUEUE = "protect"
-QUEUE_SIZE = 20
 
 INTRO = """# Make faces harder to match
 
@@ -122,7 +120,7 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
         _wire_photo(handlers, opened, upload, faces, settings, result)
         _wire_run(handlers, opened, faces, settings, result)
         demo.unload(events.leaving(handlers))
-        add_api(handlers, result.download.GRADIO_CACHE, PROTECT_QUEUE)
+        add_api(handlers, result.download.GRADIO_CACHE)
     demo.queue(max_size=QUEUE_SIZE)
     return demo
 
@@ -168,7 +166,7 @@ def _settings_card(presets: Sequence[str]) -> SettingsCard:
             hint = "Whoever searches has another photo. Drop one here to see how it compares"
             other = _photo_upload("other", hint, 200)
         run = gr.Button("Protect the chosen faces", variant="primary", elem_id="run")
-        stop = gr.Button("Stop", visible=False, elem_id="stop")
+        stop = gr.Button(events.STOP, visible=False, elem_id="stop")
         status = gr.HTML(elem_id="status")
     return SettingsCard(card, strength, preset, other, run, stop, status)
 
@@ -215,16 +213,17 @@ def _wire_photo(
 def _wire_run(
     handlers: DemoHandlers, opened: gr.State, faces: FacesCard, settings: SettingsCard, result: ResultCard
 ) -> None:
-    start = [settings.status, result.card, settings.run, settings.stop]
+    buttons = [settings.run, settings.stop, faces.back]
+    start = [settings.status, result.card, *buttons]
     outputs = [
         settings.status, result.card, result.verdict, result.slider, result.change, result.download,
-        result.scores, settings.run, settings.stop,
+        result.scores,
     ]  # fmt: skip
-    job = settings.run.click(events.started, None, start, queue=False, **_QUIET).then(
+    job = settings.run.click(events.starting(handlers), None, start, queue=False, **_QUIET).then(
         events.protecting(handlers, result.download.GRADIO_CACHE),
         [opened, faces.chosen, settings.preset, settings.strength, settings.other],
-        outputs, concurrency_limit=1, concurrency_id=PROTECT_QUEUE, **_QUIET,
+        outputs, concurrency_limit=None, **_QUIET,  # the handlers have a line of their own
     )  # fmt: skip
+    job.then(events.ended, None, buttons, queue=False, **_QUIET)
     job.then(None, js=SHOW_RESULT)
-    after = [settings.status, settings.run, settings.stop]
-    settings.stop.click(events.stopping(handlers), None, after, queue=False, cancels=[job], **_QUIET)
+    settings.stop.click(events.stopping(handlers), None, [settings.stop], queue=False, **_QUIET)

@@ -13,12 +13,13 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers, ResultView
+from diffusers_dedim.demo.line import STOPPED
 from diffusers_dedim.demo.photos import OpenedPhoto, draw_faces
 
 Updates = tuple[Any, ...]
 WAITING = "Waiting for its turn."
+STOP, STOPPING = "Stop", "Stopping"
 PROGRESS_SECONDS = 0.3
-STOPPED = "Stopped. The photo was not changed."
 
 
 def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
@@ -70,9 +71,23 @@ def redraw(opened: OpenedPhoto | None, chosen: Sequence[int]) -> Any:
     return gr.skip() if opened is None else draw_faces(opened, chosen)
 
 
-def started() -> Updates:
-    """Updates: status, result card, run and stop button."""
-    return texts.render_progress(0.0, WAITING), *_hidden(2), gr.update(visible=True)
+def starting(handlers: DemoHandlers) -> Callable[[gr.Request], Updates]:
+    """Updates: status, result card, the buttons run, stop and back."""
+
+    def on_start(request: gr.Request) -> Updates:
+        handlers.expect(str(request.session_hash))
+        stop = gr.update(visible=True, interactive=True, value=STOP)
+        return texts.render_progress(0.0, WAITING), *_hidden(2), stop, gr.update(interactive=False)
+
+    return on_start
+
+
+def ended() -> Updates:
+    """After every end of a run, good or bad; updates: the buttons run, stop and back.
+
+    Only this brings the run button back: before the run's last message has come Gradio would ignore a new one.
+    """
+    return gr.update(visible=True), gr.update(visible=False), gr.update(interactive=True)
 
 
 def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator[Updates]]:
@@ -82,7 +97,7 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
         handlers: the page's actions.
         cache_dir: where the file to download is written, and deleted by age.
 
-    Updates: status, result card, verdict, slider, change, download, scores, run and stop button.
+    Updates: status, result card, verdict, slider, change, download, scores.
     """
 
     def on_run(
@@ -97,9 +112,9 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
             )  # fmt: skip
             try:
                 while not wait([job], timeout=PROGRESS_SECONDS).done:
-                    yield texts.render_progress(*progress[0]), *(gr.skip(),) * 8
+                    yield texts.render_progress(*progress[0]), *(gr.skip(),) * 6
             finally:
-                handlers.stop(session)  # Gradio closes this generator where the user stops or leaves
+                handlers.stop(session)  # Gradio closes this generator where the user leaves
         try:
             yield _result(job.result(), cache_dir)
         except DemoError as error:
@@ -111,23 +126,24 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
 def _result(view: ResultView, cache_dir: str) -> Updates:
     return (
         "", gr.update(visible=True), view.verdict, (view.before, view.after), view.change,
-        _download(view, cache_dir), view.scores, gr.update(visible=True), gr.update(visible=False),
+        _download(view, cache_dir), view.scores,
     )  # fmt: skip
 
 
 def _no_result(sentence: str) -> Updates:
+    kind = "info" if sentence == STOPPED else "problem"
     return (
-        texts.render_message(sentence, "problem"), gr.update(visible=False), "", None, None,
-        gr.update(value=None, visible=False), "", gr.update(visible=True), gr.update(visible=False),
+        texts.render_message(sentence, kind), gr.update(visible=False), "", None, None,
+        gr.update(value=None, visible=False), "",
     )  # fmt: skip
 
 
-def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Updates]:
-    """Updates: status, run and stop button."""
+def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Any]:
+    """Tell the run; what the page shows then comes from the run itself. Updates: stop button."""
 
-    def on_stop(request: gr.Request) -> Updates:
+    def on_stop(request: gr.Request) -> Any:
         handlers.stop(str(request.session_hash))
-        return texts.render_message(STOPPED), gr.update(visible=True), gr.update(visible=False)
+        return gr.update(interactive=False, value=STOPPING)
 
     return on_stop
 
@@ -136,7 +152,7 @@ def leaving(handlers: DemoHandlers) -> Callable[[gr.Request], None]:
     """The page was closed: nobody waits for its run any more."""
 
     def on_leave(request: gr.Request) -> None:
-        handlers.stop(str(request.session_hash))
+        handlers.leave(str(request.session_hash))
 
     return on_leave
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from diffusers_dedim.demo import texts
+from diffusers_dedim.demo.line import Line
 from diffusers_dedim.demo.photos import (
     MAX_DEMO_PIXELS,
     OpenedPhoto,
@@ -23,6 +24,9 @@ from diffusers_dedim.demo.photos import (
 from diffusers_dedim.demo.protect import Progress, ProtectedPhoto, Protector
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.faces.find import FaceDetection
+
+QUEUE_SIZE = 20
+"""How many photos may wait for the one that is being protected."""
 
 
 class DemoError(Exception):
@@ -68,6 +72,7 @@ class DemoHandlers:
     presets: tuple[str, ...] = ("fast",)
     max_pixels: int = MAX_DEMO_PIXELS
     _detector_lock: threading.Lock = field(default_factory=threading.Lock)  # MTCNN keeps settings in itself
+    _line: Line = field(default_factory=lambda: Line(QUEUE_SIZE))
     _running: dict[str, threading.Event] = field(default_factory=dict)
 
     def open(self, path: str | os.PathLike[str]) -> OpenedView:
@@ -85,6 +90,12 @@ class DemoHandlers:
         if index is None or index not in opened.large:
             return sorted(chosen)
         return sorted(set(chosen) ^ {index})
+
+    def expect(self, session: str) -> None:
+        """A run of this session is on its way: from now on `stop` reaches it."""
+        known = self._running.get(session)
+        if known is None or known.is_set():
+            self._running[session] = threading.Event()
 
     def protect(
         self, opened: OpenedPhoto | None, chosen: Sequence[int], preset: str, strength: str,
@@ -107,10 +118,13 @@ class DemoHandlers:
             raise DemoError("The photo is not here any more; please choose it again.")
         if preset not in self.presets:
             raise DemoError(f"preset: expected one of {list(self.presets)}, got {preset!r}.")
-        stop = self._running[session] = threading.Event()
+        stop = self._running.setdefault(session, threading.Event())
         try:
             other, note = self._open_other(other_path)
-            result = self.protector(opened, chosen, preset, strength, other=other, report=report, stop=stop)
+            with self._line.turn(stop, report):
+                result = self.protector(
+                    opened, chosen, preset, strength, other=other, report=report, stop=stop
+                )
         except ValueError as error:  # DeDiMError is one
             raise DemoError(texts.explain(error)) from None  # the traceback would name the user's file
         except Exception as error:
@@ -145,10 +159,15 @@ class DemoHandlers:
         return view
 
     def stop(self, session: str) -> None:
-        """End the run of a session, if there is one, at its next step."""
+        """End the run of a session, if there is one: at its next step, or at once where it waits."""
         running = self._running.get(session)
         if running is not None:
             running.set()
+
+    def leave(self, session: str) -> None:
+        """The session has ended: stop its run, and expect none."""
+        self.stop(session)
+        self._running.pop(session, None)
 
     def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str) -> ResultView:
         unseen = self.protector.unseen

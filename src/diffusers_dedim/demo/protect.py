@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from diffusers_dedim.demo.line import STOPPED, StoppedError
 from diffusers_dedim.demo.photos import OpenedPhoto
 from diffusers_dedim.demo.scores import GUIDE_NAME, Score, face_scores
-from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.recogniser import Recogniser
 from diffusers_dedim.faces import Face
 from diffusers_dedim.image_io import decode_photo, encode_photo
@@ -29,10 +29,6 @@ STRENGTHS = {"gentler": 0.05, "standard": 0.0, "stronger": -0.05}
 PipelineCall = Callable[..., Any]
 Progress = Callable[[float, str], None]
 _SAME_FACE = 0.3  # of its size: as near as the detector takes two findings for one face
-
-
-class StoppedError(DeDiMError):
-    """The user stopped the run, or it took longer than the page allows."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class StepWatcher:
     ) -> dict[str, Tensor]:
         """Called by the sampler after every step."""
         if self._stop.is_set():
-            raise StoppedError("Stopped. The photo was not changed.")
+            raise StoppedError(STOPPED)
         if self._max_seconds is not None and time.monotonic() - self._start > self._max_seconds:
             raise StoppedError(
                 f"Stopped after {self._max_seconds:.0f} seconds, the longest this page computes for one photo; "
