@@ -16,7 +16,7 @@ from diffusers_dedim.callbacks import chain_callbacks
 from diffusers_dedim.components import check_embeddings
 from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.face_records import measure_faces
-from diffusers_dedim.faces import AlignedFace, Face, find_faces, landmark_mask, paste_back
+from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, landmark_mask, paste_back
 from diffusers_dedim.generators import child_generator
 from diffusers_dedim.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.presets import DeDiMPreset
@@ -138,6 +138,7 @@ def _enqueue(
         check_embeddings(pipe.face_encoder(x_org), len(faces))
         landmarks = pipe.landmarker(x_org)
         mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)
+        mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
         opened = _OpenPhoto(photo, faces, x_org, landmarks, mask)
         generators = [child_generator(photo.generator) for _ in faces]
     except Exception as error:

@@ -25,6 +25,7 @@ from diffusers_dedim.faces import (
     FaceDetector,
     LandmarkRegressor,
     find_faces,
+    inside_photo,
     landmark_mask,
     paste_back,
     whole_crop,
@@ -238,6 +239,9 @@ class DeDiMPipeline(ComposablePipeline):
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
         landmarks = self.landmarker(x_org)  # [N, 51, 2]
         mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)  # [N, 1, 112, 112]
+        mask = mask * torch.stack([inside_photo(face, photos[index].shape) for index, face in batch]).to(
+            device
+        )
         check_embeddings(self.face_encoder(x_org), len(batch))
         sample = self._sampler(settings, callback)(
             x_org, mask, max_rounds=settings.max_rounds, generators=generators

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
-from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face, align_face, estimate_similarity
+from diffusers_dedim.faces import (
+    ARCFACE_TEMPLATE,
+    Face,
+    align_face,
+    estimate_similarity,
+    inside_photo,
+    whole_crop,
+)
+from diffusers_dedim.faces.align import invert, warp
 
 
 def similarity(scale: float, degrees: float, shift: tuple[float, float]) -> NDArray[np.float64]:
@@ -132,3 +140,21 @@ def test_face_outside_the_photo_is_an_error() -> None:
 def test_photo_must_be_uint8(face: Face) -> None:
     with pytest.raises(TypeError, match="photo: expected a numpy array of dtype uint8, got float32"):
         align_face(np.zeros((50, 60, 3), dtype=np.float32), face)  # type: ignore[arg-type]
+
+
+def test_inside_the_photo_is_what_a_white_photo_on_black_shows() -> None:
+    """Against `warp` with a black surrounding: a pixel is inside where at least half of it is white."""
+    photo = np.full((90, 130, 3), 255, dtype=np.uint8)
+    face = Face((0.0, 0.0, 90.0, 90.0), apply(similarity(0.9, 20, (40, -15)), ARCFACE_TEMPLATE), 1.0)
+    aligned = align_face(photo, face)
+    white = warp(torch.ones(1, 90, 130), invert(aligned.to_crop), (112, 112), "bilinear", "zeros")
+    inside = inside_photo(aligned, photo.shape)
+    assert inside.shape == (1, 112, 112)
+    assert 0.2 < inside.mean() < 0.95
+    clear = (white < 0.2) | (white > 0.8)  # at a corner half of a pixel and half of its weight differ
+    torch.testing.assert_close(inside[clear], (white[clear] > 0.5).float(), rtol=0, atol=0)
+
+
+def test_a_whole_face_is_inside() -> None:
+    photo = np.zeros((112, 112, 3), dtype=np.uint8)
+    assert inside_photo(whole_crop(photo), photo.shape).all()

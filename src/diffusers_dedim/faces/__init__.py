@@ -1,6 +1,12 @@
 """Faces in photos: detect, align, locate landmarks, mask, and carry a change back."""
 
-from diffusers_dedim.faces.align import ARCFACE_TEMPLATE, align_face, estimate_similarity, whole_crop
+from diffusers_dedim.faces.align import (
+    ARCFACE_TEMPLATE,
+    align_face,
+    estimate_similarity,
+    inside_photo,
+    whole_crop,
+)
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
 from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, find_faces
@@ -23,6 +29,7 @@ __all__ = [
     "detect_faces",
     "estimate_similarity",
     "find_faces",
+    "inside_photo",
     "landmark_mask",
     "paste_back",
     "whole_crop",

@@ -127,6 +127,30 @@ def whole_crop(photo: NDArray[np.uint8]) -> AlignedFace:
     return align_face(photo, face)
 
 
+def inside_photo(aligned: AlignedFace, shape: tuple[int, ...]) -> Tensor:
+    """Mark the crop pixels that the photo reaches; the others repeat its edge and go nowhere when pasted back.
+
+    Args:
+        aligned: from `align_face`.
+        shape: of the photo it was cut from, ``(H, W, ...)``.
+
+    Returns:
+        ``[1, 112, 112]`` float32: 1 = the centre of the pixel lies on the photo, 0 = beyond its edge.
+
+    Example:
+        >>> face = Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE - [0, 20], 1.0)  # cut off at the top
+        >>> photo = np.zeros((112, 112, 3), dtype=np.uint8)
+        >>> inside_photo(align_face(photo, face), photo.shape).sum(dim=(0, 2))[18:22].tolist()
+        [0.0, 0.0, 112.0, 112.0]
+    """
+    (a, b, c), (d, e, f) = invert(aligned.to_crop)
+    rows, columns = np.mgrid[:CROP_SIZE, :CROP_SIZE]
+    x, y = a * columns + b * rows + c, d * columns + e * rows + f
+    limit = 0.5 + 1e-6  # a photo ends half a pixel beyond its last centres; rounding of the transform
+    inside = (x >= -limit) & (x <= shape[1] - 1 + limit) & (y >= -limit) & (y <= shape[0] - 1 + limit)
+    return torch.from_numpy(inside[None].astype(np.float32))
+
+
 def warp(
     source: Tensor,
     to_source: NDArray[np.float64],
