@@ -94,11 +94,13 @@ PRESETS: dict[str, DeDiMPreset] = {
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.01, foamliu 0.18, casia 0.13, dlib 0.05; PSNR 31.6,
-    # SSIM 0.922; 45 denoiser calls and 2.2 s a face on two cores; 109 of 110 faces below h.
     "fast": DeDiMPreset(
-        start_timestep=100, num_inference_steps=10, guidance="estimate", guidance_scale=0.015,
-        max_rounds=12, threshold=0.55, threshold_margin=0.06, mask_feather=4.0,
+        start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
+        max_rounds=12, threshold=0.5, threshold_margin=0.06, mask_feather=4.0,
+    ),
+    "strong": DeDiMPreset(
+        start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
+        max_rounds=20, threshold=0.42, threshold_margin=0.06, mask_feather=4.0,
     ),
 }  # fmt: skip
 
