@@ -79,7 +79,7 @@ def _root(
 def run(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos, or folders of photos.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
-    preset: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
+    preset: Annotated[str, typer.Option(help="fast, strong or paper.")] = "fast",
     weights: WeightsOption = None,
     seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,
     threshold: Annotated[

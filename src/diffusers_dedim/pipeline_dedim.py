@@ -161,7 +161,7 @@ class DeDiMPipeline(ComposablePipeline):
         Args:
             image: a photo or a list of photos of any size: PIL image of any mode, uint8 array ``[H, W, 3]`` or
                 ``[H, W]``, or float tensor ``[3, H, W]`` (or a batch of them) in [-1, 1].
-            preset: "fast", "paper" or a `DeDiMPreset`; the next five arguments override its values.
+            preset: "fast", "strong", "paper" or a `DeDiMPreset`; the next five arguments override its values.
             start_timestep: the paper's t_0. num_inference_steps: denoising steps a round.
             guidance_scale: s ("paper") or the size of a push ("fast"); 0 for no guidance.
             max_rounds: L. threshold: h, a probability strictly between 0 and 1.

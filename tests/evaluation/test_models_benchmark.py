@@ -154,7 +154,7 @@ def test_rates_all_against_all_count_each_pair_once(
     )
     models.measure_encoder(ToyEncoder(), pairs)
     assert seen == [
-        (PEOPLE, PEOPLE),
+        *[(PEOPLE, PEOPLE)] * 2,  # without and with the mirror image
         *[(PEOPLE, 190 - PEOPLE)] * 2,
     ]  # 20 images: 190 pairs, 10 of them genuine
 
