@@ -146,6 +146,7 @@ def test_other_embeddings_are_refused(reference: Any, text: str) -> None:
         check_embeddings(reference, 2)
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_compiled_once(pipe: DeDiMPipeline, crop: Pixels) -> None:
     """Not once a timestep: the timestep goes in as a tensor."""
     expected = protect(pipe, crop, num_inference_steps=8)

@@ -89,6 +89,7 @@ def plain_backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..
     return graph.forward
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_every_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_module = torch.nn.Module.compile
@@ -132,6 +133,7 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_schedulers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     load_example("compare_schedulers").main(["--max-rounds", "1"])

@@ -169,7 +169,7 @@ def test_small_faces_and_none(finding: DeDiMPipeline, photo: Pixels) -> None:
     [
         ("blur", r"method: expected one of \['original', 'gaussian-blur', .*got 'blur'"),
         ("fgsm:strong", "method: expected one of .*got 'fgsm:strong'"),
-        ("dedim:slow", r"method: expected a preset out of \['fast', 'paper'\], got 'dedim:slow'"),
+        ("dedim:slow", r"method: expected a preset out of \['fast', 'paper', 'strong'\], got 'dedim:slow'"),
         ("tip-im:mild", r"method: expected a preset out of \['published', 'strong', 'weak'\], got 'tip-im:mild'"),
         ("tip-im", r"targets: 'tip-im' needs photos of other people \(10 in the paper\)"),
         ("original@h=1", r"these two also with '@SETTING=NUMBER'\), got 'original@h=1'"),

@@ -84,6 +84,7 @@ print(type(pipe).__name__, "diffusers_dedim.sampling" in sys.modules, float(out.
 """
 
 
+@pytest.mark.slow
 def test_diffusers_loads_it_as_custom_pipeline(tmp_path: Path, pipe: Any) -> None:
     """In a fresh process, from a folder that any DDPMPipeline was saved to; the package's sampler is not imported."""
     DDPMPipeline(tiny_unet(), make_scheduler()).save_pretrained(tmp_path / "model")

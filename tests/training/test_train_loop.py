@@ -224,6 +224,7 @@ def test_accumulated_batches_make_one_step(tmp_path: Path) -> None:
     same_weights(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_accumulation_resumes_to_the_same_weights(tmp_path: Path) -> None:
     settings = {"batch_size": 2, "gradient_accumulation_steps": 2}
     run(tmp_path / "whole", **settings)

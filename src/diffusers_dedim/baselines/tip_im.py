@@ -16,6 +16,8 @@ from diffusers_dedim.baselines.diversity import random_warps, warp_images
 from diffusers_dedim.baselines.levels import check_attack, check_epsilon, epsilon_ball, from_levels, to_levels
 from diffusers_dedim.baselines.mmd import maximum_mean_discrepancy
 
+_CANDIDATES_AT_A_TIME = 32  # more do not fit a processor's caches: 90 at once took a third longer each
+
 
 @dataclass(frozen=True)
 class TipImPreset:
@@ -124,7 +126,9 @@ def apply_tip_im(
         velocities = settings.momentum * velocity[:, None] + normalise_mean(gradients)
         steps = l2_step(velocities, settings.step_size)
         candidates = torch.clamp(levels[:, None] - steps, low[:, None], high[:, None])
-        embeddings = face_encoder(from_levels(candidates.flatten(0, 1))).unflatten(0, candidates.shape[:2])
+        parts = candidates.flatten(0, 1).split(_CANDIDATES_AT_A_TIME)
+        embeddings = torch.cat([face_encoder(from_levels(part)) for part in parts])
+        embeddings = embeddings.unflatten(0, candidates.shape[:2])
         best = candidate_gain(embeddings, reference, targets).argmax(1)  # the greedy choice, [N]
         faces = torch.arange(len(best), device=best.device)
         levels, velocity = candidates[faces, best], velocities[faces, best]
