@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._common import environment, number
-from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser, embed_faces, protect_probes
 from diffusers_dedim.evaluation.intervals import Estimate
 from diffusers_dedim.evaluation.methods import make_method
@@ -42,13 +40,6 @@ class Protected:
     reached: NDArray[np.bool_]
     similarity: NDArray[np.float64]
     seconds: float
-
-
-def open_pipeline(options: argparse.Namespace, load: Callable[[], Any] | None) -> Any:
-    """Make the pipeline: ``load``'s, or that of ``--weights`` or the bundled one; on ``--device``, without bars."""
-    pipe = (load or (lambda: DeDiMPipeline.from_pretrained(options.weights)))().to(options.device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def crop_probes(crops: FaceCrops, rows: Sequence[int]) -> list[Probe]:

@@ -12,7 +12,6 @@ person's (ties go to the searcher); intervals are bootstrap 95 % over people.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,17 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._common import SHARED, environment, number
 from benchmarks._crops import (
     Pixels,
     Protected,
     choose_strangers,
     interval,
-    open_pipeline,
     protect_once,
     to_crops,
 )
-from benchmarks.main_job import WHITE
+from benchmarks._run import WHITE, run_benchmark
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -44,7 +42,6 @@ from diffusers_dedim.evaluation import (
     central_face,
     embed_gallery,
     genuine_ranks,
-    load_recogniser,
     prepare_probes,
     rank_k_rate,
     read_protocol,
@@ -99,13 +96,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        pipe = open_pipeline(options, load_pipeline)
-        recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
-        results = run_adaptive(pipe, recognisers, options)
-    print_results(results, "benchmarks.adaptive", words, options.json)
+    run_benchmark("benchmarks.adaptive", _parse, run_adaptive, arguments, load_pipeline)
 
 
 def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:

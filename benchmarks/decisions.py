@@ -10,7 +10,6 @@ alone; progress goes to standard error. One seed and a few faces: it tells apart
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import sys
 import warnings
@@ -25,9 +24,9 @@ import numpy as np
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from benchmarks._common import SHARED, environment, number, print_results
-from benchmarks._crops import open_pipeline
-from benchmarks.main_job import BLACK_BOXES, WHITE
+from benchmarks._common import SHARED, environment, number
+from benchmarks._run import run_benchmark
+from benchmarks.main_job import BLACK_BOXES
 from diffusers_dedim import IdentityGuidance
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -36,7 +35,6 @@ from diffusers_dedim.evaluation import (
     Recogniser,
     embed_gallery,
     evaluate_probes,
-    load_recogniser,
     prepare_probes,
     read_protocol,
 )
@@ -107,13 +105,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        pipe = open_pipeline(options, load_pipeline)
-        recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
-        results = run_decisions(pipe, recognisers, options)
-    print_results(results, "benchmarks.decisions", words, options.json)
+    run_benchmark("benchmarks.decisions", _parse, run_decisions, arguments, load_pipeline)
 
 
 def run_decisions(

@@ -10,8 +10,6 @@ A similarity is the cosine of the protected crop to the original; each recognise
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._common import SHARED, environment, number, print_results
-from benchmarks._crops import Pixels, Protected, crop_probes, interval, open_pipeline, protect_once, to_crops
+from benchmarks._common import SHARED, environment, number
+from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
 from benchmarks._pairs import spread
+from benchmarks._run import run_benchmark
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Probe,
     Recogniser,
     embed_faces,
-    load_recogniser,
     mean_ssim,
     psnr,
 )
@@ -48,12 +46,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        pipe = open_pipeline(options, load_pipeline)
-        results = run_fairness(pipe, [load_recogniser(spec) for spec in options.black_box], options)
-    print_results(results, "benchmarks.fairness", words, options.json)
+    run_benchmark("benchmarks.fairness", _parse, run_fairness, arguments, load_pipeline, white=False)
 
 
 def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:

@@ -10,9 +10,7 @@ searcher). The panel shows faces of the data set: keep it out of git.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import ROOT, SHARED, environment, number, print_results
+from benchmarks._common import ROOT, SHARED, environment, number
+from benchmarks._run import WHITE, run_benchmark
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
@@ -30,7 +29,6 @@ from diffusers_dedim.evaluation import (
     Recogniser,
     embed_gallery,
     evaluate_probes,
-    load_recogniser,
     make_panel,
     prepare_probes,
     read_protocol,
@@ -40,7 +38,6 @@ from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.evaluation.retrieval import rank_k_rate
 from diffusers_dedim.faces import FaceDetector
 
-WHITE = "white"
 BLACK_BOXES = (
     f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
     f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
@@ -56,14 +53,7 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; the bundled `DeDiMPipeline` by default. Tests put a fake here.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        pipe = (load_pipeline or _load_bundled)().to(options.device)
-        pipe.set_progress_bar_config(disable=True)
-        recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
-        results = run_main_job(pipe, recognisers, options)
-    print_results(results, "benchmarks.main_job", words, options.json)
+    run_benchmark("benchmarks.main_job", _parse, run_main_job, arguments, load_pipeline or _load_bundled)
 
 
 def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:

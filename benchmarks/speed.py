@@ -35,6 +35,7 @@ from benchmarks import main_job
 from benchmarks._common import ROOT, SHARED, environment, number, print_results
 from benchmarks._measure import matmul_rate, peak_memory
 from benchmarks._rounds import crops_of, measure_batches, measure_literal
+from benchmarks._run import WHITE
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
@@ -114,7 +115,7 @@ def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) ->
 def _prepare(pipe: Any, options: argparse.Namespace) -> Experiment:
     _say("gallery and probes")
     recognisers = [
-        Recogniser.of(main_job.WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)
+        Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)
     ]  # fmt: skip
     protocol = read_protocol(options.data).take_probes(options.probes)
     detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
@@ -186,9 +187,9 @@ def _evaluate(
         )  # fmt: skip
     panel = options.panels / f"speed_{name}.png"
     main_job._write_panel(experiment.probes, scores, panel)
-    black = {key: number(rate) for key, rate in scores.rank1.items() if key != main_job.WHITE}
+    black = {key: number(rate) for key, rate in scores.rank1.items() if key != WHITE}
     return {
-        "rank1_white": number(scores.rank1[main_job.WHITE]),
+        "rank1_white": number(scores.rank1[WHITE]),
         "rank1_black": black,
         **main_job._summary(protection, scores),
         **memory,

@@ -15,7 +15,7 @@ import toy_experiment as toy
 from PIL import Image
 from toys import ToyEncoder
 
-from benchmarks import _crops, adaptive, fairness
+from benchmarks import _crops, _run, adaptive, fairness
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
@@ -64,10 +64,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (adaptive, fairness):
-        monkeypatch.setattr(
-            module, "load_recogniser", lambda name: Recogniser.of(name, ToyEncoder(seed=int(name[-1])))
-        )
+    monkeypatch.setattr(
+        _run, "load_recogniser", lambda name: Recogniser.of(name, ToyEncoder(seed=int(name[-1])))
+    )
     monkeypatch.setattr(adaptive, "FaceDetector", lambda device: toy.detect)
 
 
@@ -145,7 +144,7 @@ def test_a_recogniser_that_frames_faces_itself_is_refused(attack, monkeypatch: p
         def embed_photo(self, photo: np.ndarray, face: Face) -> None:
             raise NotImplementedError
 
-    monkeypatch.setattr(adaptive, "load_recogniser", lambda name: Recogniser.of(name, Framing()))
+    monkeypatch.setattr(_run, "load_recogniser", lambda name: Recogniser.of(name, Framing()))
     with pytest.raises(ValueError, match=r"--black-box: \['dlib'\] frame faces in whole photos"):
         attack("--black-box", "dlib")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import toy_experiment as toy
 
-from benchmarks import decisions
+from benchmarks import _run, decisions
 from diffusers_dedim import DeDiMPipeline, make_scheduler
 from diffusers_dedim.evaluation import Recogniser
 from diffusers_dedim.presets import PRESETS
@@ -24,7 +24,7 @@ def run(
 ):
     monkeypatch.setitem(PRESETS, "paper", replace(PRESETS["paper"], num_inference_steps=2))
     monkeypatch.setattr(decisions, "FaceDetector", lambda device: toy.detect)
-    monkeypatch.setattr(decisions, "load_recogniser", lambda name: Recogniser(name, toy.MeanColour(), name))
+    monkeypatch.setattr(_run, "load_recogniser", lambda name: Recogniser(name, toy.MeanColour(), name))
     pipe.face_detector = lambda photo: [toy.CENTRAL]
     data = toy.write_experiment(tmp_path / "e.parquet", PEOPLE, PEOPLE)
 

@@ -7,15 +7,13 @@ import pytest
 import toy_experiment as toy
 from PIL import Image
 
-from benchmarks import main_job
+from benchmarks import _run, main_job
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(main_job, "FaceDetector", lambda device: toy.detect)
-    monkeypatch.setattr(
-        main_job, "load_recogniser", lambda name: main_job.Recogniser(name, toy.MeanColour(), name)
-    )
+    monkeypatch.setattr(_run, "load_recogniser", lambda name: _run.Recogniser(name, toy.MeanColour(), name))
     data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green", "blue"], ["red", "green", "blue"])
 
     def call(*words: str) -> tuple[dict, toy.SwapColours]:

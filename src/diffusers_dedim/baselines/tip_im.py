@@ -126,9 +126,9 @@ def apply_tip_im(
         velocities = settings.momentum * velocity[:, None] + normalise_mean(gradients)
         steps = l2_step(velocities, settings.step_size)
         candidates = torch.clamp(levels[:, None] - steps, low[:, None], high[:, None])
-        parts = candidates.flatten(0, 1).split(_CANDIDATES_AT_A_TIME)
+        parts = torch.split(candidates.flatten(0, 1), _CANDIDATES_AT_A_TIME)
         embeddings = torch.cat([face_encoder(from_levels(part)) for part in parts])
-        embeddings = embeddings.unflatten(0, candidates.shape[:2])
+        embeddings = torch.unflatten(embeddings, 0, candidates.shape[:2])
         best = candidate_gain(embeddings, reference, targets).argmax(1)  # the greedy choice, [N]
         faces = torch.arange(len(best), device=best.device)
         levels, velocity = candidates[faces, best], velocities[faces, best]
