@@ -156,10 +156,12 @@ def test_webdataset_in(cluster, tmp_path: Path) -> None:
 
 
 KILLED = """
+import os
 import sys
 sys.path[:0] = sys.argv[3:]
 import time
 from pathlib import Path
+import ray
 from fake_pipeline import FakePipeline
 from diffusers_dedim.ray import run_ray
 from diffusers_dedim.run_batch import RunSettings
@@ -167,6 +169,8 @@ class Slow(FakePipeline):
     def __call__(self, photos, **keywords):
         time.sleep(0.5)
         return super().__call__(photos, **keywords)
+paths = {"PYTHONPATH": os.pathsep.join(sys.argv[3:]), "OMP_NUM_THREADS": "1"}
+ray.init(log_to_driver=False, runtime_env={"env_vars": paths})  # the cluster that RAY_ADDRESS names
 run_ray([Path(sys.argv[1])], Path(sys.argv[2]), RunSettings(seed=1), Slow, workers=2, rows_at_a_time=2,
         on_done=lambda record: print(record.name, flush=True))
 """

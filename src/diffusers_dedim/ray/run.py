@@ -68,7 +68,7 @@ def run_ray(
     Raises:
         ImportError: Ray is not installed.
         ValueError: a number is below 1, or the output is of another kind.
-        RunError: inputs or output folder do not allow the run, or an id occurs twice.
+        RunError: inputs or output folder do not allow the run, an id occurs twice, or a table or archive gave no photo.
     """
     for name, value in (("workers", workers), ("rows_at_a_time", rows_at_a_time)):
         if value < 1:
@@ -89,6 +89,10 @@ def run_ray(
         output, batch_size, rows_at_a_time,
     )  # fmt: skip
     records = {**finished, **_collect(stages, manifest, on_done)}
+    if (
+        not records and known is None
+    ):  # Ray passes over what it cannot read, as one bad block must not end a run
+        raise RunError(f"{inputs[0]}: no photo came out of the inputs; is it a whole file of its kind?")
     lost = [name for name in known or () if name not in records]
     for name in lost:
         records[name] = PhotoRecord(name, "error", "its worker died each time")

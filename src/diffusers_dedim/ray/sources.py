@@ -55,7 +55,7 @@ def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path) -> tuple[Any,
         )
     names = [str(path.resolve()) for path in paths]
     if kinds == {".tar"}:
-        return data.read_webdataset(names, decoder=False).map(_from_webdataset), None
+        return data.read_webdataset(names, decoder=None).map(_from_webdataset), None
     table = data.read_parquet(names)
     return table.map(_from_table(table.schema().names, names[0])), None
 
