@@ -194,16 +194,7 @@ class DeDiMPipeline(ComposablePipeline):
             max_rounds=max_rounds,
             threshold=threshold,
         )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
-        if small_faces not in ("error", "skip"):
-            raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
-        if aligned and select_faces is not None:
-            raise ValueError(
-                "select_faces: needs faces to choose from, and aligned=True detects none; drop one."
-            )
+        _check_call(output_type, batch_size, small_faces, aligned and select_faces is not None)
         photos = to_pixel_list(image)
         generators = photo_generators(generator, len(photos))
         found: list[tuple[int, AlignedFace]] = []
@@ -270,3 +261,15 @@ class DeDiMPipeline(ComposablePipeline):
         # a tensor: torch.compile would compile anew for every whole number
         eps: Tensor = self.unet(x_t, torch.tensor(timestep, device=x_t.device)).sample
         return eps.float()
+
+
+def _check_call(output_type: str, batch_size: int, small_faces: str, chooses_among_none: bool) -> None:
+    """Refuse what `DeDiMPipeline.__call__` cannot do, before any face is looked for."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
+    if small_faces not in ("error", "skip"):
+        raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
+    if chooses_among_none:
+        raise ValueError("select_faces: needs faces to choose from, and aligned=True detects none; drop one.")

@@ -29,7 +29,7 @@ Transform = Callable[[list[Pixels]], list[Pixels]]
 
 BLUR_SIGMA = 1.0  # photo px
 PURIFY_TIMESTEPS = (50, 100, 200)  # half, once and twice the paper's t_0
-_STEP_STRIDE = 10  # one denoiser call for each ten of the paper's t, as the preset "fast" has
+_STEP_STRIDE = 10  # one denoiser call for each ten of the paper's t
 _CROPS_AT_ONCE = 16
 
 
