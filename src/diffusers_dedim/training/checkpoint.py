@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusers_dedim.training.config import LoopConfig
 
-_FIXED_SETTINGS = {"batch_size": None, "gradient_accumulation_steps": 1, "seed": None}  # older files lack one
+_FIXED_SETTINGS = {"batch_size": None, "gradient_accumulation_steps": 1, "seed": None, "optimizer": "adamw"}  # older files lack one
 
 
 def check_run(

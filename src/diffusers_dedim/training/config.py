@@ -40,7 +40,8 @@ class LoopConfig:
     batch_size: int = setting(32, "Images in memory at once.")
     gradient_accumulation_steps: int = setting(1, "Batches whose gradients are averaged into one step.")
     learning_rate: float = setting(1e-3, "Peak learning rate.")
-    weight_decay: float = setting(1e-4, "Weight decay of AdamW.")
+    optimizer: str = setting("adamw", "adamw, or muon (needs timm).")
+    weight_decay: float = setting(1e-4, "Weight decay.")
     warmup_steps: int = setting(100, "Steps until the peak.")
     ema_decay: float = setting(0.999, "Decay of the averaged weights, which are what is saved.")
     grad_clip: float = setting(1.0, "Largest norm of the gradient.")
@@ -64,6 +65,7 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         _one_of("precision", self.precision, ("no", "bf16", "fp16"))
+        _one_of("optimizer", self.optimizer, ("adamw", "muon"))
 
 
 @dataclass(frozen=True)

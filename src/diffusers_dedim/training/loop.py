@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from diffusers_dedim.errors import TrainingDivergedError
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
 from diffusers_dedim.training.config import PATH_SETTINGS, LoopConfig
+from diffusers_dedim.training.optimizer import make_optimizer
 
 Batch = dict[str, Tensor]
 
@@ -114,11 +115,8 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
     accelerator = _accelerator(config)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", record)
-    optimizer = torch.optim.AdamW(
-        task.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
     task.model.to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(task.model, optimizer)
+    model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, config))
     ema = EMAModel(task.model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     progress = Progress()
     accelerator.register_for_checkpointing(ema, progress)
