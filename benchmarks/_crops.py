@@ -107,7 +107,7 @@ def protect_once(
     """
 
     def make() -> dict[str, NDArray[Any]]:
-        with _whole_crops(pipe) if aligned else contextlib.nullcontext():
+        with whole_crops(pipe) if aligned else contextlib.nullcontext():
             done = protect_probes(make_method(method, pipe, seed=seed, targets=targets), probes, batch_size)
         faces: Sequence[Any] = done.faces
         return {
@@ -137,7 +137,7 @@ def protect_once(
 
 
 @contextlib.contextmanager
-def _whole_crops(pipe: Any) -> Iterator[None]:
+def whole_crops(pipe: Any) -> Iterator[None]:
     """Let every method that asks the pipeline's detector take a crop for the face that it is."""
     detector, pipe.face_detector = pipe.face_detector, lambda photo: [whole_crop(photo).face]
     try:

@@ -1,4 +1,4 @@
-"""benchmarks.adaptive and benchmarks.fairness, with colours for people and toy recognisers."""
+"""benchmarks.adaptive, benchmarks.fairness and benchmarks.settings, with colours for people and toy recognisers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import toy_experiment as toy
 from PIL import Image
 from toys import ToyEncoder
 
-from benchmarks import _crops, _run, adaptive, fairness
+from benchmarks import _crops, _run, adaptive, fairness, settings
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
@@ -259,3 +259,29 @@ def test_faces_that_did_not_change_have_no_psnr() -> None:
     assert values["changed"].tolist() == [0, 1]
     assert np.isnan(values["psnr"][0])
     assert np.isfinite(values["psnr"][1])
+
+
+def test_settings_are_compared_on_the_same_adults(
+    faces: Path, tmp_path: Path, pipe: DeDiMPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["dedim@num_inference_steps=2+L=1", "dedim@num_inference_steps=2+L=2"]
+    words = [*names, "--data", faces, "--faces", 4, "--black-box", "toy1", "--panel", tmp_path / "p"]
+    detector = pipe.face_detector
+    settings.main(list(map(str, [*words, "--json", tmp_path / "r.json"])), load_pipeline=lambda: pipe)
+    results = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "r.json").read_text()) == results
+    assert [method["method"] for method in results["methods"]] == names
+    for method, rounds in zip(results["methods"], (1, 2), strict=True):
+        assert set(method["similarity"]) == {"white", "toy1"}
+        assert method["unet_calls_per_face"] <= 2 * rounds
+        assert method["ssim"] < 1
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [f"{name}.png" for name in names]
+    assert pipe.face_detector is detector
+    assert results["command"].startswith("python -m benchmarks.settings dedim@")
+
+
+def test_settings_take_adults_alone_and_say_when_there_are_too_few(faces: Path) -> None:
+    adults = list(range(2, PEOPLE))  # row 0 is a child, row 1 of unknown age
+    assert settings.choose_faces(faces, PEOPLE - 2) == adults
+    with pytest.raises(ValueError, match=r"--faces: .* has 10 filled crops of adults, too few for 11"):
+        settings.choose_faces(faces, PEOPLE - 1)

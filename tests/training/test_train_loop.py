@@ -86,7 +86,7 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     ("changes", "named"),
     [({"batch_size": 3}, "batch_size"), ({"seed": 1}, "seed"), ({"width": 5}, "model"),
      ({"width": 5, "seed": 1}, "model, seed"), ({"rows": 13}, "data"), ({"crop_size": 112}, "crop_size"),
-     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps")],
+     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"), ({"optimizer": "muon"}, "optimizer")],
 )  # fmt: skip
 def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     run(tmp_path, max_steps=1)
@@ -179,6 +179,7 @@ def test_settings_are_written_in_one_move(tmp_path: Path, monkeypatch: pytest.Mo
         ({"max_steps": 0}, "max_steps: expected at least 1, got 0."),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0."),
         ({"precision": "int8"}, "precision: expected 'no', 'bf16' or 'fp16', got 'int8'."),
+        ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'."),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], text: str) -> None:

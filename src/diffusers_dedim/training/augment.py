@@ -64,7 +64,9 @@ def augment(images: Tensor, generator: torch.Generator, *, mix_share: float = 0.
     images, _ = random_similarity(
         images, images.new_zeros(len(images), 0, 2), generator, max_shift=3, max_scale=0.06, max_degrees=5
     )
-    images = torch.lerp(images, images.roll(1, 0), torch.where(draw.chance(mix_share), draw.uniform(0, 0.5), 0.0))
+    images = torch.lerp(
+        images, images.roll(1, 0), torch.where(draw.chance(mix_share), draw.uniform(0, 0.5), 0.0)
+    )
     images = _soften(_relight(images, draw), draw)
     for share in (0.25, 0.1):
         images = _cover(images, covers, draw, share)

@@ -14,7 +14,8 @@ from torch import nn
 
 from diffusers_dedim.training.config import LoopConfig
 
-_FIXED_SETTINGS = {"batch_size": None, "gradient_accumulation_steps": 1, "seed": None, "optimizer": "adamw"}  # older files lack one
+# with what is assumed where an older file lacks one
+_FIXED_SETTINGS = {"batch_size": None, "gradient_accumulation_steps": 1, "seed": None, "optimizer": "adamw"}
 
 
 def check_run(

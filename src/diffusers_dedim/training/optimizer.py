@@ -21,7 +21,8 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
     if config.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     timm = import_extra("timm.optim", "--optimizer muon", 'pip install "diffusers-dedim[train]"')
-    mixing, others = [], []
+    mixing: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for weight in model.parameters():
         # depthwise convolutions mix nothing: one row of weights a channel
         mixes = weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16 and weight.shape[1] > 1

@@ -13,7 +13,9 @@ _HEAD = (40.0, 34.0, 44.0)  # pixels: height, and spread along x and y, of a smo
 _NOSE = (7.0, 8.0, 9.0, 5.0)  # height, spreads, and how far below the centre the tip lies
 
 
-def turn_heads(images: Tensor, generator: torch.Generator, *, share: float, yaw: float, pitch: float) -> Tensor:
+def turn_heads(
+    images: Tensor, generator: torch.Generator, *, share: float, yaw: float, pitch: float
+) -> Tensor:
     """Turn and tilt heads as if the camera had moved, and align them to the five-point template again.
 
     Training crops of strongly turned heads are missing from the data; photos hold many. The depth is the same
@@ -36,7 +38,9 @@ def turn_heads(images: Tensor, generator: torch.Generator, *, share: float, yaw:
     points = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float32).expand(count, -1, -1) - torch.tensor(_CENTRE)
     turned = _rotate(points, draw)
     row = torch.linspace(0, size - 1, size // 2 + 1)  # the field is smooth: every other pixel is enough
-    pixels = torch.stack(torch.meshgrid(row, row, indexing="xy"), -1).reshape(1, -1, 2) - torch.tensor(_CENTRE)
+    pixels = torch.stack(torch.meshgrid(row, row, indexing="xy"), -1).reshape(1, -1, 2) - torch.tensor(
+        _CENTRE
+    )
     seen = _similarity(points, turned, pixels.expand(count, -1, -1))
     source = (_unrotate(seen, draw) + torch.tensor(_CENTRE)).reshape(count, len(row), len(row), 2)
     field = nn.functional.interpolate(
