@@ -33,6 +33,8 @@ def exif_with_gps(orientation: int = 6) -> Image.Exif:
     exif[Base.Orientation] = orientation
     exif[700] = b"xpacket secret"
     exif.get_ifd(IFD.Exif)[Base.MakerNote] = b"Maker secret"
+    exif.get_ifd(IFD.Exif)[Base.UserComment] = b"comment secret"
+    exif.get_ifd(IFD.Exif)[0xC7A1] = b"vendor secret"
     exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = "2024:05:06 07:08:09"
     exif.get_ifd(IFD.GPSInfo)[29] = "GPS secret"
     return exif

@@ -60,11 +60,22 @@ def test_overrides_replace_and_none_keeps() -> None:
         ({"threshold": float("nan")}, "threshold: expected a probability strictly between 0 and 1"),
         ({"max_rounds": 0}, "max_rounds: expected a whole number of at least 1, got 0."),
         ({"guidance_scale": -1}, "guidance_scale: expected a finite number of 0 or more, got -1."),
+        (
+            {"guidance": "log-probability"},
+            "guidance: expected 'log_probability' or 'estimate', got 'log-probability'.",
+        ),
     ],
 )
 def test_out_of_range_is_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         resolve_preset("paper", **changes)
+
+
+def test_a_small_threshold_is_its_own_limit_for_the_margin() -> None:
+    assert resolve_preset("fast", threshold=0.3).threshold_margin == PRESETS["fast"].threshold_margin
+    assert resolve_preset("fast", threshold=0.05).sampler_threshold == pytest.approx(0.025)
+    with pytest.raises(ValueError, match="threshold_margin: expected 0 or more and less than the threshold"):
+        resolve_preset("fast", threshold=0.05, threshold_margin=0.06)  # where both were asked for
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -55,3 +55,14 @@ def test_a_run_writes_what_the_pipeline_gives_and_names_the_rest(
         assert abs(written.astype(int) - alone.images[0]).max() <= 1
         assert record.faces[0].probability == pytest.approx(alone.faces[0].probability, abs=1e-4)
     assert FolderRun([source], tmp_path / "out", settings, resume=True).pending[0].name == "torn.png"
+
+
+def test_faces_that_were_skipped_are_noted(pipe: DeDiMPipeline, source: Path, tmp_path: Path) -> None:
+    pipe.face_detector = lambda photo: [face_at(0, 0, 112), face_at(60, 60, 30)]
+    settings = RunSettings(preset="tiny", small_faces="skip")
+    result = FolderRun([source / "0.png"], tmp_path / "out", settings).execute(pipe)
+    (record,) = result.protected
+    assert record.notes == ("1 of 2 faces are smaller than 40 px and were left UNPROTECTED",)
+    assert len(record.faces) == 1
+    refused = FolderRun([source / "1.png"], tmp_path / "out2", RunSettings(preset="tiny")).execute(pipe)
+    assert [record.status for record in refused.records] == ["face_too_small"]

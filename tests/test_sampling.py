@@ -66,6 +66,33 @@ def run(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"mask": torch.ones(3, SIZE, SIZE)},
+            r"mask: expected \[3, 1, 12, 12\] for these crops, got \[3, 12, 12\]",
+        ),
+        ({"mask": torch.ones(1, 1, SIZE, SIZE)}, r"mask: expected \[3, 1, 12, 12\] .* got \[1, 1, 12, 12\]"),
+        ({"mask": torch.ones(3, 3, SIZE, SIZE)}, r"mask: expected \[3, 1, 12, 12\]"),
+        (
+            {"mask": torch.full((3, 1, SIZE, SIZE), 255.0)},
+            r"mask: expected values in \[0, 1\], got 255 to 255",
+        ),
+        ({"mask": torch.full((3, 1, SIZE, SIZE), torch.nan)}, r"mask: expected values in \[0, 1\], got nan"),
+        ({"x_org": torch.zeros(3, SIZE, SIZE)}, r"x_org: expected crops \[N, 3, H, W\], got \[3, 12, 12\]"),
+        ({"threshold": 1.0}, "threshold: expected a probability strictly between 0 and 1, got 1.0"),
+        ({"threshold": torch.nan}, "threshold: expected a probability"),
+        ({"max_rounds": 0}, "max_rounds: expected at least 1, got 0"),
+        ({"seeds": (1, 2)}, "generators: expected one for each of the 3 faces, got 2"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], text: str) -> None:
+    x_org, mask = faces(3)
+    with pytest.raises(ValueError, match=text):
+        run(**{"x_org": x_org, "mask": mask, "seeds": (1, 2, 3), **changes})
+
+
 def algorithm_2(
     x_org: Tensor, mask: Tensor, encoder: nn.Module, generator: torch.Generator,
     t_0: int, s: float, rounds: int, h: float,

@@ -159,7 +159,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
 ) -> None:
     """Draw faces of nobody from the diffusion model (Algorithm 1) into one picture."""
-    with _plain_errors():
+    with plain_errors("Stopped; no picture was written."):
         if out.suffix.lower() != ".png":
             raise DeDiMError(f"{out}: the picture is written as PNG; give a name that ends in .png")
         if out.exists() and not overwrite:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -125,20 +122,19 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
     if data[4:8] == b"ftyp" and data[8:12] in _UNSUPPORTED_BRANDS:
         kind = _UNSUPPORTED_BRANDS[data[8:12]]
         raise UnreadablePhotoError(f"{kind} photos are not supported; convert it to JPEG or PNG first")
-    with _pillow_limit(max_pixels):
-        try:
-            with Image.open(BytesIO(data), formats=_READ_FORMATS) as image:
-                _check_size_and_frames(image, max_pixels)
-                return photo_from_image(image)
-        except UnreadablePhotoError:
-            raise
-        except UnidentifiedImageError as error:
-            known = "JPEG, PNG, WebP, TIFF, BMP, GIF"
-            raise UnreadablePhotoError(f"not a photo in a known format ({known})") from error
-        except Image.DecompressionBombError as error:
-            raise UnreadablePhotoError(f"too large, limit {max_pixels} pixels: {error}") from error
-        except Exception as error:  # Pillow's decoders raise almost any type on damaged files
-            raise UnreadablePhotoError(f"damaged or truncated ({error})") from error
+    try:
+        with _open(data) as image:
+            _check_size_and_frames(image, max_pixels)
+            return photo_from_image(image)
+    except UnreadablePhotoError:
+        raise
+    except UnidentifiedImageError as error:
+        known = "JPEG, PNG, WebP, TIFF, BMP, GIF"
+        raise UnreadablePhotoError(f"not a photo in a known format ({known})") from error
+    except Image.DecompressionBombError as error:  # a GIF whose later frames are larger
+        raise UnreadablePhotoError(f"too large, limit {max_pixels} pixels: {error}") from error
+    except Exception as error:  # Pillow's decoders raise almost any type on damaged files
+        raise UnreadablePhotoError(f"damaged or truncated ({error})") from error
 
 
 def photo_from_image(image: Image.Image) -> Photo:
@@ -260,15 +256,14 @@ def _check_size_and_frames(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-@contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Let Pillow's own guard use our limit; it is global, so one reader at a time changes it."""
-    with _pillow_limit_lock, warnings.catch_warnings():
-        # Between one and two times the limit Pillow only warns; the size check after opening refuses that.
-        # Its other warnings (odd EXIF, odd palettes) are about metadata that is not written anyway.
-        warnings.simplefilter("ignore")
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+def _open(data: bytes) -> Image.Image:
+    """Read the header alone, without Pillow's own limit of pixels: ours is checked before anything is decoded.
+
+    That limit is global, so one thread at a time lifts it; decoding, which takes the time, is outside.
+    """
+    with _pillow_limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            yield
+            return Image.open(BytesIO(data), formats=_READ_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = before

@@ -13,12 +13,18 @@ _KEPT_TAGS = (
     Base.ImageDescription, Base.Make, Base.Model, Base.XResolution, Base.YResolution,
     Base.ResolutionUnit, Base.Software, Base.DateTime, Base.Artist, Base.Copyright,
 )  # fmt: skip
-_DROPPED_EXIF_TAGS = (
-    Base.MakerNote,  # often holds a preview of the original
-    Base.ExifInteroperabilityOffset,
-    Base.ExifImageWidth,  # as stored, before the orientation was applied
-    Base.ExifImageHeight,
-)
+# When, and how the camera was set. No tag of free bytes (maker note, user comment: some hold a preview of the
+# original) and no size, which is as stored, before the orientation was applied.
+_KEPT_DETAILS = frozenset((
+    Base.ExifVersion, Base.DateTimeOriginal, Base.DateTimeDigitized, Base.OffsetTime, Base.OffsetTimeOriginal,
+    Base.OffsetTimeDigitized, Base.SubsecTime, Base.SubsecTimeOriginal, Base.SubsecTimeDigitized,
+    Base.ExposureTime, Base.FNumber, Base.ExposureProgram, Base.ISOSpeedRatings, Base.SensitivityType,
+    Base.RecommendedExposureIndex, Base.ShutterSpeedValue, Base.ApertureValue, Base.BrightnessValue,
+    Base.ExposureBiasValue, Base.MaxApertureValue, Base.SubjectDistance, Base.MeteringMode, Base.LightSource,
+    Base.Flash, Base.FocalLength, Base.FocalLengthIn35mmFilm, Base.ColorSpace, Base.SensingMethod,
+    Base.ExposureMode, Base.WhiteBalance, Base.DigitalZoomRatio, Base.SceneCaptureType, Base.GainControl,
+    Base.Contrast, Base.Saturation, Base.Sharpness, Base.LensSpecification, Base.LensMake, Base.LensModel,
+))  # fmt: skip
 
 
 def filtered_exif(image: Image.Image) -> bytes | None:
@@ -49,7 +55,7 @@ def filtered_exif(image: Image.Image) -> bytes | None:
     kept[Base.Orientation] = 1
     details, position = source.get_ifd(IFD.Exif), source.get_ifd(IFD.GPSInfo)
     if details:
-        kept.get_ifd(IFD.Exif).update({k: v for k, v in details.items() if k not in _DROPPED_EXIF_TAGS})
+        kept.get_ifd(IFD.Exif).update({k: v for k, v in details.items() if k in _KEPT_DETAILS})
     if position:
         kept.get_ifd(IFD.GPSInfo).update(position)
     return kept.tobytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +49,7 @@ class StreamResult:
     """What became of a photo.
 
     Attributes:
-        photo: as it went in.
+        photo: as it went in; where a face was protected, with all faces found, those too small for it too.
         pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
         faces: a record of each protected face, from left to right; ``image_index`` is 0.
         error: why the photo is not protected, or None.
@@ -110,9 +110,9 @@ def protect_stream(
         try:
             if photo.error is not None:
                 raise photo.error
-            known = photo.faces
-            detector = pipe.face_detector if known is None else lambda _: list(known)
-            return photo, find_faces(detector, photo.pixels, 0, small_faces, 2)
+            found = list(pipe.face_detector(photo.pixels) if photo.faces is None else photo.faces)
+            faces = find_faces(lambda _: found, photo.pixels, 0, small_faces, 2)
+            return replace(photo, faces=found), faces
         except Exception as error:  # no face, or whatever this photo provokes
             return photo, error
 

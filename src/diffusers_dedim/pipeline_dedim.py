@@ -32,7 +32,7 @@ from diffusers_dedim.faces import (
 )
 from diffusers_dedim.generators import child_generator, photo_generators
 from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
-from diffusers_dedim.precision import fast_dtype
+from diffusers_dedim.precision import fast_dtype, mapped_device
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.sampling import SampleResult, StepCallback, sample_dedim
@@ -100,16 +100,20 @@ class DeDiMPipeline(ComposablePipeline):
         Args:
             pretrained_model_name_or_path: folder or Hub id; None for the weights inside the package.
             **kwargs: as for `DiffusionPipeline.from_pretrained` (``dtype``, ``variant``, ``revision``, components
-                by name, ...). ``dtype`` is the denoiser's, by default bfloat16 where this processor computes
-                in it and float32 elsewhere (`fast_dtype`); recogniser and landmarks stay in float32, because
-                their scores are reported.
+                by name, ...). ``dtype`` is the denoiser's, by default bfloat16 where the device of ``device_map``, or
+                this processor without one, computes in it, and float32 elsewhere (`fast_dtype`; pass
+                ``dtype=fast_dtype("cuda")`` before ``.to("cuda")``); recogniser and landmarks stay in float32,
+                because their scores are reported.
+
+        Raises:
+            OSError: there is no such folder or repository, or it holds no pipeline.
         """
         source = str(
             BUNDLED_WEIGHTS if pretrained_model_name_or_path is None else pretrained_model_name_or_path
         )
         kwargs |= own_components.load_own_components(source, kwargs)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = fast_dtype()
+            kwargs["dtype"] = fast_dtype(mapped_device(kwargs.get("device_map")))
         pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
         if kwargs.get("device_map") is not None:  # diffusers places what it loads, not what it is given
             for name in own_components.OWN_COMPONENTS:

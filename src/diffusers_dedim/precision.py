@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+DeviceMap = str | dict[str, int | str | torch.device] | None
+
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     """Return bfloat16 where the device computes in it, float32 elsewhere.
@@ -25,3 +27,18 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
         if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
             return torch.bfloat16
     return torch.float32
+
+
+def mapped_device(device_map: DeviceMap) -> str | torch.device:
+    """Return the device that diffusers' ``device_map`` puts the denoiser on, the processor without a map.
+
+    Example:
+        >>> mapped_device({"unet": "meta", "": "cpu"})
+        'meta'
+    """
+    if isinstance(device_map, dict):
+        chosen = device_map.get("unet", next(iter(device_map.values()), "cpu"))
+        return f"cuda:{chosen}" if isinstance(chosen, int) else chosen
+    if device_map in ("balanced", "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device_map or "cpu"

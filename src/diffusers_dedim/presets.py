@@ -32,6 +32,9 @@ class DeDiMPreset:
         mask_radius: pixels around each landmark, in the 112-px crop.
         mask_feather: width in pixels of the smooth rim inside that radius; 0 for the paper's hard mask.
         views, smoothing, cutoff_step_ratio: of `EstimateGuidance`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
     """
 
     start_timestep: int
@@ -48,6 +51,8 @@ class DeDiMPreset:
     cutoff_step_ratio: float = 0.7
 
     def __post_init__(self) -> None:
+        if self.guidance not in ("log_probability", "estimate"):
+            raise ValueError(f"guidance: expected 'log_probability' or 'estimate', got {self.guidance!r}.")
         if not 0 < self.threshold < 1:
             raise ValueError(
                 f"threshold: expected a probability strictly between 0 and 1 (Eq. 4), got {self.threshold}."
@@ -112,6 +117,8 @@ PRESETS: dict[str, DeDiMPreset] = {
 def resolve_preset(preset: str | DeDiMPreset, **overrides: float | None) -> DeDiMPreset:
     """Return the preset with every given value put in; None leaves the preset's own.
 
+    The preset's margin is at most half of a threshold that is given.
+
     Raises:
         ValueError: the name is unknown, or a value is out of its range.
 
@@ -124,4 +131,7 @@ def resolve_preset(preset: str | DeDiMPreset, **overrides: float | None) -> DeDi
             raise ValueError(f"preset: expected one of {sorted(PRESETS)} or a DeDiMPreset, got {preset!r}.")
         preset = PRESETS[preset]
     given = {name: value for name, value in overrides.items() if value is not None}
+    threshold = given.get("threshold")
+    if threshold is not None and threshold > 0 and "threshold_margin" not in given:
+        given["threshold_margin"] = min(preset.threshold_margin, threshold / 2)
     return replace(preset, **given)  # type: ignore[arg-type]  # dataclasses.replace checks the names

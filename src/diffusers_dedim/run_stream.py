@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from diffusers_dedim.errors import UnreadablePhotoError
+from diffusers_dedim.faces import MIN_FACE_SIZE, Face
 from diffusers_dedim.manifest import PhotoRecord
 from diffusers_dedim.photo_stream import StreamPhoto, protect_stream
 from diffusers_dedim.pipeline_dedim import DeDiMPipeline
@@ -69,6 +71,7 @@ def _stream(
                 yield item
                 continue
             outcome: Outcome = result.error or (result.pixels, tuple(map(face_record, result.faces)))
+            item = _note_small(item, result.photo.faces)
             yield ProtectedPhoto(item, outcome, now - last)  # photos overlap: the time since the one before
             last = now
 
@@ -78,3 +81,14 @@ def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPh
         return StreamPhoto(item, _NO_PIXELS, error=UnreadablePhotoError(item.reason))
     own = generators(seed, [item.job.name])
     return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces)
+
+
+def _note_small(item: LoadedPhoto, found: Sequence[Face] | None) -> LoadedPhoto:
+    """Write down that faces were too small, for nobody sees the warning in a run."""
+    small = sum(face.size < MIN_FACE_SIZE for face in found or ())
+    if not small:
+        return item
+    note = (
+        f"{small} of {len(found or ())} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED"
+    )
+    return replace(item, photo=replace(item.photo, notes=(*item.photo.notes, note)))

@@ -72,9 +72,14 @@ def sample_dedim(
     Returns:
         The crops and the record of each face.
 
+    Raises:
+        ValueError: a tensor has another shape or range, the threshold is no probability, there are no rounds, or
+            the number of generators is not that of the faces.
+
     Source:
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
     """
+    _check(x_org, mask, threshold, max_rounds, generators)
     reference = face_encoder(x_org)  # v_0, [N, D]
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
@@ -113,3 +118,26 @@ def sample_dedim(
         unet_calls=[count * len(timesteps) for count in rounds],
         reached_threshold=(probability < threshold).tolist(),
     )
+
+
+def _check(
+    x_org: Tensor, mask: Tensor, threshold: float, max_rounds: int, generators: list[torch.Generator]
+) -> None:
+    """Refuse what would be broadcast, or fail in the middle."""
+    if x_org.ndim != 4 or x_org.shape[1] != 3:
+        raise ValueError(f"x_org: expected crops [N, 3, H, W], got {list(x_org.shape)}.")
+    expected = [len(x_org), 1, *x_org.shape[2:]]
+    if list(mask.shape) != expected:
+        raise ValueError(f"mask: expected {expected} for these crops, got {list(mask.shape)}.")
+    if not ((mask >= 0) & (mask <= 1)).all():  # also refuses nan
+        raise ValueError(
+            f"mask: expected values in [0, 1], got {float(mask.min()):.3g} to {float(mask.max()):.3g}."
+        )
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a probability strictly between 0 and 1, got {threshold}.")
+    if max_rounds < 1:
+        raise ValueError(f"max_rounds: expected at least 1, got {max_rounds}.")
+    if len(generators) != len(x_org):
+        raise ValueError(
+            f"generators: expected one for each of the {len(x_org)} faces, got {len(generators)}."
+        )

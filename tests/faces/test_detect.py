@@ -9,7 +9,7 @@ from face_samples import ASTRONAUT_POINTS
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusers_dedim.faces import Face, FaceDetector, detect_faces
+from diffusers_dedim.faces import MIN_FACE_SIZE, Face, FaceDetector, detect_faces
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,26 @@ def test_small_faces_are_reported(size: int, photo: NDArray[np.uint8], detector:
     faces = detector(small)
     assert len(faces) == 1
     assert faces[0].size == pytest.approx(size, rel=0.25)  # MTCNN's box is a coarse guess at this size
+
+
+@pytest.mark.parametrize(
+    ("longer", "copy", "searched"), [(3200, 1600, 40), (4000, 1600, 40), (12_000, 4800, 40)]
+)
+def test_what_can_be_protected_is_looked_for_in_photos_of_any_size(
+    longer: int, copy: int, searched: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A face of 40 px that nobody looked for would leave the photo marked as protected."""
+    detector, asked = FaceDetector(min_face_size=MIN_FACE_SIZE), []
+
+    def search(picture: NDArray[np.uint8], min_size: float) -> tuple[NDArray[np.float64], ...]:
+        asked.append((picture.shape[1] / (1 + 2 / 8), min_size))
+        return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
+
+    monkeypatch.setattr(detector, "_search", search)
+    assert detector(np.zeros((60, longer, 3), dtype=np.uint8)) == []
+    side, smallest = asked[0]
+    assert side == pytest.approx(copy, abs=1)
+    assert smallest * longer / side <= searched + 0.1
 
 
 def test_large_photo_is_searched_small_and_mapped_back(photo: NDArray[np.uint8]) -> None:

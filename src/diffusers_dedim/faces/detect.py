@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusers_dedim.faces.find import MIN_FACE_SIZE
 from diffusers_dedim.faces.types import Face, check_photo
 
 if TYPE_CHECKING:
@@ -28,18 +29,19 @@ SAME_FACE = 0.3
 class FaceDetector:
     """Detect faces and their five points with MTCNN (weights in the facenet-pytorch wheel, no download).
 
-    A photo whose longer side is above ``max_side`` is searched on a smaller copy and the result mapped
-    back, so time and memory stay bounded. The smallest face looked for is then
-    ``max(min_face_size, 16 * longer side / max_side)`` photo px: about 20 px up to 2,000 px, 60 px at
-    6,000 px (24 megapixels). Raise ``max_side`` to find smaller faces in large photos; time grows with
-    its square. Faces a little smaller than the limit may be reported too, never dropped.
+    A photo whose longer side is above ``max_side`` is searched on a smaller copy and the result mapped back. The
+    copy is never so small that faces of `MIN_FACE_SIZE` (40 px), which can be protected, are not looked for: it
+    has at least 16 / 40 of the photo's side. The smallest face looked for is ``max(min_face_size, 16 * longer
+    side / side of the copy)`` photo px: 20 px up to 2,000 px, 40 px from 4,000 px on. Raise ``max_side`` to find
+    smaller ones in large photos; time grows with the copy's area. Faces a little smaller than the limit may be
+    reported too, never dropped.
 
     Args:
         min_face_size: smallest face to look for, photo px.
         device: torch device the networks run on.
         min_confidence: findings below this MTCNN score (0..1) are left out. Lower it to take in more
             faces that are cut, covered or turned, at the price of findings that are no face.
-        max_side: longer side of the copy that is searched, px.
+        max_side: longer side of the copy that is searched, px; larger for photos above 4,000 px.
 
     Raises:
         ValueError: a setting is out of range.
@@ -98,7 +100,7 @@ class FaceDetector:
         height, width = photo.shape[:2]
         if min(height, width) < self.min_face_size:
             return []
-        scale = min(1.0, self.max_side / max(height, width))
+        scale = min(1.0, max(self.max_side / max(height, width), SMALLEST_SEARCHED / MIN_FACE_SIZE))
         searched = photo
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
