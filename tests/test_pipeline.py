@@ -409,3 +409,13 @@ def test_components_may_be_given_by_name_and_dtype_is_the_denoisers(tmp_path: Pa
     assert pipe.unet.dtype == torch.bfloat16
     assert encoder.weight.dtype == pipe.landmarker.dtype == torch.float32
     assert protect(pipe, crop).faces[0].rounds == 1
+
+
+def test_the_bar_shows_that_a_long_batch_is_alive(
+    pipe: DeDiMPipeline, crop: NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe.set_progress_bar_config(disable=False, mininterval=0)
+    pipe(crop, preset=tiny_preset(threshold=1e-9, max_rounds=2), aligned=True)
+    shown = capsys.readouterr().err
+    assert "1 denoiser calls, 1 faces left" in shown
+    assert "1/1" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -238,8 +239,16 @@ class DeDiMPipeline(ComposablePipeline):
             device
         )
         check_embeddings(self.face_encoder(x_org), len(batch))
+        calls = count(1)
+
+        def denoise(x_t: Tensor, timestep: int) -> Tensor:
+            bar.set_postfix_str(
+                f"{next(calls)} denoiser calls, {len(x_t)} faces left"
+            )  # "paper" takes minutes
+            return self._predict_noise(x_t, timestep)
+
         sample = self._sampler(settings, callback)(
-            x_org, mask, max_rounds=settings.max_rounds, generators=generators
+            x_org, mask, unet=denoise, max_rounds=settings.max_rounds, generators=generators
         )
         for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
             # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
