@@ -1,12 +1,15 @@
-"""What every benchmark's JSON object says of its run, and how it is printed."""
+"""What every benchmark shares: data, parser, what the JSON object says of the run, and how it is printed."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
 import platform
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,12 @@ from diffusers_dedim.evaluation.environment import source_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+LFW = SHARED / "data" / "lfw" / "lfw_1500.parquet"
+# black boxes of aligned crops; none of the networks here learnt from them
+CROP_RECOGNISERS = (
+    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
+    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
+)
 
 
 def number(value: float, digits: int = 4) -> float | None:
@@ -33,11 +42,30 @@ def environment() -> dict[str, Any]:
     }
 
 
-def print_results(results: dict[str, Any], module: str, words: Sequence[str], path: Path | None) -> None:
-    """Print the JSON object, with the command that made it, and write it to ``path`` if there is one."""
+def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of ``benchmarks.NAME``; the first line of the module's docstring is the command's description."""
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
+
+
+def print_run(
+    module: str, parse: Callable[[Sequence[str]], argparse.Namespace],
+    measure: Callable[[argparse.Namespace], dict[str, Any]], arguments: Sequence[str] | None,
+) -> None:  # fmt: skip
+    """Run a benchmark, print its JSON object with the command that made it, and write it to ``--json``.
+
+    Args:
+        module: for the command in the JSON object, ``benchmarks.NAME``.
+        parse: words -> options, ``json`` among them.
+        measure: options -> what the JSON object holds.
+        arguments: command line without the program; ``sys.argv`` by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(words)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+        results = measure(options)
     command = shlex.join(["python", "-m", module, *words])
     text = json.dumps({**results, "command": command}, indent=2, allow_nan=False)
     print(text)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n")

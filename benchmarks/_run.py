@@ -1,20 +1,50 @@
-"""What the benchmarks' ``main`` functions share: pipeline, recognisers, one JSON object on standard output."""
+"""What the benchmarks that protect photos and search for them share: options, pipeline, recognisers, people."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks._common import print_results
+from benchmarks._common import print_run
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.evaluation import Recogniser, load_recogniser
+from diffusers_dedim.evaluation import (
+    ArrayCache,
+    Gallery,
+    Probe,
+    Recogniser,
+    embed_gallery,
+    load_recogniser,
+    prepare_probes,
+    read_protocol,
+)
+from diffusers_dedim.faces import FaceDetector
 
 WHITE = "white"  # the recogniser that guides
 
 Measure = Callable[[Any, Sequence[Recogniser], argparse.Namespace], dict[str, Any]]
+
+
+def add_run_options(
+    add: Callable[..., Any], black_boxes: Sequence[str], cached: str, *, nargs: str = "*"
+) -> None:
+    """Add ``--black-box``, ``--seed``, ``--cache``, ``--device`` and ``--json``.
+
+    Args:
+        add: the parser's ``add_argument``.
+        black_boxes: the recognisers by default.
+        cached: what is kept in ``--cache``, for ``--help``.
+        nargs: "+" where a benchmark needs a black box.
+    """
+    names = ", ".join(spec.partition("=")[0] for spec in black_boxes)
+    dlib = "; 'dlib' for dlib's" if "dlib" in black_boxes else ""
+    text = f"recognisers unknown to the method{dlib} (default: {names})"
+    add("--black-box", nargs=nargs, default=list(black_boxes), metavar="NAME=FILE.onnx", help=text)
+    add("--seed", type=int, default=0)
+    add("--cache", type=Path, help=f"folder for {cached} (default ~/.cache/diffusers-dedim/bench)")
+    add("--device", default="cpu")
+    add("--json", type=Path, help="write the JSON object here too")
 
 
 def run_benchmark(
@@ -25,23 +55,41 @@ def run_benchmark(
 
     Args:
         module: for the command in the JSON object, ``benchmarks.NAME``.
-        parse: words -> options: ``device``, ``black_box``, ``json`` and, without ``load_pipeline``, ``weights``.
+        parse: words -> options: those of `add_run_options` and, where the benchmark has it, ``weights``.
         measure: (pipeline, recognisers, options) -> what the JSON object holds.
         arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default.
+        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
         white: whether the pipeline's own recogniser is the first of the recognisers.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
+
+    def run(options: argparse.Namespace) -> dict[str, Any]:
         pipe = open_pipeline(options, load_pipeline)
         own = [Recogniser.of(WHITE, pipe.face_encoder)] if white else []
-        results = measure(pipe, [*own, *map(load_recogniser, options.black_box)], options)
-    print_results(results, module, words, options.json)
+        return measure(pipe, [*own, *map(load_recogniser, options.black_box)], options)
+
+    print_run(module, parse, run, arguments)
 
 
 def open_pipeline(options: argparse.Namespace, load: Callable[[], Any] | None) -> Any:
     """Make the pipeline: ``load``'s, or that of ``--weights`` or the bundled one; on ``--device``, without bars."""
-    pipe = (load or (lambda: DeDiMPipeline.from_pretrained(options.weights)))().to(options.device)
+    weights = getattr(options, "weights", None)
+    pipe = (load or (lambda: DeDiMPipeline.from_pretrained(weights)))().to(options.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def read_people(
+    options: argparse.Namespace, recognisers: Sequence[Recogniser], detector: FaceDetector
+) -> tuple[list[Probe], Gallery]:
+    """Read ``--data``: the first ``--probes`` probes that show a face, and the embedded gallery.
+
+    Raises:
+        ValueError: none of these probes shows a face.
+    """
+    protocol = read_protocol(options.data).take_probes(options.probes)
+    cache = ArrayCache(options.cache)
+    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
+    probes = prepare_probes(protocol.probes, detector, cache)
+    if not probes:
+        raise ValueError(f"--data: no face was found in the first {options.probes} probes of {options.data}.")
+    return probes, gallery

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import SHARED, environment, number
+from benchmarks._common import CROP_RECOGNISERS, LFW, SHARED, environment, make_parser, number
 from benchmarks._crops import (
     Pixels,
     Protected,
@@ -31,7 +31,7 @@ from benchmarks._crops import (
     protect_once,
     to_crops,
 )
-from benchmarks._run import WHITE, run_benchmark
+from benchmarks._run import WHITE, add_run_options, run_benchmark
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -52,10 +52,6 @@ from diffusers_dedim.evaluation.adaptive import fit_adaptive_encoder, fit_adapti
 from diffusers_dedim.evaluation.intervals import bootstrap_mean
 from diffusers_dedim.faces import Face, FaceDetector
 
-BLACK_BOXES = (
-    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
-    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
-)
 ATTACKS = ("full", "head")
 TARGETS = 10  # other people that TIP-IM pushes towards, as in the paper
 HELD_OUT = 0.1  # of the attacker's people: has the attack learned anything at all?
@@ -90,12 +86,7 @@ class People:
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
+    """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
     run_benchmark("benchmarks.adaptive", _parse, run_adaptive, arguments, load_pipeline)
 
 
@@ -249,9 +240,7 @@ def _describe_people(people: People, taught: Protected, lookalikes: int) -> dict
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.adaptive", description=__doc__.splitlines()[0]
-    )
+    parser = make_parser("benchmarks.adaptive", __doc__)
     add = parser.add_argument
     add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
     add("--people", type=int, default=400, help="training faces of the attacker (default 400)")
@@ -261,26 +250,16 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--learning-rate", type=float, default=3e-4, help="of fine-tuning all weights (default 3e-4)")
     add("--head-steps", type=int, default=2000, help="steps of fitting a head (default 2000)")
     add(
-        "--black-box",
-        nargs="*",
-        default=list(BLACK_BOXES),
-        metavar="NAME=FILE.onnx",
-        help="recognisers unknown to the method (default: foamliu, casia)",
-    )
-    add(
         "--black-box-attacks",
         nargs="+",
         choices=ATTACKS,
         default=["head"],
         help="on these: a head over the frozen network, or all weights (default head; the white box gets both)",
     )
-    add("--seed", type=int, default=0)
-    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--people-data", default=str(SHARED / "data" / "faces"), help="crops with a part 'train'; not LFW")
     add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
-    add("--cache", type=Path, help="folder for gallery and photos (default ~/.cache/diffusers-dedim/bench)")
-    add("--device", default="cpu")
-    add("--json", type=Path, help="write the JSON object here too")
+    add_run_options(add, CROP_RECOGNISERS, cached="gallery and photos")
     return parser.parse_args(words)
 
 

@@ -24,8 +24,8 @@ import numpy as np
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from benchmarks._common import SHARED, environment, number
-from benchmarks._run import run_benchmark
+from benchmarks._common import LFW, environment, make_parser, number
+from benchmarks._run import add_run_options, run_benchmark
 from benchmarks.main_job import BLACK_BOXES
 from diffusers_dedim import IdentityGuidance
 from diffusers_dedim.evaluation import (
@@ -99,12 +99,7 @@ class Faces:
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
+    """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
     run_benchmark("benchmarks.decisions", _parse, run_decisions, arguments, load_pipeline)
 
 
@@ -173,9 +168,7 @@ def _mean(records: Sequence[Any], name: str) -> float | None:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decisions", description=__doc__.splitlines()[0]
-    )
+    parser = make_parser("benchmarks.decisions", __doc__)
     add = parser.add_argument
     add("--faces", type=int, default=8, help="photos (default 8)")
     add(
@@ -185,14 +178,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         help="rounds of 100 denoiser calls a face (default 2; the paper's 100)",
     )
     add("--first", type=int, default=FIRST, help=f"probes left out before them (default {FIRST})")
-    add("--seed", type=int, default=0)
-    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
-    add("--black-box", nargs="*", default=list(BLACK_BOXES), help="as for benchmarks.main_job")
+    add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--weights", help="pipeline to measure (default: the bundled one)")
     add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
-    add("--cache", type=Path, help="folder for gallery embeddings (default ~/.cache/diffusers-dedim/bench)")
-    add("--device", default="cpu")
-    add("--json", type=Path, help="write the JSON object here too")
+    add_run_options(add, BLACK_BOXES, cached="gallery embeddings")
     options = parser.parse_args(words)
     for name in ("faces", "rounds"):
         if getattr(options, name) < 1:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._common import SHARED, environment, number
+from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number
 from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
 from benchmarks._pairs import spread
-from benchmarks._run import run_benchmark
+from benchmarks._run import add_run_options, run_benchmark
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Probe,
@@ -32,20 +32,11 @@ from diffusers_dedim.evaluation import (
 from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
 from diffusers_dedim.training.data import FaceCrops
 
-BLACK_BOXES = (
-    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
-    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
-)
 _EVERYBODY = "everybody"
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
+    """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
     run_benchmark("benchmarks.fairness", _parse, run_fairness, arguments, load_pipeline, white=False)
 
 
@@ -119,27 +110,15 @@ def _by_group(means: dict[str, GroupMeans]) -> dict[str, Any]:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fairness", description=__doc__.splitlines()[0]
-    )
+    parser = make_parser("benchmarks.fairness", __doc__)
     add = parser.add_argument
     add("--faces", type=int, default=300, help="faces, evenly spaced over the validation set (default 300)")
     add("--method", default="dedim:fast", help="dedim:PRESET or another without targets (default dedim:fast)")
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     add("--min-group", type=int, default=10, help="leave out smaller groups (default 10 faces)")
-    add("--seed", type=int, default=0)
     add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
-    add(
-        "--black-box",
-        nargs="*",
-        default=list(BLACK_BOXES),
-        metavar="NAME=FILE.onnx",
-        help="recognisers unknown to the method (default: foamliu, casia)",
-    )
     add("--batch-size", type=int, default=8, help="faces per call of the pipeline (default 8)")
-    add("--cache", type=Path, help="folder for protected crops (default ~/.cache/diffusers-dedim/bench)")
-    add("--device", default="cpu")
-    add("--json", type=Path, help="write the JSON object here too")
+    add_run_options(add, CROP_RECOGNISERS, cached="protected crops")
     return parser.parse_args(words)
 
 

@@ -18,64 +18,47 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import ROOT, SHARED, environment, number
-from benchmarks._run import WHITE, run_benchmark
+from benchmarks._common import CROP_RECOGNISERS, LFW, ROOT, environment, make_parser, number
+from benchmarks._run import WHITE, add_run_options, read_people, run_benchmark
 from diffusers_dedim.evaluation import (
-    ArrayCache,
     Gallery,
     Probe,
     ProbeScores,
     Protection,
     Recogniser,
-    embed_gallery,
     evaluate_probes,
     make_panel,
-    prepare_probes,
-    read_protocol,
     search_gallery,
 )
 from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.evaluation.retrieval import rank_k_rate
 from diffusers_dedim.faces import FaceDetector
 
-BLACK_BOXES = (
-    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
-    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
-    "dlib",
-)
+BLACK_BOXES = (*CROP_RECOGNISERS, "dlib")
 PANEL_FACES = 20
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; the bundled `DeDiMPipeline` by default. Tests put a fake here.
-    """
-    run_benchmark("benchmarks.main_job", _parse, run_main_job, arguments, load_pipeline or _load_bundled)
+    """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
+    run_benchmark("benchmarks.main_job", _parse, run_main_job, arguments, load_pipeline)
 
 
 def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:
     """Protect, search and measure; writes the panel and returns what the JSON object holds."""
-    protocol = read_protocol(options.data).take_probes(options.probes)
-    detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
-    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
-    probes = prepare_probes(protocol.probes, detector, cache)
-    if not probes:
-        raise ValueError(f"--data: no face was found in the first {options.probes} probes of {options.data}.")
+    detector = FaceDetector(device=options.device)
+    probes, gallery = read_people(options, recognisers, detector)
     protect = seeded(partial(pipe, preset=options.preset, small_faces="skip", output_type="np"), options.seed)
     protection, scores = evaluate_probes(
         protect, probes, gallery, recognisers, detector, batch_size=options.batch_size
     )
     original = _rank1_original(probes, gallery, recognisers)
-    _write_panel(probes, scores, options.panel)
+    write_panel(probes, scores, options.panel)
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
         "preset": options.preset,
         **_rates(scores.rank1, original),
-        **_summary(protection, scores),
+        **summary(protection, scores),
         "undetected_before": options.probes - len(probes),
         "undetected_gallery": gallery.undetected,
         "seed": options.seed,
@@ -95,7 +78,7 @@ def _rates(rank1: dict[str, float], original: dict[str, float]) -> dict[str, Any
     }
 
 
-def _summary(protection: Protection, scores: ProbeScores) -> dict[str, Any]:
+def summary(protection: Protection, scores: ProbeScores) -> dict[str, Any]:
     """Means over probes (quality) and over protected faces (effort); faces in the background count too."""
     faces = protection.faces
     return {
@@ -124,7 +107,7 @@ def _rank1_original(
     return {name: rank_k_rate(scores, persons, gallery.persons) for name, scores in similarities.items()}
 
 
-def _write_panel(probes: Sequence[Probe], scores: ProbeScores, path: Path) -> None:
+def write_panel(probes: Sequence[Probe], scores: ProbeScores, path: Path) -> None:
     """Draw the first faces; the label gives the rank of the own person for each recogniser."""
     count = min(PANEL_FACES, len(probes))
     labels = [
@@ -136,33 +119,15 @@ def _write_panel(probes: Sequence[Probe], scores: ProbeScores, path: Path) -> No
     make_panel(scores.crops_before[:count], scores.crops_after[:count], labels).save(path)
 
 
-def _load_bundled() -> Any:
-    from diffusers_dedim import DeDiMPipeline
-
-    return DeDiMPipeline.from_pretrained()
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.main_job", description=__doc__.splitlines()[0]
-    )
+    parser = make_parser("benchmarks.main_job", __doc__)
     add = parser.add_argument
     add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
     add("--preset", default="fast", help="preset of the pipeline (default fast)")
-    add("--seed", type=int, default=0)
-    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
-    add(
-        "--black-box",
-        nargs="+",
-        default=list(BLACK_BOXES),
-        metavar="NAME=FILE.onnx",
-        help="recognisers unknown to the method; 'dlib' for dlib's (default: foamliu, casia, dlib)",
-    )
+    add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--panel", type=Path, default=ROOT / "out" / "main_job_panel.png", help="before/after picture")
-    add("--json", type=Path, help="write the JSON object here too")
     add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
-    add("--cache", type=Path, help="folder for gallery embeddings (default ~/.cache/diffusers-dedim/bench)")
-    add("--device", default="cpu")
+    add_run_options(add, BLACK_BOXES, cached="gallery embeddings", nargs="+")
     return parser.parse_args(words)
 
 

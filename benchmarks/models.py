@@ -11,7 +11,6 @@ crops, which are photo all over. A comparison matches when similarity >= thresho
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number, print_run
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
@@ -34,11 +33,7 @@ from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr
 
-BLACK_BOXES = (
-    f"foamliu={SHARED / 'weights' / 'mobilefacenet_foamliu.onnx'}",
-    f"casia={SHARED / 'weights' / 'mobilefacenet_casia_xiaoccer.onnx'}",
-    f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}",
-)
+BLACK_BOXES = (*CROP_RECOGNISERS, f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
 START_TIMESTEP = 100  # the paper's t_0
 NOISY_TIMESTEPS = tuple(range(9, 100, 10))  # tenths of the x_t that guidance sees, t < 100
 UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500
@@ -51,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: command line without the program; ``sys.argv`` by default.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        results = run_models(options)
-    print_results(results, "benchmarks.models", words, options.json)
+    print_run("benchmarks.models", _parse, run_models, arguments)
 
 
 def run_models(options: argparse.Namespace) -> dict[str, Any]:
@@ -254,7 +245,7 @@ def _at_least(lowest: int) -> Callable[[str], int]:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])
+    parser = make_parser("benchmarks.models", __doc__)
     add = parser.add_argument
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     # the labels of the pairs file come in twenty blocks

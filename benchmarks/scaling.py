@@ -12,7 +12,6 @@ once. ``peak_memory_mb`` is the largest worker's; flat over the counts is what i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._common import LFW, environment, make_parser, number, print_run
 from benchmarks._measure import peak_memory
 from diffusers_dedim.evaluation import read_protocol
 from diffusers_dedim.image_io import write_atomic
@@ -39,11 +38,8 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[str], 
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: device -> pipeline, importable by name in another process; the bundled one by default.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        results = run_scaling(options, load_pipeline or load_bundled)
-    print_results(results, "benchmarks.scaling", words, options.json)
+    load = load_pipeline or load_bundled
+    print_run("benchmarks.scaling", _parse, lambda options: run_scaling(options, load), arguments)
 
 
 def run_scaling(options: argparse.Namespace, load_pipeline: Callable[[str], Any]) -> dict[str, Any]:
@@ -132,14 +128,14 @@ def load_bundled(device: str) -> Any:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = make_parser("benchmarks.scaling", __doc__)
     add = parser.add_argument
     add("--counts", type=int, nargs="+", default=[10, 100, 1000], help="numbers of photos")
     add("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
     add("--preset", default="fast")
     add("--max-rounds", type=int, help="fewer rounds than the preset's, for a quick look at the growth alone")
     add("--seed", type=int, default=0)
-    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--device", default="cpu")
     add("--json", type=Path, help="write the JSON object here too")
     options = parser.parse_args(words)

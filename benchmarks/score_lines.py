@@ -10,8 +10,6 @@ measure again when the weights have changed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._common import LFW, environment, make_parser, number, print_run
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -36,21 +34,16 @@ FMR = 1e-3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the bundled encoder and the recognisers asked for, and print one JSON object."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet")
-    parser.add_argument(
-        "--cache", type=Path, help="folder for embeddings (default as for benchmarks.main_job)"
+    print_run("benchmarks.score_lines", _parse, run_score_lines, arguments)
+
+
+def run_score_lines(options: argparse.Namespace) -> dict[str, Any]:
+    """Search the gallery with each recogniser; returns what the JSON object holds."""
+    encoder = DeDiMPipeline.from_pretrained().face_encoder
+    recognisers = [Recogniser.of("bundled", encoder), *map(load_recogniser, options.black_box)]
+    gallery = embed_gallery(
+        read_protocol(options.data).gallery, recognisers, FaceDetector(), ArrayCache(options.cache)
     )
-    parser.add_argument("--black-box", nargs="*", default=["dlib"], help="as for benchmarks.main_job")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        encoder = DeDiMPipeline.from_pretrained().face_encoder
-        recognisers = [Recogniser.of("bundled", encoder), *map(load_recogniser, options.black_box)]
-        gallery = embed_gallery(
-            read_protocol(options.data).gallery, recognisers, FaceDetector(), ArrayCache(options.cache)
-        )
     lines = {
         recogniser.name: {
             "fingerprint": recogniser.fingerprint,
@@ -58,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for recogniser in recognisers
     }
-    print_results(
-        {"fmr": FMR, "recognisers": lines, **environment()}, "benchmarks.score_lines", words, options.json
-    )
+    return {"fmr": FMR, "recognisers": lines, **environment()}
 
 
 def read_line(embeddings: NDArray[np.float32]) -> dict[str, Any]:
@@ -76,6 +67,16 @@ def read_line(embeddings: NDArray[np.float32]) -> dict[str, Any]:
         "line": number(threshold_at_fmr(impostor, FMR), 3),
         "pairs": len(impostor),
     }
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser("benchmarks.score_lines", __doc__)
+    add = parser.add_argument
+    add("--data", type=Path, default=LFW, help="parquet or folder")
+    add("--cache", type=Path, help="folder for embeddings (default as for benchmarks.main_job)")
+    add("--black-box", nargs="*", default=["dlib"], help="as for benchmarks.main_job")
+    add("--json", type=Path, help="write the JSON object here too")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -19,39 +19,28 @@ rate of a large matrix product, by the time it took. The panels show faces of th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import main_job
-from benchmarks._common import ROOT, SHARED, environment, number, print_results
+from benchmarks._common import LFW, ROOT, SHARED, environment, make_parser, number, print_run
 from benchmarks._measure import matmul_rate, peak_memory
 from benchmarks._rounds import crops_of, measure_batches, measure_literal
-from benchmarks._run import WHITE
-from diffusers_dedim.evaluation import (
-    ArrayCache,
-    Gallery,
-    Probe,
-    Recogniser,
-    embed_gallery,
-    evaluate_probes,
-    load_recogniser,
-    prepare_probes,
-    read_protocol,
-)
+from benchmarks._run import WHITE, add_run_options, read_people
+from diffusers_dedim.evaluation import Gallery, Probe, Recogniser, evaluate_probes, load_recogniser
+from diffusers_dedim.evaluation.methods import make_method, seeded
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.presets import PRESETS
 
 METHODS = tuple(name for name in ("paper", "fast", "strong") if name in PRESETS)
-TIP_IM = "tip-im"  # from diffusers_dedim.evaluation.methods, where that is there
+TIP_IM = "tip-im"
 TARGETS = 10  # people TIP-IM moves towards, as in its paper
 
 
@@ -73,11 +62,8 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[..., An
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: ``dtype -> pipeline`` (None: the default one); the bundled `DeDiMPipeline` by default.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parse(words)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print; stdout is for the JSON object alone
-        results = run_speed(options, load_pipeline or _load_bundled)
-    print_results(results, "benchmarks.speed", words, options.json)
+    load = load_pipeline or _load_bundled
+    print_run("benchmarks.speed", _parse, lambda options: run_speed(options, load), arguments)
 
 
 def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) -> dict[str, Any]:
@@ -91,7 +77,7 @@ def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) ->
         _say(name)
         methods[name] = _measure_preset(name, pipe, experiment, options)
         _say(f"{name}: {methods[name]}")  # a run that is stopped has not measured for nothing
-    if find_spec("diffusers_dedim.evaluation.methods") is not None and options.tip_im:
+    if options.tip_im:
         _say(TIP_IM)
         methods[TIP_IM] = _measure_tip_im(pipe, experiment, options)
     _say("literal")
@@ -114,15 +100,9 @@ def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) ->
 
 def _prepare(pipe: Any, options: argparse.Namespace) -> Experiment:
     _say("gallery and probes")
-    recognisers = [
-        Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)
-    ]  # fmt: skip
-    protocol = read_protocol(options.data).take_probes(options.probes)
-    detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
-    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
-    probes = prepare_probes(protocol.probes, detector, cache)
-    if not probes:
-        raise ValueError(f"--data: no face was found in the first {options.probes} probes of {options.data}.")
+    recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
+    detector = FaceDetector(device=options.device)
+    probes, gallery = read_people(options, recognisers, detector)
     device = torch.device(options.device)
     rates = {dtype: matmul_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     return Experiment(probes, gallery, recognisers, detector, rates)
@@ -135,7 +115,7 @@ def _measure_preset(
     preset = PRESETS[name]
     cut = min(options.paper_rounds, preset.max_rounds) if name == "paper" else preset.max_rounds
     protect = partial(pipe, preset=name, max_rounds=cut, small_faces="skip", output_type="np")
-    values = _evaluate(name, protect, experiment, options)
+    values = _evaluate(name, seeded(protect, options.seed), experiment, options)
     extrapolated = cut < preset.max_rounds
     calls = (
         float(preset.max_rounds * preset.num_inference_steps)
@@ -163,7 +143,6 @@ def _measure_preset(
 
 def _measure_tip_im(pipe: Any, experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks._pairs import read_pairs
-    from diffusers_dedim.evaluation.methods import make_method
 
     pairs = read_pairs(options.pairs)
     used = {*experiment.gallery.persons, *(probe.person for probe in experiment.probes)}
@@ -171,27 +150,25 @@ def _measure_tip_im(pipe: Any, experiment: Experiment, options: argparse.Namespa
     if len(others) < TARGETS:
         raise ValueError(f"--pairs: expected {TARGETS} people outside the experiment, got {len(others)}.")
     method = make_method(TIP_IM, pipe, seed=options.seed, targets=pairs.crops(others[:TARGETS]))
-    return {**_evaluate(TIP_IM, method, experiment, options, seeded=True), "extrapolated": False}
+    return {**_evaluate(TIP_IM, method, experiment, options), "extrapolated": False}
 
 
 def _evaluate(
-    name: str, protect: Callable[..., Any], experiment: Experiment, options: argparse.Namespace, *,
-    seeded: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    name: str, method: Callable[..., Any], experiment: Experiment, options: argparse.Namespace
+) -> dict[str, Any]:
     """The values of `benchmarks.main_job` for one method, its peak memory, and a panel."""
-    method = protect if seeded else main_job.seeded(protect, options.seed)
     with peak_memory(torch.device(options.device)) as memory:
         protection, scores = evaluate_probes(
             method, experiment.probes, experiment.gallery, experiment.recognisers, experiment.detector,
             batch_size=options.photos,
         )  # fmt: skip
     panel = options.panels / f"speed_{name}.png"
-    main_job._write_panel(experiment.probes, scores, panel)
+    main_job.write_panel(experiment.probes, scores, panel)
     black = {key: number(rate) for key, rate in scores.rank1.items() if key != WHITE}
     return {
         "rank1_white": number(scores.rank1[WHITE]),
         "rank1_black": black,
-        **main_job._summary(protection, scores),
+        **main_job.summary(protection, scores),
         **memory,
         "panel": str(panel),
     }
@@ -208,7 +185,7 @@ def _load_bundled(dtype: torch.dtype | None) -> Any:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    parser = make_parser("benchmarks.speed", __doc__)
     add = parser.add_argument
     add("--probes", type=int, default=20, help="first N probes of the data (default 20)")
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="presets (default: all)")
@@ -217,14 +194,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--paper-rounds", type=int, default=1, help="rounds of the preset paper (default 1 of 100)")
     add("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64])
     add("--photos", type=int, default=8, help="photos per call where quality is measured (default 8)")
-    add("--seed", type=int, default=0)
-    add("--data", type=Path, default=SHARED / "data" / "lfw" / "lfw_1500.parquet", help="parquet or folder")
+    add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of TIP-IM's target people")
-    add("--black-box", nargs="+", default=list(main_job.BLACK_BOXES), metavar="NAME=FILE.onnx")
     add("--panels", type=Path, default=ROOT / "out", help="folder for the before/after pictures")
-    add("--json", type=Path, help="write the JSON object here too")
-    add("--cache", type=Path, help="folder for gallery embeddings (default ~/.cache/diffusers-dedim/bench)")
-    add("--device", default="cpu")
+    add_run_options(add, main_job.BLACK_BOXES, cached="gallery embeddings", nargs="+")
     options = parser.parse_args(words)
     for name in ("literal_rounds", "paper_rounds", "photos"):
         if getattr(options, name) < 1:

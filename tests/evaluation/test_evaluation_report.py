@@ -4,11 +4,13 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_session import Methods, make_session
 
-from diffusers_dedim.evaluation.figures import det_figure, to_svg, trade_off_figure
+from diffusers_dedim.evaluation import report
+from diffusers_dedim.evaluation.figures import calls_figure, det_figure, to_svg, trade_off_figure
 from diffusers_dedim.evaluation.intervals import Estimate
 from diffusers_dedim.evaluation.report import (
     BLOCK_BEGIN,
@@ -99,7 +101,7 @@ def test_the_papers_numbers_are_as_printed() -> None:
 
 def test_the_page_is_whole_safe_and_without_photos(evaluation: Evaluation) -> None:
     page = render_report(evaluation)
-    assert page.count("<svg ") == 2
+    assert page.count("<svg ") == 3
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<img" not in page
@@ -113,9 +115,7 @@ def test_the_page_is_whole_safe_and_without_photos(evaluation: Evaluation) -> No
     assert "not finished" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     shared = {name for name in ids if ids.count(name) > 1}
-    assert not {name for name in shared if f"#{name}" in page}, (
-        "two figures must not share what they refer to"
-    )
+    assert not {name for name in shared if f"#{name}" in page}, "figures must not share what they refer to"
 
 
 def test_markdown_names_command_and_gaps(evaluation: Evaluation) -> None:
@@ -144,7 +144,7 @@ def test_the_block_for_the_readme_has_ours_beside_the_papers(evaluation: Evaluat
 
 
 def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
-    for figure in (det_figure(evaluation), trade_off_figure(evaluation)):
+    for figure in (det_figure(evaluation), trade_off_figure(evaluation), calls_figure(evaluation)):
         svg = to_svg(figure, "a & b")
         assert svg.startswith('<svg role="img" aria-label="a &amp; b"')
         assert "currentColor" in svg
@@ -154,31 +154,79 @@ def test_figures_take_the_pages_ink(evaluation: Evaluation) -> None:
     assert [axes.get_title() for axes in det_figure(evaluation).axes] == ["white box", "black boxes"]
 
 
-def test_strengths_of_a_method_are_one_line_and_one_colour(evaluation: Evaluation) -> None:
+def strengths(evaluation: Evaluation) -> Evaluation:
+    """`dedim` at three strengths, and the originals."""
     strong = [
-        ("dedim@h=0.4", 0.7, 0.1),
-        ("dedim", 0.9, 0.5),
-        ("dedim@h=0.5", 0.8, 0.2),
-        ("original", 1.0, 1.0),
+        ("dedim@h=0.4", 0.7, 0.1, 200.0),
+        ("dedim", 0.9, 0.5, 18.0),
+        ("dedim@h=0.5", 0.8, 0.2, 24.0),
+        ("original", 1.0, 1.0, None),
     ]
     methods = tuple(
-        replace(evaluation.methods[0], method=name, ssim=Estimate(ssim)) for name, ssim, _ in strong
+        replace(evaluation.methods[0], method=name, ssim=Estimate(ssim), unet_calls=calls)
+        for name, ssim, _, calls in strong
     )
     rates = tuple(
         replace(rate(name, recogniser, rank1), rank1=Estimate(rank1))
-        for name, _, rank1 in strong
+        for name, _, rank1, _ in strong
         for recogniser in ("white", "foamliu", "dlib")
     )
-    several = replace(evaluation, methods=methods, rates=rates)
+    return replace(evaluation, methods=methods, rates=rates)
+
+
+def drawn(figure: Any) -> list[tuple[list[float], list[float], list[int]]]:
+    """x, y, and which of the points these lines mark: one line the full markers, another the hollow ones."""
+    lines = [line for line in figure.axes[0].lines if line.get_markevery() is not None]
+    assert all((line.get_markerfacecolor() == "none") == (line.get_linestyle() == "None") for line in lines)
+    return [(list(line.get_xdata()), list(line.get_ydata()), line.get_markevery()) for line in lines]
+
+
+def legend(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].texts]
+
+
+def test_strengths_of_a_method_are_one_line_and_one_colour(evaluation: Evaluation) -> None:
+    several = strengths(evaluation)
     figure = trade_off_figure(several)
-    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
-    assert lines == [([0.9, 0.8, 0.7], [0.5, 0.2, 0.1])] * 2 + [([1.0], [1.0])] * 2
+    assert drawn(figure) == [
+        ([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [0]), ([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [1, 2])
+    ] * 2 + [([1.0], [1.0], [0])] * 2  # fmt: skip
+    limit = figure.axes[0].lines[0]
+    assert list(limit.get_xdata()) == [0.9, 0.9]
     words = [text.get_text() for text in figure.axes[0].texts]
-    assert words == ["", "h=0.5", "h=0.4", ""], "once: another recogniser's stand at the same SSIM"
-    assert [text.get_text() for text in figure.legends[0].texts] == ["dedim", "original", "foamliu", "dlib"]
+    assert words == ["dedim", "h=0.5", "h=0.4"], "once: another recogniser's stand at the same SSIM"
+    assert legend(figure) == ["dedim", "original", "foamliu", "dlib", "SSIM below 0.9"]
     assert len(det_figure(several).axes[0].lines) == 2, "dedim at its preset's strength, and original"
     rows = [row[0] for row in table_1(several).rows]
     assert rows == ["dedim@h=0.4", "dedim (paper)", "dedim", "dedim@h=0.5", "original", "original (paper)"]
+
+
+def test_calls_are_drawn_against_rank_1(evaluation: Evaluation) -> None:
+    several = strengths(evaluation)
+    figure = calls_figure(several)
+    line = ([200.0, 24.0, 18.0], [0.1, 0.2, 0.5])
+    assert drawn(figure) == [(*line, [2]), (*line, [0, 1])] * 2
+    assert legend(figure) == ["dedim", "foamliu", "dlib", "SSIM below 0.9"], "the originals cost no call"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["h=0.4", "h=0.5", "dedim"]
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_xscale()) == ("UNet calls a face", "log")
+    natural = tuple(replace(method, ssim=Estimate(0.9)) for method in several.methods[1:])
+    figure = calls_figure(replace(several, methods=natural))
+    assert figure.axes[0].get_xscale() == "linear", "18 and 24 calls"
+    assert "SSIM below 0.9" not in legend(figure)
+    assert drawn(figure)[0] == ([24.0, 18.0], [0.2, 0.5], [0, 1])
+
+
+def test_no_calls_no_figure(evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "to_png", lambda figure: b"")
+    monkeypatch.setattr(report, "to_svg", lambda figure, label: f"<svg>{label}</svg>")
+    report.write_report(evaluation, tmp_path)
+    assert (tmp_path / "calls.png").is_file()
+    assert "Rank-1 against UNet calls" in (tmp_path / "report.html").read_text()
+    for calls in (None, 0.0):  # the originals, TIP-IM
+        idle = tuple(replace(method, unet_calls=calls) for method in evaluation.methods)
+        report.write_report(replace(evaluation, methods=idle), tmp_path)
+        assert not (tmp_path / "calls.png").exists(), "nor an earlier run's"
+        assert "Rank-1 against UNet calls" not in (tmp_path / "report.html").read_text()
 
 
 def test_without_a_black_box_the_figure_says_so(tmp_path: Path) -> None:

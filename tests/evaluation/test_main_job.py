@@ -69,3 +69,15 @@ def test_an_unchanged_face_gives_null_not_infinity(run, monkeypatch: pytest.Monk
 def test_a_wrong_number_of_probes_is_named(run) -> None:
     with pytest.raises(ValueError, match="limit: expected 1 to 3 probes, got 100"):
         run()
+
+
+def test_probes_without_any_face_are_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_job, "FaceDetector", lambda device: lambda photo: [])
+    with pytest.raises(ValueError, match=r"--data: no face was found in the first 2 probes of .*e\.parquet"):
+        run("--probes", "2")
+
+
+def test_a_black_box_is_needed(run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--black-box")
+    assert "main_job: error: argument --black-box: expected at least one argument" in capsys.readouterr().err

@@ -174,6 +174,22 @@ def test_panel_shows_before_after_and_difference() -> None:
         make_panel(before, before, ["a"])
 
 
+def test_names_and_notes_on_the_rank_panel_have_room() -> None:
+    name = "dedim:fast@h=0.42+max_rounds=20"
+    faces = torch.ones(1, 3, 112, 112)
+    short, long, noted = (
+        np.asarray(make_rank_panel({method: faces}, {method: [1]}, notes))
+        for method, notes in (("a", None), (name, None), (name, {name: "18 UNet calls"}))
+    )
+    assert short.shape == (254, 130 + 224, 3)
+    left = long.shape[1] - 224
+    assert left > 130
+    assert noted.shape == long.shape
+    ink = [(panel[:, :left] < 128).any(axis=(1, 2)).sum() for panel in (long, noted)]
+    assert ink[1] > ink[0], "a line more"
+    assert (long[:, left - 8 : left] == 255).all(), "the name ends before the face"
+
+
 def test_rank_panel_has_a_row_a_method_and_the_ranks_below() -> None:
     faces = torch.zeros(3, 3, 112, 112)
     panel = np.asarray(make_rank_panel({"a": faces, "b": faces + 1}, {"a": [1, 1, 1], "b": [2, 30, 999]}))

@@ -69,7 +69,8 @@ def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
     assert found["recognisers"][0]["impostors"] == 3
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "cache", "results.json", "table.md", "report.html", "det.png", "trade-off.png", "panel.png"
+        "cache", "results.json", "table.md", "report.html", "det.png", "trade-off.png", "calls.png",
+        "panel.png",
     }  # fmt: skip
     assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 3 * 236 - 12, 2 * 254)
 
@@ -188,9 +189,9 @@ def test_photos_that_may_be_shown_take_the_probes_place_on_the_panel(
 ) -> None:
     drawn: dict[str, dict] = {}
 
-    def draw(rows: dict, ranks: dict) -> Image.Image:
-        drawn.update(rows=rows, ranks=ranks)
-        return panel.make_rank_panel(rows, ranks)
+    def draw(rows: dict, ranks: dict, notes: dict) -> Image.Image:
+        drawn.update(rows=rows, ranks=ranks, notes=notes)
+        return panel.make_rank_panel(rows, ranks, notes)
 
     monkeypatch.setattr(pictures, "make_rank_panel", draw)
     Image.fromarray(toy.photo_of("blue", shade=77)).save(tmp_path / "me.png")
@@ -201,6 +202,8 @@ def test_photos_that_may_be_shown_take_the_probes_place_on_the_panel(
     # blue turned red: two gallery photos of red and green may come first, the own blue one in any case does not
     assert drawn["ranks"]["original"] == [1]
     assert drawn["ranks"]["swap"][0] > 1
+    ssim = results(tmp_path / "out")["methods"][1]["ssim"]["value"]
+    assert drawn["notes"] == {"original": "mean SSIM 1.000\n", "swap": f"mean SSIM {ssim:.3f}\n20 UNet calls"}
     assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 224, 2 * 254)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 1

@@ -1,15 +1,22 @@
-"""The DET and the trade-off figure, as PNG for files and as SVG that takes the page's colours."""
+"""The DET and the two trade-off figures, as PNG for files and as SVG that takes the page's colours."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
 from typing import Any
 
+from diffusers_dedim.evaluation.figure_labels import Label, place_labels
 from diffusers_dedim.evaluation.method_strength import split_strength
 from diffusers_dedim.evaluation.schema import Evaluation, MethodEntry
 from diffusers_dedim.extras import import_extra
+
+NATURAL_SSIM = 0.9
+"""Mean SSIM below which a method's points are hollow: a face changed by more is hardly a natural one."""
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the pale ones left out: both grounds must bear them.
 _COLOURS = ("#7f7f7f", "#d55e00", "#1f83c4", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8f6fd0")
@@ -17,6 +24,7 @@ _INK = "#010203"  # in the SVG replaced by the page's text colour
 _DET_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
 _FMR_RANGE, _FNMR_RANGE = (0.00005, 0.6), (0.0005, 0.9995)
 _DASHES = ("-", "--", ":", "-.")
+_LOG_FROM = 10  # times the smallest number of calls
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -46,16 +54,21 @@ def det_figure(evaluation: Evaluation) -> Any:
         _draw_det(part, evaluation, group)
         part.set_title(title if len(group) > 1 or title == "white box" else f"black box: {group[0]}")
     axes[0].set_ylabel("FNMR, %")
-    black = names["black boxes"]
-    _finish(figure, evaluation, dict(zip(black, _DASHES * len(black), strict=False)), marker="")
+    _finish(
+        figure,
+        [
+            *(_handle(family, color=_colour(index)) for index, family in enumerate(_families(evaluation))),
+            *_recogniser_handles(names["black boxes"], "linestyle", _DASHES),
+        ],
+    )
     return figure
 
 
 def trade_off_figure(evaluation: Evaluation) -> Any:
     """Rank-1 against mean SSIM, one point a method and black box: low and to the right is better.
 
-    A method at several strengths (``dedim@h=0.5``) is one line a recogniser, from weak to strong. Without a black box
-    the white box is drawn, and the axis says so.
+    A method at several strengths (``dedim@h=0.5``) is one line a recogniser, from weak to strong. Points left of the
+    dashed line, `NATURAL_SSIM`, are hollow. Without a black box the white box is drawn, and the axis says so.
 
     Args:
         evaluation: methods with measured SSIM.
@@ -66,17 +79,37 @@ def trade_off_figure(evaluation: Evaluation) -> Any:
     Raises:
         ImportError: matplotlib is missing.
     """
-    black = [each.name for each in evaluation.recognisers if not each.white_box]
-    shown = black or [each.name for each in evaluation.recognisers]
-    markers = dict(zip(shown, _MARKERS * len(shown), strict=False))
     figure = _figure(6.8, 4.2)
     axes = figure.subplots()
-    for index, members in enumerate(_families(evaluation).values()):
-        for name, marker in markers.items():
-            _draw_family(axes, evaluation, members, name, marker, _colour(index), name == shown[0])
-    kind = "black box" if black else "white box"
-    axes.set(xlabel="mean SSIM (1: unchanged)", ylabel=f"rank-1, {kind}", ylim=(-0.04, 1.04))
-    _finish(figure, evaluation, dict.fromkeys(markers, ""), marker="o", markers=markers)
+    axes.axvline(NATURAL_SSIM, color=_INK, linewidth=0.8, linestyle="--", alpha=0.5)
+    axes.set_xlabel("mean SSIM (1: unchanged)")
+    _draw_rank1(axes, evaluation, lambda method: method.ssim.value)
+    return figure
+
+
+def calls_figure(evaluation: Evaluation) -> Any | None:
+    """Rank-1 against UNet calls a face, one point a method and black box: low and to the left is better.
+
+    Drawn as `trade_off_figure`. Methods that do not call the UNet are left out: their cost is of another kind.
+
+    Args:
+        evaluation: methods with counted calls.
+
+    Returns:
+        A matplotlib figure; None where no method calls the UNet.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    calls = [method.unet_calls for method in evaluation.methods if method.unet_calls]
+    if not calls:
+        return None
+    figure = _figure(6.8, 4.2)
+    axes = figure.subplots()
+    if max(calls) > _LOG_FROM * min(calls):
+        axes.set_xscale("log")
+    axes.set_xlabel("UNet calls a face")
+    _draw_rank1(axes, evaluation, lambda method: method.unet_calls or None)
     return figure
 
 
@@ -116,32 +149,75 @@ def _families(evaluation: Evaluation) -> dict[str, list[MethodEntry]]:
     return families
 
 
-def _draw_family(
-    axes: Any,
-    evaluation: Evaluation,
-    members: list[MethodEntry],
-    recogniser: str,
-    marker: str,
-    colour: str,
-    named: bool,
-) -> None:
-    """The points of one method at all its strengths by one recogniser, joined in the order of SSIM.
+@dataclass(frozen=True)
+class _Point:
+    """A method by one recogniser: where it stands, rank-1, and whether its faces are natural by SSIM."""
 
-    The first recogniser's are named: those of the others stand above or below them, at the same SSIM.
+    x: float
+    rate: float
+    interval: tuple[float, float] | None
+    method: str
+    natural: bool
+
+
+def _draw_rank1(axes: Any, evaluation: Evaluation, place: Callable[[MethodEntry], float | None]) -> None:
+    """Rank-1 over what ``place`` says of a method; black boxes, or the white box where there is none.
+
+    Where a method has several strengths they are named beside the first recogniser's points: those of the others
+    stand above or below.
     """
+    black = [each.name for each in evaluation.recognisers if not each.white_box]
+    shown = black or [each.name for each in evaluation.recognisers]
+    drawn: list[_Point] = []
+    labels, handles = [], []
+    for index, (family, members) in enumerate(_families(evaluation).items()):
+        colour = _colour(index)
+        lines = [_points(evaluation, members, name, place) for name in shown]
+        for points, marker in zip(lines, _MARKERS * len(shown), strict=False):
+            if points:
+                _draw_line(axes, points, marker, colour)
+            drawn += points
+        if len(members) > 1:
+            labels += [Label(p.x, p.rate, p.method.partition("@")[2] or family, colour) for p in lines[0]]
+        if any(lines):
+            handles.append(_handle(family, color=colour, marker="o", linestyle=""))
+    handles += _recogniser_handles(shown, "marker", _MARKERS)
+    if not all(point.natural for point in drawn):
+        text = f"SSIM below {NATURAL_SSIM:g}"
+        handles.append(_handle(text, color=_INK, marker="o", linestyle="", markerfacecolor="none"))
+    axes.set(ylabel=f"rank-1, {'black box' if black else 'white box'}", ylim=(-0.04, 1.04))
+    _finish(axes.figure, handles)
+    place_labels(axes, labels, [(point.x, point.rate) for point in drawn])
+
+
+def _points(
+    evaluation: Evaluation, members: Sequence[MethodEntry], recogniser: str,
+    place: Callable[[MethodEntry], float | None],
+) -> list[_Point]:  # fmt: skip
+    """One method at all its strengths by one recogniser, from the right to the left."""
     points = []
     for member in members:
+        x, ssim = place(member), member.ssim.value
         rate = evaluation.rate(member.method, recogniser).rank1
-        if member.ssim.value is not None and rate.value is not None:
-            points.append((member.ssim.value, rate.value, member.method.partition("@")[2]))
-            if rate.low is not None:
-                axes.vlines(member.ssim.value, rate.low, rate.high, color=colour, linewidth=1.2)
-    points.sort(reverse=True)
-    axes.plot(
-        [x for x, _, _ in points], [y for _, y, _ in points], marker=marker, color=colour, linewidth=0.8
-    )
-    for x, y, strength in points if named else ():
-        axes.annotate(strength, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6.5, color=colour)
+        if x is not None and ssim is not None and rate.value is not None:
+            interval = None if rate.low is None or rate.high is None else (rate.low, rate.high)
+            points.append(_Point(x, rate.value, interval, member.method, ssim >= NATURAL_SSIM))
+    return sorted(points, key=lambda point: point.x, reverse=True)
+
+
+def _draw_line(axes: Any, points: Sequence[_Point], marker: str, colour: str) -> None:
+    """Join the points, and draw their intervals."""
+    xs, rates = [point.x for point in points], [point.rate for point in points]
+    hollow = [index for index, point in enumerate(points) if not point.natural]
+    filled = [index for index, point in enumerate(points) if point.natural]
+    axes.plot(xs, rates, marker=marker, markevery=filled, color=colour, linewidth=0.8)
+    if hollow:
+        axes.plot(
+            xs, rates, marker=marker, markevery=hollow, markerfacecolor="none", color=colour, linestyle=""
+        )
+    for point in points:
+        if point.interval:
+            axes.vlines(point.x, *point.interval, color=colour, linewidth=1.2)
 
 
 def _draw_det(axes: Any, evaluation: Evaluation, recognisers: list[str]) -> None:
@@ -172,30 +248,26 @@ def _figure(width: float, height: float) -> Any:
     return figure_module.Figure(figsize=(width, height), layout="constrained")
 
 
-def _finish(
-    figure: Any,
-    evaluation: Evaluation,
-    dashes: dict[str, str],
-    *,
-    marker: str,
-    markers: dict[str, str] | None = None,
-) -> None:
+def _handle(label: str, **style: Any) -> Any:
+    """An entry of a legend."""
+    return import_extra("matplotlib.lines", "the report's figures").Line2D([], [], label=label, **style)
+
+
+def _recogniser_handles(names: Sequence[str], stroke: str, styles: Sequence[str]) -> list[Any]:
+    """What tells recognisers apart, a ``linestyle`` or a ``marker``; one alone needs no entry."""
+    if len(names) < 2:
+        return []
+    plain = {"color": _INK, "linestyle": ""}
+    return [_handle(name, **{**plain, stroke: style}) for name, style in zip(names, itertools.cycle(styles))]
+
+
+def _finish(figure: Any, handles: Sequence[Any]) -> None:
     """Give axes the page's ink, and a legend beside them: colours are methods, strokes or markers recognisers."""
-    line = import_extra("matplotlib.lines", "the report's figures").Line2D
     for axes in figure.axes:
         axes.grid(alpha=0.25, color=_INK, linewidth=0.6)
-        axes.tick_params(colors=_INK)
+        axes.tick_params(colors=_INK, which="both")
         for part in (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.spines.values()):
             (part.set_edgecolor if part in axes.spines.values() else part.set_color)(_INK)
-    handles = [
-        line([], [], color=_colour(index), marker=marker, linestyle="" if marker else "-", label=family)
-        for index, family in enumerate(_families(evaluation))
-    ]
-    if len(dashes) > 1:
-        handles += [
-            line([], [], color=_INK, linestyle=dash, marker=(markers or {}).get(name, ""), label=name)
-            for name, dash in dashes.items()
-        ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, labelcolor=_INK)
 
 

@@ -50,12 +50,15 @@ def make_panel(
     return panel
 
 
-def make_rank_panel(rows: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> Image.Image:
+def make_rank_panel(
+    rows: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]], notes: Mapping[str, str] | None = None
+) -> Image.Image:
     """Draw the paper's Fig. 4: one row a method, one column a face, its rank in the search under each image.
 
     Args:
         rows: method -> ``[N, 3, H, W]`` RGB in [-1, 1], the same faces in every row.
         ranks: method -> ``[N]``, 1 = found first.
+        notes: method -> lines of text below its name.
 
     Raises:
         ValueError: there are no faces, or the rows and ranks disagree.
@@ -69,12 +72,16 @@ def make_rank_panel(rows: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int
         )
     height, width = (_ZOOM * side for side in shape[2:])
     cell = height + _LABEL_HEIGHT + _GAP
-    panel = Image.new("RGB", (_NAME_WIDTH + shape[0] * (width + _GAP) - _GAP, len(rows) * cell), "white")
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(14)
+    font = ImageFont.load_default(14)
+    names = {method: f"{method}\n{(notes or {}).get(method, '')}" for method in rows}
+    lines = "\n".join(names.values()).splitlines()
+    left = max(_NAME_WIDTH, *(round(font.getlength(line)) + _GAP for line in lines))
+    panel = Image.new("RGB", (left + shape[0] * (width + _GAP) - _GAP, len(rows) * cell), "white")
+    draw = ImageDraw.Draw(panel)
     for row, (method, crops) in enumerate(rows.items()):
-        draw.text((2, row * cell + height // 2), method, fill="black", font=font)
+        draw.text((2, row * cell + height // 2), names[method], "black", font)
         for column, (crop, rank) in enumerate(zip(crops, ranks[method], strict=True)):
-            x = _NAME_WIDTH + column * (width + _GAP)
+            x = left + column * (width + _GAP)
             panel.paste(_enlarge(_to_levels(crop)), (x, row * cell))
             draw.text((x + width / 2, row * cell + height + 1), str(rank), "black", font, anchor="ma")
     return panel

@@ -18,6 +18,7 @@ from diffusers_dedim.evaluation.probes import Probe, search_gallery
 from diffusers_dedim.evaluation.protocol import Record
 from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
 from diffusers_dedim.evaluation.retrieval import genuine_ranks
+from diffusers_dedim.evaluation.schema import MethodEntry
 from diffusers_dedim.faces import MIN_FACE_SIZE, align_face
 
 PANEL_FACES = 6
@@ -64,7 +65,7 @@ def read_shown(records: Sequence[Record], detector: Detector) -> list[Probe]:
     return shown
 
 
-def draw_panel(evaluator: Evaluator, shown: Sequence[Probe] = ()) -> Panel:
+def draw_panel(evaluator: Evaluator, measured: Sequence[MethodEntry], shown: Sequence[Probe] = ()) -> Panel:
     """Protect and search for the panel's faces; ranks are the first black box's, or the white box's without one.
 
     The rank of a probe is that of its person's gallery photo. A shown photo has none: its own *unprotected* self is
@@ -72,6 +73,7 @@ def draw_panel(evaluator: Evaluator, shown: Sequence[Probe] = ()) -> Panel:
 
     Args:
         evaluator: its first probes are drawn unless photos are shown.
+        measured: what the methods did to all probes, noted below their names.
         shown: from `read_shown`.
     """
     bench = evaluator.bench
@@ -86,7 +88,14 @@ def draw_panel(evaluator: Evaluator, shown: Sequence[Probe] = ()) -> Panel:
         rows[method] = torch.stack([align_face(photo, probe.face).crop for probe, photo in pairs])
         faces = [central_face(photo, bench.detector) or probe.face for probe, photo in pairs]
         ranks[method] = _ranks(probes, photos, faces, gallery, recogniser)
-    return Panel(make_rank_panel(rows, ranks), recogniser.name, not shown)
+    notes = {entry.method: _note(entry) for entry in measured}
+    return Panel(make_rank_panel(rows, ranks, notes), recogniser.name, not shown)
+
+
+def _note(entry: MethodEntry) -> str:
+    """What finds the row's points in the trade-off figures."""
+    ssim = "" if entry.ssim.value is None else f"mean SSIM {entry.ssim.value:.3f}\n"
+    return ssim + (f"{entry.unet_calls:.0f} UNet calls" if entry.unet_calls else "")
 
 
 def _ranks(

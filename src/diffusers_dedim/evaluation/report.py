@@ -10,7 +10,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from diffusers_dedim.evaluation.figures import det_figure, to_png, to_svg, trade_off_figure
+from diffusers_dedim.evaluation.figures import (
+    NATURAL_SSIM,
+    calls_figure,
+    det_figure,
+    to_png,
+    to_svg,
+    trade_off_figure,
+)
 from diffusers_dedim.evaluation.pictures import Panel
 from diffusers_dedim.evaluation.schema import Evaluation
 from diffusers_dedim.evaluation.table import (
@@ -25,7 +32,7 @@ from diffusers_dedim.image_io import write_atomic
 
 RESULTS, TABLE, REPORT, PANEL = "results.json", "table.md", "report.html", "panel.png"
 BLOCK_BEGIN, BLOCK_END = "<!-- dedim evaluate: Table 1 -->", "<!-- end of Table 1 -->"
-DET_PNG, TRADE_OFF_PNG = "det.png", "trade-off.png"
+DET_PNG, TRADE_OFF_PNG, CALLS_PNG = "det.png", "trade-off.png", "calls.png"
 
 
 def write_results(evaluation: Evaluation, folder: Path) -> None:
@@ -45,8 +52,12 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """
     write_results(evaluation, folder)
     write_atomic(folder / TABLE, render_markdown(evaluation).encode())
-    for name, figure in ((DET_PNG, det_figure(evaluation)), (TRADE_OFF_PNG, trade_off_figure(evaluation))):
-        write_atomic(folder / name, to_png(figure))
+    for name, draw in ((DET_PNG, det_figure), (TRADE_OFF_PNG, trade_off_figure), (CALLS_PNG, calls_figure)):
+        figure = draw(evaluation)
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)  # of an earlier run with other methods
+        else:
+            write_atomic(folder / name, to_png(figure))
     write_atomic(folder / REPORT, render_report(evaluation).encode())
     return folder / REPORT
 
@@ -116,6 +127,7 @@ def render_report(evaluation: Evaluation, picture: str = "", ranked_by: str = ""
         picture: data address of a panel that may be shown; empty for a page without photos.
         ranked_by: the recogniser of the panel's ranks.
     """
+    calls = calls_figure(evaluation)
     environment = Environment(loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True)
     return environment.get_template("evaluation.html").render(
         evaluation=evaluation,
@@ -128,6 +140,8 @@ def render_report(evaluation: Evaluation, picture: str = "", ranked_by: str = ""
         robustness=rates_table(evaluation.robustness) if evaluation.robustness else None,
         det=to_svg(det_figure(evaluation), "Detection error trade-off"),
         trade_off=to_svg(trade_off_figure(evaluation), "Rank-1 against mean SSIM"),
+        calls=to_svg(calls, "Rank-1 against UNet calls") if calls else "",
+        natural_ssim=NATURAL_SSIM,
         problems=problems(evaluation),
         panel=PANEL,
         picture=picture,

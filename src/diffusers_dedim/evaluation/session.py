@@ -106,7 +106,7 @@ class Session:
             write_results(evaluation, folder)
             on_method(done[-1][0])
         write_report(evaluation, folder)
-        write_panel(evaluation, draw_panel(evaluator, shown), folder)
+        write_panel(evaluation, draw_panel(evaluator, evaluation.methods, shown), folder)
         return evaluation
 
     def _targets(self) -> Tensor | None:
