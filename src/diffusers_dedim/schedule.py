@@ -119,7 +119,7 @@ def posterior_x_0_weight(scheduler: DDPMScheduler, timestep: int) -> float:
         >>> scheduler = make_scheduler()
         >>> scheduler.set_timesteps(timesteps=dedim_timesteps(100, 2))
         >>> [round(posterior_x_0_weight(scheduler, timestep), 2) for timestep in (99, 49)]
-        [0.67, 1.0]
+        [0.72, 1.0]
     """
     ac_t, ac_prev = _alphas_cumprod_pair(scheduler, timestep)
     return float(ac_prev**0.5 * (1 - ac_t / ac_prev) / (1 - ac_t))

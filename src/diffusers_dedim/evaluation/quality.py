@@ -78,11 +78,6 @@ def haarpsi(original: Tensor, changed: Tensor) -> Tensor:
     Raises:
         ImportError: piq is missing.
         ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
-
-    Example:
-        >>> grey = torch.zeros(1, 3, 112, 112)
-        >>> haarpsi(grey, grey).item()
-        1.0
     """
     return _by_piq("haarpsi", original, changed)
 
@@ -100,11 +95,6 @@ def fsim(original: Tensor, changed: Tensor) -> Tensor:
     Raises:
         ImportError: piq is missing.
         ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
-
-    Example:
-        >>> grey = torch.zeros(1, 3, 112, 112)
-        >>> fsim(grey, grey).item()
-        1.0
     """
     return _by_piq("fsim", original, changed, chromatic=True)
 
@@ -122,11 +112,6 @@ def mdsi(original: Tensor, changed: Tensor) -> Tensor:
     Raises:
         ImportError: piq is missing.
         ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
-
-    Example:
-        >>> grey = torch.zeros(1, 3, 112, 112)
-        >>> mdsi(grey, grey).item()
-        0.0
     """
     return _by_piq("mdsi", original, changed)
 
