@@ -78,7 +78,8 @@ def box_region(photo: NDArray[np.uint8], face: Face) -> tuple[int, int, int, int
         face: found in it; its box, in photo px, may reach beyond the photo.
 
     Returns:
-        x0, y0, x1, y1 in whole photo px, 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H; holds every pixel that the box touches.
+        x0, y0, x1, y1 in whole photo px, 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H; no pixel that the box touches is
+        left out.
 
     Raises:
         ValueError: the box lies outside the photo.
