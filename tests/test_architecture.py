@@ -164,6 +164,37 @@ def test_module_limits(module: str) -> None:
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "never assert on input"
 
 
+RAISED = {"ValueError", "TypeError"}
+SPECIAL = {"__init__", "__post_init__", "__call__", "__iter__"}  # their class may say it for them
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a function but those of functions and classes inside it."""
+    for child in ast.iter_child_nodes(function):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            yield child
+            yield from own_nodes(child)
+
+
+def public_functions(
+    tree: ast.Module | ast.ClassDef, texts: str = ""
+) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Public functions and methods, each with its docstring; special methods with their class's too."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node, ast.get_docstring(node) or "")
+        elif isinstance(node, ast.FunctionDef) and (node.name in SPECIAL or not node.name.startswith("_")):
+            yield node, (ast.get_docstring(node) or "") + (texts if node.name in SPECIAL else "")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_say_what_they_raise(module: str) -> None:
+    for function, text in public_functions(ast.parse(MODULES[module].read_text())):
+        raised = [node.exc for node in own_nodes(function) if isinstance(node, ast.Raise) and node.exc]
+        names = {ast.unparse(exc.func if isinstance(exc, ast.Call) else exc) for exc in raised}
+        assert not names & RAISED or "Raises:" in text, f"{function.name} raises {names}: say when"
+
+
 # Imported by what makes protected photos, and without a say in what they look like.
 WITHOUT_A_SAY = {"errors", "extras", "results", "own_components", "image_io", "image_modes", "image_metadata"}
 

@@ -91,6 +91,19 @@ class ComposablePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers 
         """Move all parts and the face detector to a device; a number type is the denoiser's alone.
 
         Recogniser and landmark model stay in their own type, because their scores are reported.
+
+        Args:
+            *args: a device, a number type, or both, in any order, as for ``torch.nn.Module.to``.
+            **kwargs: ``device``, ``dtype`` and what else `DiffusionPipeline.to` takes.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            ValueError: a number type is given twice, or diffusers refuses the device.
+
+        Example:
+            >>> pipe.to("cuda", torch.float16)  # doctest: +SKIP
         """
         dtypes = [argument for argument in args if isinstance(argument, torch.dtype)]
         named = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)

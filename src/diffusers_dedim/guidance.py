@@ -26,10 +26,14 @@ def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]`` of an `EncoderEnsemble`.
-        reference: those of the originals.
+        reference: those of the originals, of the same shape.
 
     Returns:
         ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated. Of K recognisers the one that matches best counts.
+
+    Example:
+        >>> match_probability(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0]] * 2)).tolist()
+        [1.0, 0.5]
     """
     probability = _probability(embedding, reference)
     return probability if probability.ndim == 1 else probability.amax(1)
@@ -55,12 +59,22 @@ def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Te
     """Gradient with respect to x_t of log p(not y_0 | x_t) = log(1 - p(y_0 | x_t)) (Algorithm 2, line 7).
 
     Args:
-        face_encoder: maps ``[N, 3, H, W]`` to unit embeddings ``[N, D]``.
+        face_encoder: maps ``[N, 3, H, W]`` to unit embeddings ``[N, D]``; differentiable.
         x_t: images ``[N, 3, H, W]`` in about [-1, 1].
         reference: unit embeddings ``[N, D]`` of the originals.
 
     Returns:
-        ``[N, 3, H, W]``, each face's own gradient; for an `EncoderEnsemble` the sum over its recognisers.
+        ``[N, 3, H, W]``, per unit of [-1, 1], each face's own gradient; for an `EncoderEnsemble` the sum over its
+        recognisers. Finite at the original too, where log(1 - p) is not (D4 in docs/paper.md).
+
+    Raises:
+        TypeError: no gradient flows through ``face_encoder``.
+
+    Example:
+        >>> encoder = lambda crops: torch.nn.functional.normalize(crops.flatten(1))
+        >>> x_t, reference = torch.full((1, 3, 2, 2), 0.5), torch.eye(12)[:1]
+        >>> log_probability_gradient(encoder, x_t, reference)[0, 0, 0, 0] < 0  # away from the reference
+        tensor(True)
     """
     with torch.inference_mode(False), torch.enable_grad():
         x_t = x_t.detach().clone().requires_grad_()
@@ -77,8 +91,15 @@ class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     """The paper's guidance: x_{t-1} += s * sigma_t^k * grad log p(not y_0 | x_t).
 
     Args:
-        scale: s; 250 in the paper.
+        scale: s, 0 or more; 250 in the paper.
         sigma_power: k. Algorithm 2 prints sigma (1), the text above it sigma squared (2); see D2 in docs/paper.md.
+
+    Source:
+        DeDiM, Algorithm 2, line 7.
+
+    Raises:
+        ValueError: ``sigma_power`` is neither 1 nor 2.
+        TypeError: when it is run, the scheduler is not DDPM's, or no gradient flows through the recogniser.
 
     Example:
         >>> from diffusers_dedim import IdentityGuidance
@@ -115,14 +136,21 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     that turns red is seen at once. A face is pushed no further than ``stop_similarity``.
 
     Args:
-        step_size: root mean square of the push over the masked pixels, in [-1, 1] units.
-        stop_similarity: cosine below which a face is pushed no further.
+        step_size: root mean square of the push over the masked pixels, in [-1, 1] units; 0 or more.
+        stop_similarity: cosine in [-1, 1) below which a face is pushed no further.
         views: 1 for the face alone, 2 for the face and its mirror image; with both the push depends less on
             quirks of the one recogniser, and holds better against others.
-        smoothing: standard deviation in crop px of a Gaussian over the push; single pixels that stand out
-            look like speckle and matter to no other recogniser.
+        smoothing: standard deviation in crop px, 0 or more, of a Gaussian over the push; single pixels that
+            stand out look like speckle and matter to no other recogniser.
         cutoff_step_ratio: share of a round's steps that are pushed, in [0, 1]; the denoiser has the last ones
             for itself and clears away what does not belong to a face.
+
+    Source:
+        Ours, not the paper's: D9 in docs/paper.md has the formulas and what was measured.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        TypeError: when it is run, no gradient flows through the recogniser.
 
     Example:
         >>> from diffusers_dedim import EstimateGuidance

@@ -21,11 +21,12 @@ class FaceResult:
         box: x0, y0, x1, y1 in photo px.
         landmarks: ``[51, 2]`` float64, photo px.
         similarity_before: cosine of the face with itself by the pipeline's recogniser, 1 up to rounding.
-        similarity: cosine of the returned photo's face (8 bit, same alignment) with the original.
-        probability: the same as the match probability of Eq. 4, (cosine + 1) / 2.
-        rounds: rounds that were run.
+        similarity: cosine in [-1, 1] of the returned photo's face (8 bit, same alignment) with the original, by the
+            recogniser that guided; another one sees another number.
+        probability: the same as the match probability of Eq. 4 in [0, 1], (cosine + 1) / 2.
+        rounds: rounds that were run, 1..L.
         unet_calls: denoiser calls spent.
-        reached_threshold: whether the face ended below the threshold.
+        reached_threshold: whether the face ended below the threshold; False means that it is NOT protected as asked.
     """
 
     image_index: int
@@ -46,6 +47,11 @@ class DeDiMOutput(BaseOutput):  # type: ignore[misc]  # diffusers ships no types
     Attributes:
         images: one per photo: PIL RGB images, uint8 arrays ``[H, W, 3]``, or tensors ``[3, H, W]`` in [-1, 1].
         faces: every face of every photo, photo by photo, from left to right.
+
+    Example:
+        >>> out = pipe(photo)  # doctest: +SKIP
+        >>> all(face.reached_threshold for face in out.faces)  # doctest: +SKIP
+        True
     """
 
     images: list[Any]

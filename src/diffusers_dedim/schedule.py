@@ -13,6 +13,17 @@ def make_scheduler(num_train_timesteps: int = 1000) -> DDPMScheduler:
     """Build the cosine DDPM scheduler of the paper (section 4: T = 1000, Nichol & Dhariwal 2021).
 
     ``fixed_small`` is the posterior variance of Eq. 3; samples are not clipped, as Algorithm 2 does not.
+
+    Args:
+        num_train_timesteps: T, at least 1; that of the denoiser's training.
+
+    Returns:
+        A `DDPMScheduler` that predicts the noise; its timesteps 0..T-1 are the paper's t = 1..T.
+
+    Example:
+        >>> scheduler = make_scheduler()
+        >>> round(float(scheduler.alphas_cumprod[99]), 3)  # t = 100: a little noise
+        0.972
     """
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
@@ -69,7 +80,22 @@ def predict_x_0(scheduler: DDPMScheduler, eps: Tensor, timesteps: Tensor, x_t: T
 
 
 def posterior_std(scheduler: DDPMScheduler, timestep: int) -> float:
-    """Return sigma_t, the standard deviation of q(x_{t-1} | x_t, x_0) (below Eq. 3), for the set timesteps."""
+    """Return sigma_t, the standard deviation of q(x_{t-1} | x_t, x_0) (below Eq. 3), for the set timesteps.
+
+    Args:
+        scheduler: with its timesteps set, or with all T of them.
+        timestep: diffusers timestep, 0..T-1.
+
+    Returns:
+        A standard deviation in [-1, 1] units, not a variance; 0 at the last timestep.
+
+    Raises:
+        TypeError: the scheduler is not DDPM's: other solvers have no sigma_t.
+
+    Example:
+        >>> round(posterior_std(make_scheduler(), 99), 4)
+        0.0227
+    """
     ac_t, ac_prev = _alphas_cumprod_pair(scheduler, timestep)
     return float(((1 - ac_prev) / (1 - ac_t) * (1 - ac_t / ac_prev)) ** 0.5)
 
@@ -78,6 +104,22 @@ def posterior_x_0_weight(scheduler: DDPMScheduler, timestep: int) -> float:
     """Return how much the posterior mean of x_{t-1} moves when the x_0 estimate moves by one.
 
     The mean is linear in x_0 with the factor sqrt(ac_prev) beta_t / (1 - ac_t) (Ho et al. 2020, Eq. 7).
+
+    Args:
+        scheduler: with its timesteps set, or with all T of them.
+        timestep: diffusers timestep, 0..T-1.
+
+    Returns:
+        The factor, above 0 and at most 1; 1 at the last timestep, where the estimate is the result.
+
+    Raises:
+        TypeError: the scheduler is not DDPM's.
+
+    Example:
+        >>> scheduler = make_scheduler()
+        >>> scheduler.set_timesteps(timesteps=dedim_timesteps(100, 2))
+        >>> [round(posterior_x_0_weight(scheduler, timestep), 2) for timestep in (99, 49)]
+        [0.72, 1.0]
     """
     ac_t, ac_prev = _alphas_cumprod_pair(scheduler, timestep)
     return float(ac_prev**0.5 * (1 - ac_t / ac_prev) / (1 - ac_t))

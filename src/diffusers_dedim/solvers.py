@@ -144,7 +144,20 @@ class SolverStepper:
     def step(
         self, eps: Tensor, timestep: int, x_t: Tensor, generator: list[torch.Generator] | None = None
     ) -> SchedulerOutput:
-        """Take the solver's step from x_t; ``prev_sample`` of the result is x_{t-1}."""
+        """Take the solver's step from x_t.
+
+        Args:
+            eps: predicted noise ``[N, C, H, W]``.
+            timestep: one of ``timesteps``; the first one empties the solver's memory.
+            x_t: noisy images ``[N, C, H, W]`` in about [-1, 1], with the noise of DDPM's forward process.
+            generator: one per image, for solvers with random steps; None draws from torch's global one.
+
+        Returns:
+            ``prev_sample`` of it is x_{t-1}, ``[N, C, H, W]``, in the same convention.
+
+        Raises:
+            ValueError: ``timestep`` is not one of ``timesteps``.
+        """
         if timestep == self._order[0]:
             _set_state(self.solver, self._fresh)  # the memory of the round before is another image's
         noise_states = [(one, one.get_state()) for one in generator or []]

@@ -54,7 +54,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "dlib", None)
     with pytest.raises(ImportError, match=r"DlibEncoder needs .*'dlib'.* pip install dlib-bin face-recog"):
         DlibEncoder()
-    with pytest.raises(ImportError, match=r"diffusers-dedim\[eval\]"):
+    with pytest.raises(
+        ImportError, match=r"diffusers-dedim\[eval\].*in a clone: pip install \"\.\[eval\]\"\)"
+    ):
         import_extra("no_such_package", "x")
 
 

@@ -73,8 +73,21 @@ def pixelate_face(photo: NDArray[np.uint8], face: Face, blocks: int = 12) -> NDA
 def box_region(photo: NDArray[np.uint8], face: Face) -> tuple[int, int, int, int]:
     """Pixels x0 <= x < x1, y0 <= y < y1 of the face's box inside the photo.
 
+    Args:
+        photo: uint8 RGB ``[H, W, 3]``.
+        face: found in it; its box, in photo px, may reach beyond the photo.
+
+    Returns:
+        x0, y0, x1, y1 in whole photo px, 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H; no pixel that the box touches is
+        left out.
+
     Raises:
         ValueError: the box lies outside the photo.
+
+    Example:
+        >>> face = Face((-3.0, 1.5, 4.2, 8.0), np.zeros((5, 2)), 1.0)
+        >>> box_region(np.zeros((6, 10, 3), np.uint8), face)
+        (0, 1, 6, 6)
     """
     height, width = photo.shape[:2]
     x0, y0 = max(0, int(np.floor(face.box[0]))), max(0, int(np.floor(face.box[1])))

@@ -38,8 +38,15 @@ def epsilon_ball(levels: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 def check_attack(x_org: Tensor, generators: list[torch.Generator]) -> None:
     """Refuse crops of another shape or range, and a wrong number of generators.
 
+    Args:
+        x_org: should be float ``[N, 3, H, W]`` in [-1, 1].
+        generators: should be N, one a face.
+
     Raises:
-        ValueError: names the argument.
+        ValueError: one of them is not; names the argument, what was expected and what came.
+
+    Example:
+        >>> check_attack(torch.zeros(1, 3, 8, 8), [torch.Generator()])
     """
     if x_org.ndim != 4 or x_org.shape[1] != 3 or not x_org.is_floating_point():
         raise ValueError(

@@ -24,12 +24,23 @@ class TipImPreset:
     """Settings of TIP-IM; the defaults are those of the published code.
 
     Attributes:
-        epsilon: most that a value of the image may change, grey levels (infinity norm).
-        iterations: steps.
-        step_factor: a step is step_factor * epsilon / iterations grey levels, root mean square.
-        momentum: share of the sum of earlier gradients that is kept.
-        gamma: weight of the MMD between the face and the original beside squared distances of unit embeddings.
-        diversity: lowest and highest standard deviation of the random warps.
+        epsilon: most that a value of the image may change, grey levels (infinity norm), above 0 and up to 255.
+        iterations: steps, a whole number of at least 1.
+        step_factor: a step is step_factor * epsilon / iterations grey levels, root mean square; 0 or more.
+        momentum: share of the sum of earlier gradients that is kept, 0 or more.
+        gamma: weight of the MMD between the face and the original beside squared distances of unit embeddings, 0
+            or more.
+        diversity: lowest and highest standard deviation of the random warps, in [0, 1).
+
+    Source:
+        Yang et al. 2021; docs/baselines.md.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+
+    Example:
+        >>> TipImPreset(epsilon=6.0).step_size
+        0.09
     """
 
     epsilon: float = 12.0
@@ -198,7 +209,19 @@ def candidate_gain(embeddings: Tensor, reference: Tensor, targets: Tensor) -> Te
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distance over the last axis."""
+    """Squared Euclidean distance over the last axis.
+
+    Args:
+        a: ``[..., D]``.
+        b: ``[..., D]``, of a shape that broadcasts with it.
+
+    Returns:
+        ``[...]``, 0 or more; 2 - 2 cosine for unit vectors.
+
+    Example:
+        >>> squared_distance(torch.eye(2), torch.tensor([1.0, 0.0])).tolist()
+        [0.0, 2.0]
+    """
     squared: Tensor = (a - b).square().sum(-1)
     return squared
 
@@ -210,9 +233,18 @@ def normalise_mean(gradients: Tensor) -> Tensor:
 
 
 def l2_step(velocities: Tensor, step_size: float) -> Tensor:
-    """Steps of l2 norm step_size * sqrt(d) along each velocity ``[N, K, 3, H, W]``, d = 3 H W; 0 stays 0.
+    """Steps of l2 norm step_size * sqrt(d) along each velocity, d = 3 H W.
 
-    Their root mean square is ``step_size`` grey levels.
+    Args:
+        velocities: ``[N, K, 3, H, W]``, of any size.
+        step_size: root mean square of a step, grey levels.
+
+    Returns:
+        ``[N, K, 3, H, W]`` grey levels; a velocity of 0 stays 0.
+
+    Example:
+        >>> l2_step(torch.full((1, 1, 3, 2, 2), 7.0), 0.5).unique()
+        tensor([0.5000])
     """
     norm = velocities.square().sum((2, 3, 4), keepdim=True).sqrt()
     length = step_size * math.sqrt(velocities[0, 0].numel())

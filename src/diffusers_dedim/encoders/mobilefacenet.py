@@ -70,6 +70,9 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         Returns:
             The embeddings, and maps ``[N, 64, 56, 56]``, ``[N, 64, 28, 28]``, ``[N, 128, 14, 14]``,
             ``[N, 128, 7, 7]``.
+
+        Raises:
+            ValueError: the crops have another shape.
         """
         check_crops(crops)
         # the layout that convolutions like: without it each of them reorders its input

@@ -45,6 +45,14 @@ def central_face(photo: NDArray[np.uint8], detector: Detector) -> Face | None:
     """The detected face nearest to the middle of the photo, or ``None``.
 
     LFW centres the person it names; people in the background are not meant.
+
+    Args:
+        photo: uint8 RGB ``[H, W, 3]``.
+        detector: photo -> faces.
+
+    Returns:
+        The face whose box has its middle nearest to the photo's; of two as near the one further left.
+        ``None`` if the detector finds none.
     """
     height, width = photo.shape[:2]
     middle = np.array([(width - 1) / 2, (height - 1) / 2])

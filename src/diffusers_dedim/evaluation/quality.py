@@ -66,33 +66,52 @@ def mean_ssim(original: Tensor, changed: Tensor) -> Tensor:
 
 
 def haarpsi(original: Tensor, changed: Tensor) -> Tensor:
-    """Haar wavelet perceptual similarity (Reisenhofer et al. 2018), ``[N]`` float64; 1 where nothing changed.
+    """Haar wavelet perceptual similarity (Reisenhofer et al. 2018).
+
+    Args:
+        original: ``[N, 3, H, W]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64 in [0, 1]; 1 where nothing changed.
 
     Raises:
         ImportError: piq is missing.
-        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
     """
     return _by_piq("haarpsi", original, changed)
 
 
 def fsim(original: Tensor, changed: Tensor) -> Tensor:
-    """Feature similarity with colour (FSIMc, Zhang et al. 2011), ``[N]`` float64; 1 where nothing changed.
+    """Feature similarity with colour (FSIMc, Zhang et al. 2011).
+
+    Args:
+        original: ``[N, 3, H, W]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64 in [0, 1]; 1 where nothing changed.
 
     Raises:
         ImportError: piq is missing.
-        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
     """
     return _by_piq("fsim", original, changed, chromatic=True)
 
 
 def mdsi(original: Tensor, changed: Tensor) -> Tensor:
-    """Mean deviation similarity index (Nafchi et al. 2016), ``[N]`` float64; 0 where nothing changed.
+    """Mean deviation similarity index (Nafchi et al. 2016). Unlike the others, **smaller is better**.
 
-    Unlike the others, **smaller is better**.
+    Args:
+        original: ``[N, 3, H, W]`` in [-1, 1].
+        changed: the same shape and range.
+
+    Returns:
+        ``[N]`` float64 of 0 or more; 0 where nothing changed.
 
     Raises:
         ImportError: piq is missing.
-        ValueError: the shapes differ or are not ``[N, 3, H, W]``.
+        ValueError: the shapes differ or are not ``[N, 3, H, W]``, or a value lies outside [-1, 1].
     """
     return _by_piq("mdsi", original, changed)
 

@@ -36,6 +36,9 @@ MIRROR_PERMUTATION = _mirror_permutation()
 class LandmarkRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no types
     """Regress 51 landmarks from aligned crops (the 68-point annotation less the 17 jaw points).
 
+    Args:
+        num_landmarks: points; the pipeline's mask and the training know 51.
+
     Example:
         >>> import torch
         >>> LandmarkRegressor().eval()(torch.zeros(2, 3, 112, 112)).shape

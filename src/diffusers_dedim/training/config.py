@@ -79,7 +79,11 @@ class TrainConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class UNetConfig(TrainConfig):
-    """Settings of `dedim train unet`."""
+    """Settings of `dedim train unet`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
 
     batch_size: int = 16
     learning_rate: float = 6e-4
@@ -104,7 +108,11 @@ class UNetConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class EncoderConfig(TrainConfig):
-    """Settings of `dedim train encoder`."""
+    """Settings of `dedim train encoder`.
+
+    Raises:
+        ValueError: a setting is out of its range, or distilling has no teacher; the message names it.
+    """
 
     minutes: float = 60.0
     batch_size: int = 64

@@ -216,6 +216,21 @@ def _decode_images(rows: Any, source: str) -> Any:
 class ResumableBatches(Sampler[list[int]]):
     """Endless shuffled batches of indices that depend only on ``seed`` and their number, so a resumed
     training sees exactly the batches that an uninterrupted one would have seen.
+
+    Args:
+        length: images of the data.
+        batch_size: indices a batch; what is left over at the end of a pass is another rest each time.
+        seed: of the order, which is another one in each pass.
+        start_batch: how many batches were seen before, 0 or more.
+
+    Raises:
+        ValueError: there are fewer images than a batch takes.
+
+    Example:
+        >>> from itertools import islice
+        >>> whole = list(islice(ResumableBatches(7, 3, seed=0), 4))
+        >>> list(islice(ResumableBatches(7, 3, seed=0, start_batch=3), 1)) == whole[3:]
+        True
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, start_batch: int = 0) -> None:
