@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ SHARED = ROOT.parent / "shared"
 def number(value: float, digits: int = 4) -> float | None:
     """Round for reading; JSON has no inf (PSNR of an unchanged face) or nan: null instead."""
     return round(float(value), digits) if math.isfinite(value) else None
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Read a whole number of the command line, for argparse's ``type``."""
+
+    def read(word: str) -> int:
+        if int(word) < lowest:
+            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {word}")
+        return int(word)
+
+    return read
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._common import SHARED, environment, number, print_results
+from benchmarks._common import SHARED, at_least, environment, number, print_results
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
@@ -244,24 +244,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def read(word: str) -> int:
-        if int(word) < lowest:
-            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {word}")
-        return int(word)
-
-    return read
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     # the labels of the pairs file come in twenty blocks
-    add(
-        "--limit", type=_at_least(20), help="no more than this many faces or pairs a figure, for a quick look"
-    )
-    add("--sdedit-steps", type=_at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
+    add("--limit", type=at_least(20), help="no more than this many faces or pairs a figure, for a quick look")
+    add("--sdedit-steps", type=at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
     add("--seed", type=int, default=0)
     add("--faces", default=str(SHARED / "data" / "faces"), help="validation crops with landmarks_68")
     add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of the LFW pairs")
