@@ -73,6 +73,7 @@ def load_features(spec: str) -> Features:
         RuntimeError: Inception's weights cannot be had.
         ValueError: the spec has another form, or the file does not fit.
     """
+    _import_metrics()  # now, and not after the drawing
     name, _, file = spec.partition("=")
     if name == INCEPTION:
         return Features(f"Inception v3, {_POOL} numbers of the last pooling", _load_inception(file), None)
@@ -108,12 +109,11 @@ def measure_distance(
         ImportError: torchmetrics is missing.
     """
     features = _Given(real.shape[1])
-    fid = _metric("fid", "FrechetInceptionDistance")(feature=features)
+    frechet, kernel = _import_metrics()
+    fid = frechet(feature=features)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
-        kid = _metric("kid", "KernelInceptionDistance")(
-            feature=features, subsets=subsets, subset_size=subset_size, gamma=gamma
-        )
+        kid = kernel(feature=features, subsets=subsets, subset_size=subset_size, gamma=gamma)
     for metric in (fid, kid):
         metric.update(real, real=True)
         metric.update(drawn, real=False)
@@ -139,7 +139,7 @@ def _load_inception(file: str) -> nn.Module:
     wanted = f"--features {INCEPTION}"
     module = "torch_fidelity.feature_extractor_inceptionv3"
     fidelity = import_extra(module, wanted, "pip install torch-fidelity")
-    frechet = _metric("fid", "FrechetInceptionDistance")
+    frechet, _ = _import_metrics()
     if file and not Path(file).is_file():
         raise FileNotFoundError(f"{wanted}: there is no file {file!r}.")
     try:
@@ -154,7 +154,10 @@ def _load_inception(file: str) -> nn.Module:
     return network
 
 
-def _metric(module: str, name: str) -> Any:
-    """A class of torchmetrics; its package exports these two only where torch-fidelity is installed."""
-    needed_by = "benchmarks.samples"
-    return getattr(import_extra(f"torchmetrics.image.{module}", needed_by, "pip install torchmetrics"), name)
+def _import_metrics() -> tuple[Any, Any]:
+    """FID and KID of torchmetrics, whose package exports them only where torch-fidelity is installed."""
+    fid, kid = (
+        import_extra(f"torchmetrics.image.{name}", "benchmarks.samples", "pip install torchmetrics")
+        for name in ("fid", "kid")
+    )
+    return fid.FrechetInceptionDistance, kid.KernelInceptionDistance

@@ -40,7 +40,7 @@ from benchmarks._measure import now
 from benchmarks._run import run_benchmark
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.samples import draw_faces, face_grid
-from diffusers_dedim.training.data import FaceCrops
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops
 
 KNOWN_SHARE = 0.99  # of the real faces must know a pixel for it to be compared
 GRID_FACES, KID_SUBSETS = 36, 100
@@ -53,7 +53,7 @@ class RealFaces:
     """Real faces that know all of one area.
 
     Attributes:
-        pixels: uint8 ``[N, 112, 112, 3]``.
+        pixels: uint8 ``[N, 112, 112, 3]``, beyond the area as `keep_area` leaves them.
         area: bool ``[112, 112]``, the pixels that are compared.
         left_out: faces of the data that lack one of these.
     """
@@ -75,7 +75,12 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
 
 def run_samples(pipe: Any, _: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
     """Draw, show and measure; returns what the JSON object holds."""
-    # before the drawing, which takes hours: what is missing is said at once
+    # before the drawing, which takes long: what is missing or does not fit is said at once
+    if pipe.unet.config.sample_size != CROP_SIZE:
+        raise ValueError(
+            f"--weights: expected a denoiser of {CROP_SIZE} px, as the validation faces are, "
+            f"got one of {pipe.unet.config.sample_size} px."
+        )
     features = [load_features(spec) for spec in options.features]
     real = read_real_faces(options.data)
     options.grid.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,7 @@ def read_real_faces(source: str) -> RealFaces:
             f"--data: expected at least 4 faces that know the same pixels, got {int(complete.sum())} of "
             f"{len(crops)} faces over {int(area.sum())} pixels in {source}; give more, or whole, crops."
         )
-    return RealFaces(pixels[complete], area, int((~complete).sum()))
+    return RealFaces(keep_area(pixels[complete], area), area, int((~complete).sum()))
 
 
 def keep_area(pixels: Pixels, area: NDArray[np.bool_]) -> Pixels:
@@ -146,7 +151,7 @@ def compare(
     size = min(subset_size, len(reference), len(other), len(drawn))
     if size < subset_size:
         _say(f"too few faces for subsets of {subset_size}: KID is taken over subsets of {size}")
-    sets = [keep_area(pixels, real.area) for pixels in (real.pixels[reference], real.pixels[other], drawn)]
+    sets = (real.pixels[reference], real.pixels[other], keep_area(drawn, real.area))
     return {
         "distances": [_compare_by(kind, sets, size, seed) for kind in features],
         "kid_subsets": KID_SUBSETS,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from toys import ToyEncoder
+from toys import ToyEncoder, tiny_unet
 
 from benchmarks import _distances, samples
 from benchmarks._distances import Features, load_features, measure_distance
@@ -108,11 +108,12 @@ def test_only_what_nearly_all_faces_know_is_compared(tmp_path: Path) -> None:
     assert len(real.pixels) == 100
     assert not real.area[:, :MARGIN].any()
     assert real.area[:, MARGIN:].all()
-    kept = samples.keep_area(real.pixels[:2], real.area)
-    np.testing.assert_array_equal(kept[:, :, MARGIN:], real.pixels[:2, :, MARGIN:])
-    np.testing.assert_array_equal(
-        kept[:, :, :MARGIN], real.pixels[:2, :, MARGIN : MARGIN + 1].repeat(MARGIN, 2)
-    )
+    drawn = np.random.default_rng(1).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
+    kept = samples.keep_area(drawn, real.area)
+    np.testing.assert_array_equal(kept[:, :, MARGIN:], drawn[:, :, MARGIN:])
+    for faces in (kept, real.pixels):  # the rest repeats the nearest column, in drawn and real faces alike
+        edge = faces[:, :, MARGIN : MARGIN + 1].repeat(MARGIN, axis=2)
+        np.testing.assert_array_equal(faces[:, :, :MARGIN], edge)
 
 
 def test_what_real_faces_do_not_know_of_themselves_does_not_count(faces: Path) -> None:
@@ -188,6 +189,15 @@ def test_other_words_for_features_are_named() -> None:
         load_features("inceptoin")
 
 
+def test_without_torchmetrics_its_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, toy_features: None
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "torchmetrics.image.fid", raising=False)
+    with pytest.raises(ImportError, match=r"benchmarks.samples needs .*; run: pip install torchmetrics"):
+        load_features("toy")
+
+
 def test_without_torch_fidelity_its_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match=r"--features inception needs .*; run: pip install torch-fidelity"):
@@ -204,7 +214,9 @@ def fake_inception(monkeypatch: pytest.MonkeyPatch, *, error: Exception | None =
             raise error
         return SimpleNamespace(inception=lambda crops: crops.float().mean(dim=(2, 3)))
 
+    kernel = SimpleNamespace(KernelInceptionDistance=None)
     parts = {
+        "torchmetrics.image.kid": kernel,
         "torch_fidelity.feature_extractor_inceptionv3": SimpleNamespace(URL_INCEPTION_V3="https://a.test/i.pth"),
         "torchmetrics.image.fid": SimpleNamespace(FrechetInceptionDistance=distance),
     }  # fmt: skip
@@ -244,6 +256,12 @@ def test_missing_features_are_told_before_anything_is_drawn(
     words = ["--data", str(faces), "--features", "foamliu=gone.onnx", "--grid", str(faces / "g.png")]
     with pytest.raises(FileNotFoundError, match=r"there is no ONNX file 'gone.onnx'"):
         samples.main(words, load_pipeline=lambda: pipe)
+
+
+def test_a_denoiser_of_another_size_is_refused(pipe: DeDiMPipeline, faces: Path, toy_features: None) -> None:
+    pipe.unet = tiny_unet(sample_size=64)
+    with pytest.raises(ValueError, match=r"--weights: expected a denoiser of 112 px, .*, got one of 64 px"):
+        samples.main(["--data", str(faces), "--features", "toy"], load_pipeline=lambda: pipe)
 
 
 @pytest.mark.parametrize(
