@@ -32,6 +32,17 @@ def number(value: float, digits: int = 4) -> float | None:
     return round(float(value), digits) if math.isfinite(value) else None
 
 
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Read a whole number of the command line, for argparse's ``type``."""
+
+    def read(word: str) -> int:
+        if int(word) < lowest:
+            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {word}")
+        return int(word)
+
+    return read
+
+
 def environment() -> dict[str, Any]:
     """What was measured, and on what."""
     return {

@@ -27,14 +27,14 @@ Measure = Callable[[Any, Sequence[Recogniser], argparse.Namespace], dict[str, An
 
 
 def add_run_options(
-    add: Callable[..., Any], black_boxes: Sequence[str], cached: str, *, nargs: str = "*"
+    add: Callable[..., Any], black_boxes: Sequence[str], cached: str = "", *, nargs: str = "*"
 ) -> None:
     """Add ``--black-box``, ``--seed``, ``--cache``, ``--device`` and ``--json``.
 
     Args:
         add: the parser's ``add_argument``.
         black_boxes: the recognisers by default.
-        cached: what is kept in ``--cache``, for ``--help``.
+        cached: what is kept in ``--cache``, for ``--help``; without it there is no such option.
         nargs: "+" where a benchmark needs a black box.
     """
     names = ", ".join(spec.partition("=")[0] for spec in black_boxes)
@@ -42,7 +42,8 @@ def add_run_options(
     text = f"recognisers unknown to the method{dlib} (default: {names})"
     add("--black-box", nargs=nargs, default=list(black_boxes), metavar="NAME=FILE.onnx", help=text)
     add("--seed", type=int, default=0)
-    add("--cache", type=Path, help=f"folder for {cached} (default ~/.cache/diffusers-dedim/bench)")
+    if cached:
+        add("--cache", type=Path, help=f"folder for {cached} (default ~/.cache/diffusers-dedim/bench)")
     add("--device", default="cpu")
     add("--json", type=Path, help="write the JSON object here too")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number, print_run
+from benchmarks._common import (
+    CROP_RECOGNISERS,
+    SHARED,
+    at_least,
+    environment,
+    make_parser,
+    number,
+    print_run,
+)
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
@@ -235,24 +243,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def read(word: str) -> int:
-        if int(word) < lowest:
-            raise argparse.ArgumentTypeError(f"expected at least {lowest}, got {word}")
-        return int(word)
-
-    return read
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.models", __doc__)
     add = parser.add_argument
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     # the labels of the pairs file come in twenty blocks
-    add(
-        "--limit", type=_at_least(20), help="no more than this many faces or pairs a figure, for a quick look"
-    )
-    add("--sdedit-steps", type=_at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
+    add("--limit", type=at_least(20), help="no more than this many faces or pairs a figure, for a quick look")
+    add("--sdedit-steps", type=at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
     add("--seed", type=int, default=0)
     add("--faces", default=str(SHARED / "data" / "faces"), help="validation crops with landmarks_68")
     add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of the LFW pairs")

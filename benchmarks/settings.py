@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import SHARED, environment, number
+from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number
 from benchmarks._crops import crop_probes, to_crops, whole_crops
 from benchmarks._pairs import spread
-from benchmarks._run import run_benchmark
-from benchmarks.fairness import BLACK_BOXES
+from benchmarks._run import add_run_options, run_benchmark
 from diffusers_dedim.evaluation import Probe, Recogniser, embed_faces, mean_ssim, protect_probes, psnr
 from diffusers_dedim.evaluation.fairness import read_labels
 from diffusers_dedim.evaluation.methods import make_method
@@ -34,12 +33,7 @@ FILLED = 0.64  # share of a crop that its photo reaches; the repeated edges of t
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
+    """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
     run_benchmark("benchmarks.settings", _parse, run_settings, arguments, load_pipeline)
 
 
@@ -104,21 +98,15 @@ def measure_method(
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.settings", description=__doc__.splitlines()[0]
-    )
+    parser = make_parser("benchmarks.settings", __doc__)
     add = parser.add_argument
     add("methods", nargs="+", metavar="METHOD", help="such as dedim:strong or dedim@h=0.47+s=0.018")
     add("--faces", type=int, default=24)
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
-    add("--seed", type=int, default=0)
     add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
-    add("--black-box", nargs="*", default=list(BLACK_BOXES), metavar="NAME=FILE.onnx",
-        help="recognisers unknown to the method (default: foamliu, casia)")  # fmt: skip
     add("--batch-size", type=int, default=16, help="faces per call of the pipeline (default 16)")
     add("--panel", type=Path, help="folder for a before/after picture a method")
-    add("--json", type=Path, help="write the JSON object here too")
-    add("--device", default="cpu")
+    add_run_options(add, CROP_RECOGNISERS)
     return parser.parse_args(words)
 
 
