@@ -81,7 +81,7 @@ def run(
         ),
         ({"mask": torch.full((3, 1, SIZE, SIZE), torch.nan)}, r"mask: expected values in \[0, 1\], got nan"),
         ({"x_org": torch.zeros(3, SIZE, SIZE)}, r"x_org: expected crops \[N, 3, H, W\], got \[3, 12, 12\]"),
-        ({"threshold": 1.0}, "threshold: expected a probability strictly between 0 and 1, got 1.0"),
+        ({"threshold": 1.0}, "threshold: expected a probability of at least 0 and below 1, got 1.0"),
         ({"threshold": torch.nan}, "threshold: expected a probability"),
         ({"max_rounds": 0}, "max_rounds: expected at least 1, got 0"),
         ({"seeds": (1, 2)}, "generators: expected one for each of the 3 faces, got 2"),

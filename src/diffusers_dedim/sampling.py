@@ -61,7 +61,7 @@ def sample_dedim(
         scheduler: a `DDPMScheduler` whose timesteps are set (`dedim_timesteps`), or what `prepare_scheduler` makes of
             another one.
         face_encoder: maps crops to unit embeddings ``[N, D]``; judges each round's result.
-        threshold: h, a probability; a face is done when its match probability is below it.
+        threshold: h, a probability below 1; a face is done when its match probability is below it, at 0 never.
         max_rounds: L.
         generators: one per face, so that a face's result does not depend on its batch.
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
@@ -133,8 +133,8 @@ def _check(
         raise ValueError(
             f"mask: expected values in [0, 1], got {float(mask.min()):.3g} to {float(mask.max()):.3g}."
         )
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold: expected a probability strictly between 0 and 1, got {threshold}.")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a probability of at least 0 and below 1, got {threshold}.")
     if max_rounds < 1:
         raise ValueError(f"max_rounds: expected at least 1, got {max_rounds}.")
     if len(generators) != len(x_org):
