@@ -71,10 +71,12 @@ def test_a_wrong_number_of_probes_is_named(run) -> None:
         run()
 
 
-def test_probes_without_any_face_are_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main_job, "FaceDetector", lambda device: lambda photo: [])
-    with pytest.raises(ValueError, match=r"--data: no face was found in the first 2 probes of .*e\.parquet"):
-        run("--probes", "2")
+def test_probes_without_any_face_are_named(run, tmp_path: Path) -> None:
+    dark = toy.write_experiment(tmp_path / "dark.parquet", ["nobody"], ["red", "nobody"])
+    with pytest.raises(
+        ValueError, match=r"--data: no face was found in the first 1 probes of .*dark\.parquet"
+    ):
+        run("--probes", "1", "--data", str(dark))
 
 
 def test_a_black_box_is_needed(run, capsys: pytest.CaptureFixture[str]) -> None:
