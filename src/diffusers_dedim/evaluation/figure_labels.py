@@ -68,8 +68,8 @@ class _Ground:
         frame = self.frame
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         crossed = sum(path.intersects_bbox(box, filled=False) for path in self.strokes)
-        covered: int = box.count_overlaps(self.markers) * 4 + box.count_overlaps(self.labels) * 100
-        return covered + crossed + (0 if inside else 100)
+        covered = box.count_overlaps(self.markers) * 4 + box.count_overlaps(self.labels) * 100
+        return int(covered + crossed) + (0 if inside else 100)
 
 
 def _ground(axes: Any, points: Sequence[tuple[float, float]], side: float) -> _Ground:
