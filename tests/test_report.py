@@ -89,14 +89,14 @@ def many_photos(tmp_path: Path, count: int) -> RunResult:
 
 def test_memory_is_flat_in_the_number_of_photos(tmp_path: Path) -> None:
     """The page is handed out and written while later photos have not been read yet."""
-    result = many_photos(tmp_path, 12)
+    result = many_photos(tmp_path, 30)
     tracemalloc.start()
     try:
         size = write_report(result).stat().st_size
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert size > 12 * 2 * 100_000
+    assert size > 30 * 200_000
     # one photo: four pictures as bytes and as text, and the text of the page around them; Pillow's pixels do not count
     assert peak < size / 2
 
