@@ -14,19 +14,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from toys import ToyEncoder, ToyLandmarker, tiny_unet
+from toys import toy_pipeline
 
-from diffusers_dedim import DeDiMPipeline, make_scheduler
+from diffusers_dedim import DeDiMPipeline
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def pipe() -> DeDiMPipeline:
-    """A whole pipeline of toy networks: no bundled weights, a few milliseconds a step."""
-    pipeline = DeDiMPipeline(tiny_unet(), make_scheduler(), ToyEncoder(), ToyLandmarker())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return toy_pipeline()
 
 
 @pytest.fixture(scope="session")

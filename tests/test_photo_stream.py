@@ -104,6 +104,40 @@ def test_a_face_that_crashes_fails_its_photo_only(
     assert [len(results[index].faces) for index in (0, 1, 3, 4)] == [1, 2, 1, 2]
 
 
+@pytest.mark.parametrize("fits", [2, 1])
+def test_a_crowd_larger_than_memory_is_protected(
+    pipe: DeDiMPipeline, crop: Pixels, monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
+    """Seven faces in one photo, two places; the networks refuse more than fits, even fewer than the places."""
+    pipe.face_detector = detect
+    photo = np.full((132, 20 + 130 * 7, 3), 120, np.uint8)
+    for index, face in enumerate(detect(photo)):
+        x = int(face.box[0])
+        photo[10:122, x : x + 112] = np.roll(crop, 8 * index, axis=0)
+    (roomy,) = stream(pipe, [photo], slots=fits).values()
+    sizes: list[int] = []
+
+    def small(forward):
+        def run(crops: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(crops))
+            if len(crops) > fits:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return forward(crops)
+
+        return run
+
+    for network in (pipe.face_encoder, pipe.landmarker):
+        monkeypatch.setattr(network, "forward", small(network.forward))
+    (result,) = stream(pipe, [photo], slots=2).values()
+    assert result.error is None
+    assert max(sizes) == 2
+    assert [face.box for face in result.faces] == [face.box for face in detect(photo)]
+    np.testing.assert_array_equal(result.pixels, roomy.pixels)  # the same batches, so to the bit
+    for face, expected in zip(result.faces, roomy.faces, strict=True):
+        assert face.probability == expected.probability
+        np.testing.assert_array_equal(face.landmarks, expected.landmarks)
+
+
 def test_memory_does_not_grow_with_the_number_of_photos(pipe: DeDiMPipeline, photos: list[Pixels]) -> None:
     """Photos are taken only as they are needed: never more than places and a few ahead are open."""
     taken = 0

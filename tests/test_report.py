@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
+from diffusers_dedim import report
+from diffusers_dedim.manifest import MANIFEST_NAME
 from diffusers_dedim.report import FACE_SIDE, PHOTO_SIDE, render_report, write_report
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
@@ -45,20 +48,20 @@ def test_page_holds_counts_failures_scores_and_settings(result: RunResult) -> No
 
 
 def test_page_loads_nothing_from_elsewhere(result: RunResult) -> None:
-    page = render_report(result)
+    page = "".join(render_report(result))
     addresses = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)|@import""", page)
     assert all("".join(address).startswith("data:") for address in addresses)
     assert "http" not in page
 
 
 def test_file_names_are_escaped(result: RunResult) -> None:
-    page = render_report(result)
+    page = "".join(render_report(result))
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&amp;.png" in page
 
 
 def test_pictures_are_small_and_in_pairs(result: RunResult) -> None:
-    sizes = [picture.size for picture in pictures(render_report(result))]
+    sizes = [picture.size for picture in pictures("".join(render_report(result)))]
     # three written photos (one partly), each after + before, and each one face before + after
     assert len(sizes) == 3 * 4
     assert sizes.count((FACE_SIDE, FACE_SIDE)) == 6
@@ -67,9 +70,58 @@ def test_pictures_are_small_and_in_pairs(result: RunResult) -> None:
 
 def test_photo_that_has_gone_is_left_out(result: RunResult) -> None:
     (result.out / "wide.jpg").unlink()
-    assert len(pictures(render_report(result))) == 2 * 4
+    assert len(pictures("".join(render_report(result)))) == 2 * 4
 
 
 def test_page_is_written_where_asked(result: RunResult, tmp_path: Path) -> None:
     assert write_report(result, tmp_path / "other.html") == tmp_path / "other.html"
     assert not (result.out / "report.html").exists()
+
+
+def many_photos(tmp_path: Path, count: int) -> RunResult:
+    source = tmp_path / "many"
+    source.mkdir(parents=True)
+    for index in range(count):
+        # not plain, so that the pictures have some size
+        Image.effect_noise((400, 300), 60).convert("RGB").save(source / f"{index:02}.jpg")
+    return FolderRun([source], tmp_path / "many-out").execute(FakePipeline())
+
+
+def test_memory_is_flat_in_the_number_of_photos(tmp_path: Path) -> None:
+    """The page is handed out and written while later photos have not been read yet."""
+    result = many_photos(tmp_path, 30)
+    tracemalloc.start()
+    try:
+        size = write_report(result).stat().st_size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 30 * 200_000
+    # one photo: four pictures as bytes and as text, and the text of the page around them; Pillow's pixels do not count
+    assert peak < size / 2
+
+
+def test_a_long_page_shows_the_first_photos_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PHOTOS_SHOWN", 2)
+    page = "".join(render_report(many_photos(tmp_path, 3)))
+    assert len(pictures(page)) == 2 * 4
+    assert "Pictures of the first 2 of 3 written photos." in page
+    assert MANIFEST_NAME in page
+    assert "<h1>3 of 3 photos protected</h1>" in page
+    monkeypatch.setattr(report, "PHOTOS_SHOWN", 3)
+    assert "Pictures of the first" not in "".join(render_report(many_photos(tmp_path / "again", 3)))
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(
+    result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report, "_photo_pair", full)
+    before = sorted(result.out.rglob("*"))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(result)
+    assert sorted(result.out.rglob("*")) == before

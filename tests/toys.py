@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from diffusers_dedim import DeDiMPreset
+from diffusers_dedim import DeDiMPipeline, DeDiMPreset, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 
 
@@ -61,6 +61,13 @@ def tiny_unet(sample_size: int = 112) -> UNet2DModel:
             up_block_types=("UpBlock2D", "UpBlock2D"),
             add_attention=False,
         )
+
+
+def toy_pipeline() -> DeDiMPipeline:
+    """A whole pipeline of toy networks: no bundled weights, a few milliseconds a step."""
+    pipeline = DeDiMPipeline(tiny_unet(), make_scheduler(), ToyEncoder(), ToyLandmarker())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def tiny_preset(**changes: object) -> DeDiMPreset:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.faces import AlignedFace, align_face
 from diffusers_dedim.guidance import match_probability
+from diffusers_dedim.memory import in_parts
 from diffusers_dedim.results import FaceResult
 
 
@@ -25,6 +26,7 @@ def measure_faces(
     rounds: Sequence[int],
     unet_calls: Sequence[int],
     threshold: float,
+    batch_size: int | None = None,
 ) -> list[FaceResult]:
     """Compare each face of the protected photos with its original, aligned by the original points.
 
@@ -37,12 +39,15 @@ def measure_faces(
         rounds: of each face.
         unet_calls: of each face.
         threshold: match probability (Eq. 4) below which a face counts as done.
+        batch_size: crops that the recogniser gets at once, fewer where memory does not suffice; None for all.
 
     Returns:
         One `FaceResult` per face, in the order of the batch.
     """
     x_new = torch.stack([align_face(photos[index], aligned.face).crop for index, aligned in batch])
-    reference, embedding = face_encoder(x_org), face_encoder(x_new.to(x_org.device))
+    reference, embedding = (
+        in_parts(face_encoder, crops, batch_size or len(crops)) for crops in (x_org, x_new.to(x_org.device))
+    )
     probability = match_probability(embedding, reference).tolist()
     before = match_probability(reference, reference).tolist()
     points = landmarks.double().cpu().numpy()

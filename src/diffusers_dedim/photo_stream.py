@@ -18,6 +18,7 @@ from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, landmark_mask, paste_back
 from diffusers_dedim.generators import child_generator
+from diffusers_dedim.memory import in_parts
 from diffusers_dedim.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.presets import DeDiMPreset
 from diffusers_dedim.results import FaceResult
@@ -122,9 +123,9 @@ def protect_stream(
         if error is not None:
             yield StreamResult(photo, photo.pixels, error=error)
         while queue.full:
-            yield from _finished(pipe, queue.run_round(), settings)
+            yield from _finished(pipe, queue, settings)
     while len(queue):
-        yield from _finished(pipe, queue.run_round(), settings)
+        yield from _finished(pipe, queue, settings)
     pipe.maybe_free_model_hooks()
 
 
@@ -135,8 +136,9 @@ def _enqueue(
     """Add the photo's faces to the queue, or say why that cannot be."""
     try:
         x_org = torch.stack([aligned.crop for aligned in faces]).to(pipe._execution_device)
-        check_embeddings(pipe.face_encoder(x_org), len(faces))
-        landmarks = pipe.landmarker(x_org)
+        # a crowd has more faces than there are places
+        check_embeddings(in_parts(pipe.face_encoder, x_org, queue.slots), len(faces))
+        landmarks = in_parts(pipe.landmarker, x_org, queue.slots)
         mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)
         mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
         opened = _OpenPhoto(photo, faces, x_org, landmarks, mask)
@@ -148,31 +150,29 @@ def _enqueue(
     return None
 
 
-def _finished(
-    pipe: DeDiMPipeline, sampled: Sequence[SampledFace], settings: DeDiMPreset
-) -> Iterator[StreamResult]:
-    """The photos whose last face is among these."""
-    for item in sampled:
+def _finished(pipe: DeDiMPipeline, queue: FaceQueue, settings: DeDiMPreset) -> Iterator[StreamResult]:
+    """Run a round; the photos whose last face is done with it."""
+    for item in queue.run_round():
         opened, row = item.face.owner
         opened.sampled[row] = item
         if len(opened.sampled) == len(opened.faces):
-            yield _close(pipe, opened, settings)
+            yield _close(pipe, opened, settings, queue.slots)
 
 
-def _close(pipe: DeDiMPipeline, opened: _OpenPhoto, settings: DeDiMPreset) -> StreamResult:
+def _close(pipe: DeDiMPipeline, opened: _OpenPhoto, settings: DeDiMPreset, slots: int) -> StreamResult:
     """The photo's result; an error of one face is the photo's."""
     sampled = [opened.sampled[row] for row in range(len(opened.faces))]
     error = next((item.error for item in sampled if item.error is not None), None)
     if error is None:
         try:
-            return _paste_and_measure(pipe, opened, sampled, settings)
+            return _paste_and_measure(pipe, opened, sampled, settings, slots)
         except Exception as raised:
             error = raised.with_traceback(None)
     return StreamResult(opened.photo, opened.photo.pixels, error=error)
 
 
 def _paste_and_measure(
-    pipe: DeDiMPipeline, opened: _OpenPhoto, sampled: list[SampledFace], settings: DeDiMPreset
+    pipe: DeDiMPipeline, opened: _OpenPhoto, sampled: list[SampledFace], settings: DeDiMPreset, slots: int
 ) -> StreamResult:
     pixels = opened.photo.pixels
     for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
@@ -180,7 +180,7 @@ def _paste_and_measure(
         pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
     records = measure_faces(
         [pixels], [(0, aligned) for aligned in opened.faces], opened.x_org, opened.landmarks,
-        pipe.face_encoder, threshold=settings.threshold,
+        pipe.face_encoder, threshold=settings.threshold, batch_size=slots,
         rounds=[item.rounds for item in sampled], unet_calls=[item.unet_calls for item in sampled],
     )  # fmt: skip
     return StreamResult(opened.photo, pixels, tuple(records))

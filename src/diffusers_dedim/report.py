@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from io import BytesIO
@@ -13,14 +15,16 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.image_io import read_photo, write_atomic
-from diffusers_dedim.manifest import FaceRecord, PhotoRecord
+from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
+from diffusers_dedim.manifest import MANIFEST_NAME, FaceRecord, PhotoRecord
 from diffusers_dedim.photo_jobs import PhotoJob, display_name
 from diffusers_dedim.run import RunResult
 
 REPORT_NAME = "report.html"
 PHOTO_SIDE = 720
 """Longest side of a photo on the page, in pixels."""
+PHOTOS_SHOWN = 200
+"""Photos whose pictures are on the page, about 0.5 MB each; browsers do not open pages without limit."""
 FACE_SIDE = 224
 """Side of a face on the page, in pixels: twice the 112 the networks work at."""
 _FACE_MARGIN = 0.25  # of the box on each side, so that chin and hair are seen
@@ -61,9 +65,11 @@ class PhotoPair:
 
 
 def write_report(result: RunResult, path: Path | None = None) -> Path:
-    """Write a self-contained page that loads nothing from elsewhere.
+    """Write a self-contained page that loads nothing from elsewhere, photo by photo.
 
-    It holds small copies of the original photos, so it is as private as they are, and says so.
+    It shows the pictures of the first `PHOTOS_SHOWN` photos that were written, and says so where there are more;
+    numbers and failures are of all. It holds small copies of the original photos, so it is as private as they are, and
+    says so.
 
     Args:
         result: a finished run; its input and output files must still be there.
@@ -80,21 +86,31 @@ def write_report(result: RunResult, path: Path | None = None) -> Path:
         PosixPath('out/report.html')
     """
     path = path or result.out / REPORT_NAME
-    write_atomic(path, render_report(result).encode("utf-8", "replace"))
+    # as `write_atomic`, but piece by piece
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        with temporary.open("x", encoding="utf-8", errors="replace") as file:
+            file.writelines(render_report(result))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
-def render_report(result: RunResult) -> str:
-    """The page of :func:`write_report` as text."""
+def render_report(result: RunResult) -> Iterator[str]:
+    """The page of :func:`write_report` in pieces, so that the pictures of one photo only are in memory."""
     environment = Environment(loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True)
-    shown = [
-        pair
-        for job, record in zip(result.jobs, result.records, strict=True)
-        if (pair := _photo_pair(job, record, result.out)) is not None
+    written = [
+        (job, record) for job, record in zip(result.jobs, result.records, strict=True) if record.output
     ]
     scores = [face for record in result.protected for face in record.faces]
-    return environment.get_template("report.html").render(
-        photos=shown,
+    yield from environment.get_template("report.html").generate(
+        photos=_photo_pairs(written[:PHOTOS_SHOWN], result.out),
+        written_photos=len(written),
+        shown_photos=min(len(written), PHOTOS_SHOWN),
+        manifest=MANIFEST_NAME,
         failures=[
             (display_name(record.name), STATUS_WORDS[record.status], display_name(record.reason))
             for record in result.failures
@@ -107,6 +123,13 @@ def render_report(result: RunResult) -> str:
         other_files=result.other_files,
         written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
+
+
+def _photo_pairs(photos: Iterable[tuple[PhotoJob, PhotoRecord]], out: Path) -> Iterator[PhotoPair]:
+    for job, record in photos:
+        pair = _photo_pair(job, record, out)
+        if pair is not None:
+            yield pair
 
 
 def _photo_pair(job: PhotoJob, record: PhotoRecord, out: Path) -> PhotoPair | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -236,6 +237,86 @@ def test_a_space_that_lacks_something(hub: FakeHub, dedim: Dedim, space: Path) -
     (space / "app.py").unlink()
     result = dedim("publish-space", "me/demo", "--folder", space)
     assert "a Space needs app.py, which is not there; give --folder." in result.stderr
+    assert not hub.log
+
+
+@pytest.mark.parametrize(("readme", "found"), [
+    ("---\ntitle: My album\nsdk: gradio\n---\n", "the Space 'My album'"),
+    ("---\nsdk: gradio\n---\n", "a Space without a title"),
+    ("no front matter", "a Space without a title"),
+    ("---\n{: [\n---\n", "a Space without a title"),
+    (None, "a Space without a title"),
+])  # fmt: skip
+def test_another_space_is_not_overwritten(
+    hub: FakeHub, dedim: Dedim, space: Path, readme: str | None, found: str
+) -> None:
+    files = {"app.py": b"print('mine')\n", **({} if readme is None else {"README.md": readme.encode()})}
+    repo = hub.add("space", "me/demo", files)
+    for words in ((), ("--dry-run",)):
+        result = dedim("publish-space", "me/demo", "--folder", space, *words)
+        assert result.exit_code == 2
+        assert (
+            f"Error: me/demo: holds {found} already, and this is 'DeDiM'; choose another name,"
+            in result.stderr
+        )
+        assert "give both README.md files the same title." in result.stderr
+    assert repo.files == files
+
+
+def test_a_space_that_holds_no_app_yet_or_has_our_title_is_ours(
+    hub: FakeHub, dedim: Dedim, space: Path
+) -> None:
+    fresh = {
+        "README.md": b"---\ntitle: Demo\nsdk: gradio\n---\n",
+        ".gitattributes": b"",
+    }  # as the website makes it
+    hub.add("space", "me/fresh", fresh)
+    assert dedim("publish-space", "me/fresh", "--folder", space).exit_code == 0
+    older = {"README.md": b"---\ntitle: DeDiM\nsdk: gradio\n---\nOlder.\n", "app.py": b"older\n"}
+    hub.add("space", "me/older", older)
+    assert dedim("publish-space", "me/older", "--folder", space).exit_code == 0
+    for name in ("me/fresh", "me/older"):
+        assert hub.repos["space", name].files["app.py"] == b"import gradio\n"
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    path = tmp_path / "diffusers_dedim-0.1.0+local-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("diffusers_dedim/__init__.py", "")
+    return path
+
+
+def test_a_space_with_a_wheel_of_its_own(hub: FakeHub, dedim: Dedim, wheel: Path) -> None:
+    plain = dedim("publish-space", "me/demo")
+    assert plain.exit_code == 0, plain.output
+    assert "Note: the Space will install diffusers-dedim from PyPI, and cannot be built where" in plain.stdout
+    result = dedim("publish-space", "me/demo", "--wheel", wheel)
+    assert result.exit_code == 0, result.output
+    assert "PyPI" not in result.stdout
+    files = hub.repos["space", "me/demo"].files
+    assert files[wheel.name] == wheel.read_bytes()
+    lines = files["requirements.txt"].decode().splitlines()
+    name = "diffusers_dedim-0.1.0%2Blocal-py3-none-any.whl"
+    assert f"diffusers-dedim[demo] @ {hub.url}/spaces/me/demo/resolve/main/{name}" in lines
+    assert "diffusers-dedim[demo]" not in lines
+    assert "dlib-bin>=19.24" in lines  # the others are as they were
+
+
+def test_wheels_that_do_not_do(hub: FakeHub, dedim: Dedim, space: Path, wheel: Path, tmp_path: Path) -> None:
+    other, empty = (
+        tmp_path / "other-1.0-py3-none-any.whl",
+        tmp_path / "diffusers_dedim-0.1.0-py3-none-any.whl",
+    )
+    shutil.copyfile(wheel, other)
+    empty.write_bytes(b"")
+    for path in (other, empty, tmp_path / "none" / wheel.name):
+        assert (
+            "Error: --wheel: expected a file like" in dedim("publish-space", "me/x", "--wheel", path).stderr
+        )
+    words = ("publish-space", "me/x", "--wheel", wheel)
+    assert "has no line with diffusers-dedim that --wheel" in dedim(*words, "--folder", space).stderr
+    assert "a private one does not show it" in dedim(*words, "--private").stderr
     assert not hub.log
 
 

@@ -42,8 +42,8 @@ _SEED_STEP = 100_003  # more than there are probes, so that two seeds share no n
 # What decides a protected photo besides the weights: a change of these empties the cache.
 _METHOD_CODE = (
     "baselines", "blocks", "callbacks", "components", "encoders", "evaluation/method", "evaluation/robustness",
-    "face_records", "faces", "generators", "guidance", "photo_inputs", "pipeline_dedim", "precision", "presets",
-    "sampling", "schedule", "solvers",
+    "face_records", "faces", "generators", "guidance", "memory", "photo_inputs", "pipeline_dedim", "precision",
+    "presets", "sampling", "schedule", "solvers",
 )  # fmt: skip
 
 

@@ -128,3 +128,17 @@ def space_sdk(folder: Path) -> str:
             f"{path.name} of the Space: expected a line like `sdk: gradio` between its --- lines."
         )
     return str(sdk)
+
+
+def space_title(text: str) -> str | None:
+    r"""Return the title in the front matter of a Space's README.md; None if it has none or cannot be read.
+
+    Example:
+        >>> space_title("---\ntitle: Demo\nsdk: gradio\n---\nText.")
+        'Demo'
+    """
+    try:
+        title = SpaceCard(text).data.get("title")
+    except (ValueError, yaml.YAMLError):
+        return None
+    return str(title) if title else None

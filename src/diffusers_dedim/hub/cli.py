@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.kinds import KINDS, Model
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ def publish_space(
     folder: Annotated[
         Path | None, typer.Option(help="Folder with app.py.", show_default="spaces/ of this package")
     ] = None,
+    wheel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Wheel of this package that the Space installs.", show_default="PyPI's"
+        ),
+    ] = None,
 ) -> None:
     """Publish the demo as a Space on the Hugging Face Hub."""
     with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
@@ -66,9 +73,15 @@ def publish_space(
         from diffusers_dedim.hub.staging import stage_space
 
         check_repo_id(repo_id)
+        if wheel is not None and private:
+            raise DeDiMError(
+                "--wheel: the Space fetches it by its address while it is built, and a private one does not show it; "
+                "leave --private out, or --wheel."
+            )
         _be_ready(dry_run)
         staged = Path(temporary)
-        stage_space(staged, folder)
+        for note in stage_space(repo_id, staged, folder, wheel=wheel):
+            typer.echo(f"Note: {note}")
         _publish(Target(repo_id, None, private, space_sdk(staged)), staged, dry_run)
 
 

@@ -22,6 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
 
 from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.hub.cards import space_title
 from diffusers_dedim.hub.failures import GET_TOKEN, PublishError, hub_errors
 from diffusers_dedim.hub.kinds import EVAL_RESULTS, ModelKind
 
@@ -98,13 +99,16 @@ def make_plan(target: Target, folder: Path) -> Plan:
     """Compare every file of ``folder`` with the repository, by hash.
 
     Raises:
-        DeDiMError: the repository holds another model. PublishError: the Hub refused or was not reached.
+        DeDiMError: the repository holds another model or Space. PublishError: the Hub refused or was not reached.
     """
     with hub_errors(target.repo_id):
         remote = _remote_files(target)
         local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         plan = _compare(target, local, remote)
-        _refuse_another_model(target, plan, remote or {})
+        if target.kind is None:
+            _refuse_another_space(target, plan, folder)
+        else:
+            _refuse_another_model(target, target.kind, plan, remote or {})
     return plan
 
 
@@ -171,28 +175,43 @@ def _same(path: Path, remote: RepoFile) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id
 
 
-def _refuse_another_model(target: Target, plan: Plan, remote: Mapping[str, RepoFile]) -> None:
+def _refuse_another_model(
+    target: Target, kind: ModelKind, plan: Plan, remote: Mapping[str, RepoFile]
+) -> None:
     """Never write, say, an encoder over a pipeline because a name was mistyped."""
-    if target.kind is None:
-        return
     for name in _INDEX_FILES:
         if name not in remote or name in plan.same:
             continue
-        found = _remote_class(target, name)
-        if (name, found) != (target.kind.index, target.kind.class_name):
+        try:
+            found = str(json.loads(_remote_text(target, name))["_class_name"])
+        except (ValueError, KeyError, TypeError):
+            found = f"model with another {name}"
+        if (name, found) != (kind.index, kind.class_name):
             raise DeDiMError(
-                f"{target.repo_id}: holds a {found} already, and this is a {target.kind.class_name}; "
+                f"{target.repo_id}: holds a {found} already, and this is a {kind.class_name}; "
                 "choose another name, or delete that repository first."
             )
 
 
-def _remote_class(target: Target, name: str) -> str:
+def _refuse_another_space(target: Target, plan: Plan, folder: Path) -> None:
+    """The same for a Space: it is told by its title. One that holds no app yet, as the website makes it, is free."""
+    remote = {*plan.changed, *plan.same, *plan.other}
+    if remote <= {".gitattributes", "README.md"} or "README.md" in plan.same:
+        return
+    title = space_title((folder / "README.md").read_text(encoding="utf-8"))
+    found = space_title(_remote_text(target, "README.md")) if "README.md" in remote else None
+    if title is None or found != title:
+        raise DeDiMError(
+            f"{target.repo_id}: holds {'a Space without a title' if found is None else f'the Space {found!r}'} "
+            f"already, and this is {title!r}; choose another name, or delete that repository first. If it is this "
+            "very Space, give both README.md files the same title."
+        )
+
+
+def _remote_text(target: Target, name: str) -> str:
     with TemporaryDirectory() as folder:
-        path = HfApi().hf_hub_download(target.repo_id, name, local_dir=folder)
-        try:
-            return str(json.loads(Path(path).read_text(encoding="utf-8"))["_class_name"])
-        except (ValueError, KeyError, TypeError):
-            return f"model with another {name}"
+        path = HfApi().hf_hub_download(target.repo_id, name, repo_type=target.repo_type, local_dir=folder)
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _create(api: HfApi, target: Target) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from zipfile import is_zipfile
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +22,9 @@ from diffusers_dedim.hub.kinds import EVAL_RESULTS, KINDS, Model, ModelKind
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HALF = "diffusion_pytorch_model.fp16.safetensors"
 _LICENCE = "LICENSE.md"
+_REQUIREMENTS = "requirements.txt"
+_OWN_REQUIREMENT = re.compile(r"(?m)^diffusers[-_.]dedim(?P<extras>\[[^\]\n]*\])?(?![\w.-]).*$")
+_OWN_WHEEL = re.compile(r"diffusers_dedim-[\w.!+]+(-\d\w*)?-[\w.]+-[\w.]+-[\w.]+\.whl")
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 
 
@@ -59,18 +66,58 @@ def stage_model(
     _check_it_loads(model, folder)
 
 
-def stage_space(folder: Path, source: Path | None = None) -> None:
+def stage_space(
+    repo_id: str, folder: Path, source: Path | None = None, *, wheel: Path | None = None
+) -> list[str]:
     """Copy the Space's files into ``folder``.
 
+    Args:
+        repo_id: "user/name"; the address of the wheel has it.
+        folder: empty folder to fill.
+        source: folder with the files; None for those of this package.
+        wheel: of this package, to be installed instead of what PyPI has. It lies in the Space, and requirements.txt
+            names it by its address there: a Space installs its requirements before its other files are in place.
+
+    Returns:
+        Notes for the user.
+
     Raises:
-        DeDiMError: ``app.py``, ``requirements.txt`` or ``README.md`` is missing.
+        DeDiMError: ``app.py``, ``requirements.txt`` or ``README.md`` is missing, the wheel is none of this package, or
+            requirements.txt does not ask for this package.
     """
     source = source or package_folder("spaces")
-    for name in ("app.py", "requirements.txt", "README.md"):
+    for name in ("app.py", _REQUIREMENTS, "README.md"):
         if not (source / name).is_file():
             raise DeDiMError(f"{source}: a Space needs {name}, which is not there; give --folder.")
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+    asked = _OWN_REQUIREMENT.search((folder / _REQUIREMENTS).read_text(encoding="utf-8"))
+    if wheel is not None:
+        if asked is None:
+            raise DeDiMError(
+                f"{source / _REQUIREMENTS}: has no line with diffusers-dedim that --wheel could replace."
+            )
+        _put_wheel(wheel, asked, repo_id, folder)
+    elif asked is not None and "@" not in asked.group():
+        return [
+            "the Space will install diffusers-dedim from PyPI, and cannot be built where it is not there; "
+            "--wheel FILE takes a wheel of yours instead."
+        ]
+    return []
+
+
+def _put_wheel(wheel: Path, asked: re.Match[str], repo_id: str, folder: Path) -> None:
+    """Copy the wheel into the Space and let the requirement that was found name it."""
+    if not _OWN_WHEEL.fullmatch(wheel.name) or not is_zipfile(wheel):
+        raise DeDiMError(
+            f"--wheel: expected a file like diffusers_dedim-0.1.0-py3-none-any.whl, got {wheel}; make one with "
+            "`pip wheel --no-deps .` in a checkout."
+        )
+    shutil.copyfile(wheel, folder / wheel.name)
+    address = f"{constants.ENDPOINT}/spaces/{repo_id}/resolve/main/{quote(wheel.name)}"
+    line = f"diffusers-dedim{asked['extras'] or ''} @ {address}"
+    text = asked.string[: asked.start()] + line + asked.string[asked.end() :]
+    (folder / _REQUIREMENTS).write_text(text, encoding="utf-8")
 
 
 def _copy_part(source: Path, target: Path) -> None:

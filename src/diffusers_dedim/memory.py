@@ -1,0 +1,44 @@
+"""Networks on more crops than fit into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+
+
+def in_parts(network: Callable[[Tensor], Tensor], crops: Tensor, most: int) -> Tensor:
+    """``network(crops)``, computed for at most ``most`` crops at a time and for half as many where memory ends.
+
+    Args:
+        network: computes each row for itself, ``[n, 3, H, W]`` -> ``[n, ...]``.
+        crops: ``[N, 3, H, W]``.
+        most: at least 1.
+
+    Returns:
+        ``[N, ...]``, up to the rounding of other batch sizes what one call would give.
+
+    Raises:
+        RuntimeError: not even one crop fits into memory, or whatever else the network raises.
+
+    Example:
+        >>> in_parts(lambda crops: crops.mean((1, 2, 3)), torch.zeros(5, 3, 2, 2), most=2).shape
+        torch.Size([5])
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(crops) or not parts:
+        part = crops[done : done + most]
+        try:
+            parts.append(network(part))
+            done += len(part)
+            continue
+        except Exception as error:
+            if len(part) <= 1 or not should_reduce_batch_size(error):
+                raise
+        # out here the traceback, and with it what the failed call had made, is gone
+        most = (len(part) + 1) // 2
+        clear_device_cache()
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
