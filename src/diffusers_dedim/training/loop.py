@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_dedim.errors import TrainingDivergedError
+from diffusers_dedim.training.batch_norm import settle_batch_norm
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
 from diffusers_dedim.training.config import PATH_SETTINGS, LoopConfig
 from diffusers_dedim.training.optimizer import make_optimizer
 
 Batch = dict[str, Tensor]
+_SETTLING_BATCHES = 100
 
 
 class Task(Protocol):
@@ -97,6 +100,8 @@ class _Session:
 def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, float]:
     """Train until the time or step budget is spent; leave the EMA weights in ``output_dir/model``.
 
+    Batch norms are settled for these weights first (`settle_batch_norm`).
+
     Args:
         task: what to train.
         config: the loop's settings, kept in ``output_dir/config.json``.
@@ -127,12 +132,13 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
     session = _Session(task, config, accelerator, model, forward, optimizer, ema, progress)
     try:
         _run(session)
+        ema.copy_to(task.model.parameters())
+        _settle(session)
         metrics = _validate(session)
         accelerator.log(metrics, step=progress.step)
     finally:
         accelerator.end_training()
     write_json(output / "metrics.json", {"step": progress.step, "seconds": progress.seconds, **metrics})
-    ema.copy_to(task.model.parameters())
     network: Any = task.model.eval()
     replace_folder(
         output / "model", lambda path: network.save_pretrained(path, max_shard_size=config.max_shard_size)
@@ -209,7 +215,7 @@ def _step(session: _Session, group: tuple[Batch, ...]) -> float:
     total = 0.0
     for index, batch in enumerate(group):
         number = session.progress.step * len(group) + index
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        generator = _batch_generator(session, number)
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         with accelerator.accumulate(model):
             with accelerator.autocast():
@@ -226,6 +232,24 @@ def _step(session: _Session, group: tuple[Batch, ...]) -> float:
             session.optimizer.step()
             session.optimizer.zero_grad(set_to_none=True)
     return total / len(group)
+
+
+def _settle(session: _Session) -> None:
+    """Give the averaged weights batch norms of their own, from the batches that would have come next."""
+    task, accelerator = session.task, session.accelerator
+    start = session.progress.step * session.config.gradient_accumulation_steps
+    numbers = count(start)
+
+    def forward(batch: Mapping[str, Tensor]) -> None:
+        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+        with accelerator.autocast():
+            task.loss(session.forward, batch, _batch_generator(session, next(numbers)))
+
+    settle_batch_norm(task.model, forward, islice(task.batches(start), _SETTLING_BATCHES))
+
+
+def _batch_generator(session: _Session, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(session.config.seed * 1_000_003 + number)
 
 
 def _require_finite(session: _Session, what: str, value: float) -> None:
