@@ -99,8 +99,8 @@ PRESETS: dict[str, DeDiMPreset] = {
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.08, casia 0.09, dlib 0.02; PSNR 32.1,
-    # SSIM 0.924; 18 denoiser calls and 0.84 s a face on two cores; 109 of 110 faces below h.
+    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.05, casia 0.08, dlib 0.01; PSNR 32.2,
+    # SSIM 0.926; 17 denoiser calls and 0.83 s a face on two cores; 110 of 110 faces below h.
     "fast": DeDiMPreset(
         start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
         max_rounds=12, threshold=0.5, threshold_margin=0.06, mask_feather=4.0,
