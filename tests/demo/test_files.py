@@ -17,7 +17,8 @@ import diffusers_dedim
 from diffusers_dedim.demo import files
 
 SERVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from diffusers_dedim.demo.files import make_private_folder
 folder = make_private_folder()
 (folder / "photo.jpg").write_bytes(b"a face")
