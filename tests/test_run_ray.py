@@ -25,7 +25,6 @@ from PIL import Image
 
 from diffusers_dedim.image_io import decode_photo, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME
-from diffusers_dedim.run import FolderRun
 from diffusers_dedim.run_batch import RunSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.enable_socket]
@@ -50,31 +49,6 @@ class DiesOnce(FakePipeline):
         return super().__call__(photos, **keywords)
 
 
-POISON = (6, 6, 6)
-
-
-class DiesOfOnePhoto(FakePipeline):
-    """Kills its own process whenever it gets that photo, as a decoder or a kernel with a bug would."""
-
-    def _protect(self, pixels: np.ndarray, *rest: Any) -> Any:
-        if tuple(pixels[0, 0]) == POISON:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._protect(pixels, *rest)
-
-
-def blind_pipeline() -> Any:
-    """A real pipeline of toy networks that must be told where the faces are; made where it is used."""
-    from toys import toy_pipeline
-
-    pipeline = toy_pipeline()
-
-    def refuse(photo: Any) -> Any:
-        raise AssertionError("the faces were found already")
-
-    pipeline.face_detector = refuse
-    return pipeline
-
-
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray")
@@ -92,7 +66,7 @@ def cluster():
 def run(inputs: list[Path], out: Path, load: Any = FakePipeline, **options: Any) -> Any:
     from diffusers_dedim.ray import run_ray
 
-    settings = options.pop("settings", RunSettings(seed=1))
+    settings = RunSettings(seed=1)
     return run_ray(inputs, out, settings, load, **{"workers": 2, "rows_at_a_time": 4, **options})
 
 
@@ -129,61 +103,6 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> N
     for name in expected:
         before, after = read_photo(source / name).pixels, read_photo(tmp_path / "out" / name).pixels
         assert (after[16, 24] == before[16, 24] + 40).all()  # once, not twice
-
-
-def test_a_photo_that_kills_its_worker_takes_no_other_down(cluster, tmp_path: Path) -> None:
-    """Ids that are not known beforehand, in one block; a resume tries that photo again, alone from the start."""
-    ids, out = [f"{index}.png" for index in range(9)], tmp_path / "out"
-    photos = [photo_bytes(index, POISON if index == 4 else None) for index in range(9)]
-    pq.write_table(pa.table({"id": ids, "image": photos}), tmp_path / "photos.parquet")
-    seen: list[str] = []
-    result = run(
-        [tmp_path / "photos.parquet"], out, DiesOfOnePhoto, on_done=lambda record: seen.append(record.name)
-    )
-    assert [(record.name, record.status, record.reason) for record in result.failures] == [
-        ("4.png", "error", "its worker died each time, also with this photo alone")
-    ]
-    assert written(out) == [name for name in ids if name != "4.png"]
-    assert sorted(names_in_manifest(out)) == sorted(seen) == ids
-    again = run([tmp_path / "photos.parquet"], out, resume=True)
-    assert (again.resumed, len(again.protected)) == (8, 9)
-    assert written(out) == ids
-
-
-def test_a_real_pipeline_gets_its_faces_and_gives_what_a_folder_run_gives(cluster, tmp_path: Path) -> None:
-    from toys import toy_pipeline
-
-    source = tmp_path / "in"
-    source.mkdir()
-    portrait = Image.fromarray(pytest.importorskip("skimage.data").astronaut()).crop((96, 0, 352, 256))
-    portrait.save(source / "one.png")
-    pair = Image.new("RGB", (512, 256))
-    pair.paste(portrait, (0, 0))
-    pair.paste(portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (256, 0))
-    pair.save(source / "two.png")
-    (source / "none.png").write_bytes(photo_bytes(0))
-    settings = RunSettings(max_rounds=1, threshold=0.99, seed=1)
-    alone = FolderRun([source], tmp_path / "alone", settings).execute(toy_pipeline())
-    result = run([source], tmp_path / "out", blind_pipeline, settings=settings, workers=1)
-    records = {record.name: record for record in result.records}
-    assert {name: record.status for name, record in records.items()} == {
-        "none.png": "no_face", "one.png": "protected", "two.png": "protected"
-    }  # fmt: skip
-    assert [len(record.faces) for record in alone.records] == [0, 1, 2]
-    for expected in alone.records:
-        record = records[expected.name]
-        assert (record.status, record.reason) == (expected.status, expected.reason)
-        for face, other in zip(record.faces, expected.faces, strict=True):
-            # processors of a cluster may add in another order
-            assert face.box == pytest.approx(other.box, abs=1e-3)
-            assert face.probability == pytest.approx(other.probability, abs=1e-4)
-    for name in ("one.png", "two.png"):
-        before, after, expected_pixels = (
-            read_photo(folder / name).pixels.astype(int)
-            for folder in (source, tmp_path / "out", tmp_path / "alone")
-        )
-        assert (after != before).any()
-        assert abs(after - expected_pixels).max() <= 1  # a value on .5 may round the other way
 
 
 def test_bad_photos_are_named_and_a_resume_does_only_what_is_missing(cluster, tmp_path: Path) -> None:

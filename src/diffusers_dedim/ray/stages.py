@@ -46,14 +46,6 @@ def job_of(name: str, out: Path) -> PhotoJob:
     return make_job(path, Path(name), out)
 
 
-def name_of(row_id: object, out: Path) -> str:
-    """The name in the manifest of the row with this id."""
-    try:
-        return job_of(str(row_id), out).name
-    except ValueError:
-        return str(row_id)  # is recorded with the reason
-
-
 @dataclass(frozen=True)
 class FindFaces:
     """Read and decode a photo and find its faces, so that the accelerators wait for neither.
@@ -67,9 +59,9 @@ class FindFaces:
         """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
         from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
 
-        name, data = name_of(row["id"], self.out), b""
+        name, data = str(row["id"]), b""
         try:
-            job = job_of(str(row["id"]), self.out)
+            job = job_of(name, self.out)
             data = Path(row["path"]).read_bytes() if row.get("path") else bytes(row["data"])
             item = decode_job(job, data)
             if isinstance(item, PhotoRecord):
