@@ -357,6 +357,7 @@ np.save(out, result.images[0])
 """
 
 
+@pytest.mark.slow
 def test_save_and_load_in_a_fresh_process(tmp_path: Path, crop: Pixels) -> None:
     pipe = real_networks()
     pipe.save_pretrained(tmp_path / "model")

@@ -136,6 +136,7 @@ def test_the_task_learns(people: Path) -> None:
     assert set(figures) == {"impostor_similarity", "genuine_similarity"}  # too few impostors for a rate
 
 
+@pytest.mark.slow
 def test_the_command_trains_from_folders_and_saves_the_encoder_alone(people: Path, tmp_path: Path) -> None:
     words = ["encoder", "--data", str(people), "-o", str(tmp_path), "--method", "arcface", "--max-steps", "1"]
     result = CliRunner().invoke(app, [*words, "--batch-size", "2", "--precision", "no"])

@@ -180,6 +180,7 @@ def test_projected_maps_have_the_students_width_and_unit_variance() -> None:
     assert projected.std().item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_training_from_given_weights_starts_there(faces: Path, tmp_path: Path) -> None:
     teacher = mean_colour_teacher(tmp_path / "teacher.onnx")
     MobileFaceNet(2).save_pretrained(tmp_path / "start")
