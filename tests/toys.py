@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from diffusers_dedim import DeDiMPipeline, DeDiMPreset, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
+
+if TYPE_CHECKING:  # at run time where they are used: a process may load a toy network without the pipeline
+    from diffusers_dedim import DeDiMPipeline, DeDiMPreset
 
 
 class ToyEncoder(nn.Module):
@@ -65,6 +69,8 @@ def tiny_unet(sample_size: int = 112) -> UNet2DModel:
 
 def toy_pipeline() -> DeDiMPipeline:
     """A whole pipeline of toy networks: no bundled weights, a few milliseconds a step."""
+    from diffusers_dedim import DeDiMPipeline, make_scheduler
+
     pipeline = DeDiMPipeline(tiny_unet(), make_scheduler(), ToyEncoder(), ToyLandmarker())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -72,6 +78,8 @@ def toy_pipeline() -> DeDiMPipeline:
 
 def tiny_preset(**changes: object) -> DeDiMPreset:
     """Two steps and two rounds of the paper's guidance, independent of how the named presets are tuned."""
+    from diffusers_dedim import DeDiMPreset
+
     settings: dict[str, object] = {
         "start_timestep": 20, "num_inference_steps": 2, "guidance": "log_probability",
         "guidance_scale": 100.0, "max_rounds": 2, "threshold": 0.45,

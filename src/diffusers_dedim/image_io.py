@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -230,12 +231,21 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         OSError: the folder is missing or full; the temporary file is removed.
     """
+    write_pieces(path, [data])
+
+
+def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
+    """The same as :func:`write_atomic` for a file that comes in pieces, of which one at a time is in memory.
+
+    Raises:
+        OSError: as :func:`write_atomic`; what making a piece raises is passed on, and the temporary file removed.
+    """
     path = Path(path)
     # The name does not grow with the target's, which may already be as long as the file system takes.
     temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

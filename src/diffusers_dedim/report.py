@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
+from diffusers_dedim.image_io import read_photo, write_pieces
 from diffusers_dedim.manifest import MANIFEST_NAME, FaceRecord, PhotoRecord
 from diffusers_dedim.photo_jobs import PhotoJob, display_name
 from diffusers_dedim.run import RunResult
@@ -86,16 +84,7 @@ def write_report(result: RunResult, path: Path | None = None) -> Path:
         PosixPath('out/report.html')
     """
     path = path or result.out / REPORT_NAME
-    # as `write_atomic`, but piece by piece
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    try:
-        with temporary.open("x", encoding="utf-8", errors="replace") as file:
-            file.writelines(render_report(result))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_pieces(path, (piece.encode("utf-8", "replace") for piece in render_report(result)))
     return path
 
 

@@ -62,22 +62,29 @@ def recorded(out: Path) -> list[str]:
     return [row["name"] for row in map(json.loads, whole.splitlines()) if row["kind"] == "photo"]
 
 
-def test_a_run_killed_at_random_moments_ends_with_every_photo_once(tmp_path: Path) -> None:
-    names = portraits(tmp_path / "in")
-    began = time.monotonic()
-    assert start(tmp_path / "in", tmp_path / "whole").wait() == 0
-    length = time.monotonic() - began
-    assert files(tmp_path / "whole") == set(names)
+def kill_in_mid_work(process: subprocess.Popen[bytes], out: Path, done: int, delay: float) -> bool:
+    """SIGKILL `delay` seconds after `done` photos stand in the manifest; False where the run ended before."""
+    end = time.monotonic() + 120
+    while len(recorded(out)) < done and process.poll() is None:
+        assert time.monotonic() < end, f"{done} photos were not done in two minutes"
+        time.sleep(0.02)
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        return True
+    return False
 
-    clock, out, done = random.Random(0), tmp_path / "out", list[int]()
-    for part in range(KILLS):  # one moment in each quarter of the first run's length
+
+def test_a_run_killed_at_random_moments_ends_with_every_photo_once(tmp_path: Path) -> None:
+    names, moments = portraits(tmp_path / "in"), random.Random(0)
+    out, done = tmp_path / "out", list[int]()
+    for part in range(KILLS):  # in each quarter of the photos, however fast the machine is
         process = start(tmp_path / "in", out, *(["--resume"] if (out / MANIFEST_NAME).exists() else []))
-        try:
-            process.wait(length * (part + clock.random()) / KILLS)
-            break  # what was left took less time than that
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+        target = part * PHOTOS // KILLS + moments.randrange(PHOTOS // KILLS - 1)
+        if not kill_in_mid_work(process, out, target, moments.random() / 4):
+            break  # the last few photos were written at once
         done.append(len(recorded(out)))
         for name in files(out):
             if not name.startswith(TEMPORARY_PREFIX):
