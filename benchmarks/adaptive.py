@@ -39,12 +39,12 @@ from diffusers_dedim.evaluation import (
     Probe,
     Recogniser,
     Record,
-    central_face,
     embed_gallery,
     genuine_ranks,
     prepare_probes,
     rank_k_rate,
     read_protocol,
+    same_face,
     search_gallery,
 )
 from diffusers_dedim.evaluation.adapted import AdaptedEncoder
@@ -106,7 +106,8 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     # another seed than the probes': or face k of either set would be diffused with the same noise
     taught = protect_once(pipe, training, cache, seed=options.seed + 1, aligned=True, **settings)
     done = protect_once(pipe, probes, cache, seed=options.seed, **settings)
-    found = [central_face(photo, detector) for photo in done.photos]
+    pairs = zip(done.photos, probes, strict=True)
+    found = [same_face(photo, probe.face, detector) for photo, probe in pairs]
     faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
     victims = Victims(probes, done.photos, faces, protocol.gallery, gallery, detector, cache)
     people = People(

@@ -3,8 +3,9 @@
     python -m benchmarks.decisions --faces 8 --rounds 2
 
 Runs the preset "paper", cut to a few rounds, on development faces (LFW probes 351 onwards, which the benchmarks
-do not report on) in all four combinations of the two readings of each line. Standard output holds the JSON object
-alone; progress goes to standard error. One seed and a few faces: it tells apart what differs a lot, and no more.
+do not report on) in all four combinations of the two readings of each line, or those that are named. Standard
+output holds the JSON object alone; progress goes to standard error. One seed and a few faces: it tells apart
+what differs a lot, and no more.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def run_decisions(
     faces = Faces(prepare_probes(records, detector, cache), gallery, recognisers, detector)
     unprotected = faces.measure(lambda photos: SimpleNamespace(images=photos, faces=[]), options.batch_size)
     variants = []
-    for noise, power in itertools.product(NOISES, SIGMA_POWERS):
+    for noise, power in itertools.product(options.noises, options.sigma_powers):
         variants.append(measure_variant(pipe, noise, power, faces, options))
         print(variants[-1], file=sys.stderr)  # a run that is stopped has not measured for nothing
     return {
@@ -127,6 +128,7 @@ def run_decisions(
         "first_probe": options.first + 1,
         "gallery": len(gallery.persons),
         "rounds": options.rounds,
+        "guidance_scale": options.scale,
         "unprotected": {key: unprotected[key] for key in ("rank1", "similarity")},
         "variants": variants,
         "seed": options.seed,
@@ -148,7 +150,7 @@ def measure_variant(
     """
     preset = replace(PRESETS["paper"], max_rounds=options.rounds)
     protect = partial(
-        pipe, preset=preset, guidance=IdentityGuidance(preset.guidance_scale, sigma_power), small_faces="skip",
+        pipe, preset=preset, guidance=IdentityGuidance(options.scale, sigma_power), small_faces="skip",
         output_type="np",
     )  # fmt: skip
     scheduler = pipe.scheduler
@@ -177,6 +179,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         default=2,
         help="rounds of 100 denoiser calls a face (default 2; the paper's 100)",
     )
+    add("--noises", nargs="+", choices=NOISES, default=NOISES, help="of line 3 (default: both)")
+    add(
+        "--sigma-powers",
+        nargs="+",
+        type=int,
+        choices=SIGMA_POWERS,
+        default=SIGMA_POWERS,
+        help="(default: both)",
+    )
+    scale = PRESETS["paper"].guidance_scale
+    add("--scale", type=float, default=scale, help=f"s (default {scale}); 0 is the denoiser alone")
     add("--first", type=int, default=FIRST, help=f"probes left out before them (default {FIRST})")
     add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--weights", help="pipeline to measure (default: the bundled one)")

@@ -1,12 +1,17 @@
-"""Compare the schedulers on one public-domain photo (needs scikit-image); prints the table of docs/composition.md."""
+"""Compare the schedulers on one public-domain photo (needs scikit-image); prints the table of docs/composition.md.
+
+``--out faces.png`` draws the face as it was and after each of them, in the table's order.
+"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from PIL import Image
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -27,10 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float, help="size of a push (default: the preset's)")
     parser.add_argument("--max-rounds", type=int, help="(default: the preset's)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="PNG of the faces")
     args = parser.parse_args(arguments)
     pipe = DeDiMPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
     config, photo = pipe.scheduler.config, np.ascontiguousarray(astronaut())
+    faces: list[np.ndarray] = []
     print("| scheduler | rounds | denoiser calls | cosine after | PSNR in the face's box |")
     for name, (scheduler, changes) in SCHEDULERS.items():
         pipe.scheduler = scheduler.from_config(config, **changes)
@@ -40,8 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         (face,) = out.faces
         x0, y0, x1, y1 = (int(edge) for edge in face.box)
-        psnr = peak_signal_noise_ratio(photo[y0:y1, x0:x1], out.images[0][y0:y1, x0:x1])
+        before, after = photo[y0:y1, x0:x1], out.images[0][y0:y1, x0:x1]
+        faces += [after] if faces else [before, after]
+        psnr = peak_signal_noise_ratio(before, after)
         print(f"| {name} | {face.rounds} | {face.unet_calls} | {face.similarity:.2f} | {psnr:.1f} dB |")
+    if args.out:
+        Image.fromarray(np.concatenate(faces, axis=1)).save(args.out)
 
 
 if __name__ == "__main__":

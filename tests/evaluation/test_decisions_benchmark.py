@@ -54,6 +54,16 @@ def test_every_reading_of_both_lines_is_measured(run, pipe: DeDiMPipeline, tmp_p
     assert json.loads((tmp_path / "r.json").read_text()) == results
 
 
+def test_one_reading_alone_and_no_guidance(run) -> None:
+    words = ("--first", "1", "--faces", "2", "--noises", "alphas_cumprod", "--sigma-powers", "1")
+    (guided,) = run(*words)["variants"]
+    results = run(*words, "--scale", "0")
+    assert results["guidance_scale"] == 0
+    (alone,) = results["variants"]
+    assert (guided["noise"], guided["sigma_power"]) == ("alphas_cumprod", 1)
+    assert alone["psnr"] > guided["psnr"]
+
+
 def test_line_3_as_printed_has_the_variance_of_one_step() -> None:
     scheduler = decisions.PrintedNoiseScheduler.from_config(make_scheduler().config)
     x_0, noise = torch.full((2, 1, 1, 1), 0.5), torch.ones(2, 1, 1, 1)

@@ -21,6 +21,7 @@ from diffusers_dedim.evaluation import (
     prepare_probes,
     protect_probes,
     read_protocol,
+    same_face,
     score_photos,
 )
 from diffusers_dedim.evaluation.panel import make_rank_panel
@@ -50,6 +51,21 @@ def experiment(tmp_path: Path):
 def test_the_central_face_is_meant() -> None:
     assert central_face(photo_of("red"), detect) is CENTRAL
     assert central_face(photo_of("nobody"), detect) is None
+
+
+def test_a_face_is_found_where_it_was() -> None:
+    moved = Face((24.0, 14.0, 104.0, 114.0), CENTRAL.landmarks, 0.9)
+    assert same_face(photo_of("red"), CENTRAL, lambda _: [BYSTANDER, moved]) is moved
+    assert same_face(photo_of("red"), CENTRAL, lambda _: [BYSTANDER]) is None
+    assert same_face(photo_of("red"), CENTRAL, lambda _: []) is None
+
+
+def test_nobody_stands_in_for_a_face_that_is_lost(experiment) -> None:
+    """The photos are unchanged: a search in the bystander's face would call them protected."""
+    probes, gallery = experiment
+    scores = score_photos(probes, [probe.photo for probe in probes], gallery, [TOY], lambda _: [BYSTANDER])
+    assert scores.undetected == len(probes)
+    assert scores.rank1 == {"toy": 1.0}
 
 
 def test_encoders_get_the_crop_or_the_photo() -> None:

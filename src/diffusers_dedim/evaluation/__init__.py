@@ -1,7 +1,7 @@
 """How well protected faces are found, and how much they changed: protocol, retrieval, quality, panel."""
 
 from diffusers_dedim.evaluation.cache import ArrayCache
-from diffusers_dedim.evaluation.gallery import Gallery, central_face, embed_gallery, find_faces
+from diffusers_dedim.evaluation.gallery import Gallery, central_face, embed_gallery, find_faces, same_face
 from diffusers_dedim.evaluation.panel import make_panel
 from diffusers_dedim.evaluation.probes import (
     Probe,
@@ -45,6 +45,7 @@ __all__ = [
     "psnr",
     "rank_k_rate",
     "read_protocol",
+    "same_face",
     "score_photos",
     "search_gallery",
 ]

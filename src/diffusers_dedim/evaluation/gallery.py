@@ -13,7 +13,9 @@ from importlib.metadata import version
 from types import ModuleType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders.types import PhotoEncoder
@@ -23,6 +25,7 @@ from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
 from diffusers_dedim.faces import Face, align, detect
 
 Detector = Callable[[NDArray[np.uint8]], list[Face]]
+SAME_FACE_IOU = 0.3
 _CHUNK = 50  # photos decoded at a time: bounds memory whatever the gallery's size
 
 
@@ -62,6 +65,30 @@ def central_face(photo: NDArray[np.uint8], detector: Detector) -> Face | None:
         return float(np.linalg.norm(np.array([(x0 + x1) / 2, (y0 + y1) / 2]) - middle))
 
     return min(detector(photo), key=distance, default=None)
+
+
+def same_face(photo: NDArray[np.uint8], face: Face, detector: Detector) -> Face | None:
+    """The face that is detected where a face was before the photo was protected, or ``None``.
+
+    Somebody else in the photo does not stand in for a face that is not found any more: a match with the wrong
+    person's face would make the protection look better than it is.
+
+    Args:
+        photo: uint8 RGB ``[H, W, 3]``.
+        face: as it was found in the original photo of the same size.
+        detector: photo -> faces.
+
+    Returns:
+        The face whose box overlaps most with the old one, by intersection over union, if that is `SAME_FACE_IOU`
+        or more.
+    """
+    found = detector(photo)
+    if not found:
+        return None
+    boxes = torch.tensor([each.box for each in found], dtype=torch.float64)
+    overlaps = box_iou(boxes, torch.tensor([face.box], dtype=torch.float64))[:, 0]
+    best = int(overlaps.argmax())
+    return found[best] if overlaps[best] >= SAME_FACE_IOU else None
 
 
 def find_faces(records: Sequence[Record], detector: Detector, cache: ArrayCache) -> list[Face | None]:

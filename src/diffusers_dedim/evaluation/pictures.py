@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.evaluate import Evaluator
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, central_face
+from diffusers_dedim.evaluation.gallery import Detector, Gallery, central_face, same_face
 from diffusers_dedim.evaluation.panel import make_rank_panel
 from diffusers_dedim.evaluation.probes import Probe, search_gallery
 from diffusers_dedim.evaluation.protocol import Record
@@ -86,7 +86,7 @@ def draw_panel(evaluator: Evaluator, measured: Sequence[MethodEntry], shown: Seq
         photos = drawn.photos(method, len(probes))
         pairs = list(zip(probes, photos, strict=True))
         rows[method] = torch.stack([align_face(photo, probe.face).crop for probe, photo in pairs])
-        faces = [central_face(photo, bench.detector) or probe.face for probe, photo in pairs]
+        faces = [same_face(photo, probe.face, bench.detector) or probe.face for probe, photo in pairs]
         ranks[method] = _ranks(probes, photos, faces, gallery, recogniser)
     notes = {entry.method: _note(entry) for entry in measured}
     return Panel(make_rank_panel(rows, ranks, notes), recogniser.name, not shown)

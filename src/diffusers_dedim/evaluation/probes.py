@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_dedim.evaluation.cache import ArrayCache
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, central_face, find_faces
+from diffusers_dedim.evaluation.gallery import Detector, Gallery, find_faces, same_face
 from diffusers_dedim.evaluation.protocol import Record
 from diffusers_dedim.evaluation.quality import haarpsi, mean_ssim, psnr
 from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
@@ -180,7 +180,8 @@ def score_photos(
 ) -> ProbeScores:
     """Score protected photos of the probes, in their order.
 
-    The attacker has the protected photo alone: the face is detected and aligned anew. Quality compares the
+    The attacker has the protected photo alone: the face is detected and aligned anew (`same_face`). Where it is
+    not found any more, the original's box is searched, so that nobody else's face counts for it. Quality compares the
     aligned crops, both by the original landmarks.
 
     Args:
@@ -195,8 +196,10 @@ def score_photos(
     """
     _check_same_sizes([probe.photo for probe in probes], protected)
     found = [
-        central_face(photo, detector)
-        for photo in tqdm(protected, desc="detect again", leave=False, mininterval=1)
+        same_face(photo, probe.face, detector)
+        for probe, photo in zip(
+            probes, tqdm(protected, desc="detect again", leave=False, mininterval=1), strict=True
+        )
     ]
     faces = [face or probe.face for probe, face in zip(probes, found, strict=True)]
     similarities = search_gallery(probes, protected, faces, gallery, recognisers)

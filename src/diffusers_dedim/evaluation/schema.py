@@ -84,7 +84,7 @@ class MethodEntry:
         seconds_per_face: wall time inside the method. rounds, unet_calls: means over faces; None where a method
             has none.
         reached_threshold: share of faces that ended below the method's threshold; None where it has none.
-        undetected: probes in which the face detector finds no face any more: a failure of utility, not a
+        undetected: probes in which the face detector does not find the face any more: a failure of utility, not a
             success. They are in every rate all the same, matched in the original's box.
     """
 
