@@ -7,12 +7,14 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from benchmarks._common import environment, number
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser, embed_faces, protect_probes
@@ -93,6 +95,8 @@ def protect_once(
 ) -> Protected:  # fmt: skip
     """Protect photos, or take what an earlier run of the same commit, weights, seed and photos left in the cache.
 
+    Each call's photos are kept on their own: a run that is killed goes on where it was.
+
     With uncommitted changes nothing is read or kept: code that is not named by the commit could differ.
 
     Args:
@@ -106,9 +110,10 @@ def protect_once(
         targets: for TIP-IM, see `make_method`.
     """
 
-    def make() -> dict[str, NDArray[Any]]:
+    def make(first: int, batch: Sequence[Probe]) -> dict[str, NDArray[Any]]:
         with whole_crops(pipe) if aligned else contextlib.nullcontext():
-            done = protect_probes(make_method(method, pipe, seed=seed, targets=targets), probes, batch_size)
+            protect = make_method(method, pipe, seed=seed, first=first, targets=targets)
+            done = protect_probes(protect, batch, batch_size)
         faces: Sequence[Any] = done.faces
         return {
             "reached": np.array([face.reached_threshold for face in faces], dtype=bool),
@@ -118,21 +123,23 @@ def protect_once(
         }
 
     commit = environment()["commit"]
-    if commit == "unknown" or commit.endswith("-dirty"):
+    kept = commit != "unknown" and not commit.endswith("-dirty")
+    if not kept:
         print("uncommitted changes: protected photos are not kept for the next run", file=sys.stderr)
-        arrays: dict[str, NDArray[Any]] = make()
-    else:
-        parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
-        weights = [Recogniser.of("part", part).fingerprint for part in parts]
-        settings = (commit, torch.__version__, method, str(seed), str(aligned))
-        photos = [probe.photo for probe in probes] + ([] if targets is None else [targets.numpy()])
-        arrays = cache.get(("protected", *settings, *weights, _hash_arrays(photos)), make)
-    names = sorted(name for name in arrays if name.startswith("photo-"))
+    parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
+    weights = [Recogniser.of("part", part).fingerprint for part in parts] if kept else []
+    settings = (commit, torch.__version__, method, str(seed), str(aligned), *weights)
+    pieces: list[dict[str, NDArray[Any]]] = []
+    for start in tqdm(range(0, len(probes), batch_size), desc=method):
+        batch = probes[start : start + batch_size]
+        photos = [probe.photo for probe in batch] + ([] if targets is None else [targets.numpy()])
+        key = ("protected", *settings, str(start), _hash_arrays(photos))
+        pieces.append(cache.get(key, partial(make, start, batch)) if kept else make(start, batch))
     return Protected(
-        tuple(arrays[name] for name in names),
-        arrays["reached"],
-        arrays["similarity"],
-        float(arrays["seconds"]),
+        tuple(piece[name] for piece in pieces for name in sorted(piece) if name.startswith("photo-")),
+        np.concatenate([piece["reached"] for piece in pieces]),
+        np.concatenate([piece["similarity"] for piece in pieces]),
+        float(sum(piece["seconds"] for piece in pieces)),
     )
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.decisions --faces 8 --rounds 2
 
-Runs the preset "paper", cut to a few rounds, on development faces (LFW probes 351 onwards, which the benchmarks
-do not report on) in all four combinations of the two readings of each line, or those that are named. Standard
-output holds the JSON object alone; progress goes to standard error. One seed and a few faces: it tells apart
-what differs a lot, and no more.
+Runs the preset "paper", cut to a few rounds, on development faces (LFW probes 351 onwards, which are not among
+the 100 of benchmarks.main_job) in all four combinations of the two readings of each line, or those that are
+named. Standard output holds the JSON object alone; progress goes to standard error. One seed and a few faces: it
+tells apart what differs a lot, and no more.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.presets import PRESETS
 
-FIRST = 350  # probes before it are reported on by benchmarks.main_job and in the README
+FIRST = 350  # the probes before it are not used for decisions; `dedim evaluate` on all 500 has these too
 NOISES = ("alphas_cumprod", "printed")
 SIGMA_POWERS = (1, 2)
 

@@ -122,16 +122,17 @@ def test_tip_im_gets_targets_who_are_not_the_attackers_people(
 ) -> None:
     given: list[Any] = []
 
-    def make_method(name: str, pipe: Swap, *, seed: int, targets: Any) -> Any:
-        given.append((name, targets))
+    def make_method(name: str, pipe: Swap, *, seed: int, first: int, targets: Any) -> Any:
+        given.append((name, targets, seed, first))
         return lambda photos: pipe(photos, generator=[])
 
     monkeypatch.setattr(_crops, "make_method", make_method)
     monkeypatch.setattr(adaptive, "TARGETS", 3)
     results, _ = attack("--black-box", "toy1", "--method", "tip-im", "--people", "6")
     assert results["people"] == 9 - 1 - 3  # drawn, less a lookalike, less the targets
-    assert [name for name, _ in given] == ["tip-im"] * 2
-    assert {targets.shape for _, targets in given} == {(3, 3, 112, 112)}
+    assert {name for name, *_ in given} == {"tip-im"}
+    assert {targets.shape for _, targets, *_ in given} == {(3, 3, 112, 112)}
+    assert len({(seed, first) for *_, seed, first in given}) == len(given)  # no noise is shared
 
 
 def test_all_weights_of_a_black_box_where_asked(attack) -> None:
@@ -182,19 +183,39 @@ def test_protected_photos_are_kept_for_the_same_commit_only(
     def protect(commit: str, seed: int = 0) -> tuple[_crops.Protected, int]:
         monkeypatch.setattr(_crops, "environment", lambda: {"commit": commit})
         before = len(pipe.calls)
-        done = _crops.protect_once(pipe, probes, cache, method="dedim:fast", seed=seed, batch_size=2)
+        done = _crops.protect_once(pipe, probes, cache, method="dedim:fast", seed=seed, batch_size=1)
         return done, len(pipe.calls) - before
 
     first, calls = protect("abc")
     again, more = protect("abc")
-    assert (calls, more) == (1, 0)
+    assert (calls, more) == (2, 0)
     for a, b, photo in zip(first.photos, again.photos, photos, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, np.roll(photo, 1, axis=2))
     assert again.similarity.tolist() == [0.25, 0.25]
     assert again.reached.tolist() == [True, True]
-    assert [protect("def")[1], protect("abc", seed=1)[1]] == [1, 1]
-    assert [protect("abc-dirty")[1], protect("abc-dirty")[1], protect("unknown")[1]] == [1, 1, 1]
+    assert [protect("def")[1], protect("abc", seed=1)[1]] == [2, 2]
+    assert [protect("abc-dirty")[1], protect("abc-dirty")[1], protect("unknown")[1]] == [2, 2, 2]
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Swap):
+        def __call__(self, photos: list[np.ndarray], **settings: Any) -> SimpleNamespace:
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(photos, **settings)
+
+    monkeypatch.setattr(_crops, "environment", lambda: {"commit": "abc"})
+    probes = [Probe("?", np.roll(toy.photo_of("red"), place), toy.CENTRAL) for place in range(3)]
+    settings = {"cache": ArrayCache(tmp_path), "method": "dedim:fast", "seed": 0, "batch_size": 1}
+    with pytest.raises(KeyboardInterrupt):
+        _crops.protect_once(Killed(), probes, **settings)
+    pipe = Swap()
+    assert len(_crops.protect_once(pipe, probes, **settings).photos) == 3
+    (call,) = pipe.calls
+    whole = Swap()
+    _crops.protect_once(whole, probes, **{**settings, "cache": ArrayCache(tmp_path / "other")})
+    assert call["generator"][0].initial_seed() == whole.calls[2]["generator"][0].initial_seed()
 
 
 def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndarray, tmp_path: Path) -> None:

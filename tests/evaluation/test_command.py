@@ -65,6 +65,17 @@ def test_evaluate_writes_results_and_goes_on(methods: Methods, data: Path, tmp_p
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["probes"] == 3
 
 
+def test_targets_and_gallery_are_the_same_for_every_limit(
+    methods: Methods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TARGETS", 1)
+    data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green"], ["red", "green", "blue"])
+    for limit in (1, 2):
+        experiment = command._read(data, 0, limit, reserve=True)
+        assert [record.person for record in experiment.spare] == ["blue"]
+        assert len(experiment.protocol.probes) == limit
+
+
 def test_bad_input_is_one_line_and_costs_nothing(methods: Methods, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     alone = toy.write_experiment(tmp_path / "alone.parquet", ["red", "green"], ["red"])

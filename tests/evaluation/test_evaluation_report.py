@@ -82,6 +82,12 @@ def test_table_1_has_the_papers_numbers_beside_ours(evaluation: Evaluation) -> N
         "dedim (paper)", "0.008", "", "", "0.124", "28.1", "0.91", "0.99", "", "", "0.85"
     )  # fmt: skip
     assert {len(row) for row in table.rows} == {len(table.columns)}
+    methods = [replace(evaluation.methods[0], method=name) for name in ("dedim", "dedim:paper@L=2")]
+    rates = [replace(rate, method=method.method) for method in methods for rate in evaluation.rates[:3]]
+    rows = table_1(replace(evaluation, methods=tuple(methods), rates=tuple(rates))).rows
+    assert [row[0] for row in rows] == ["dedim", "dedim:paper@L=2", "dedim (paper)"], (
+        "beside their own setting"
+    )
     text = to_markdown(table)
     assert "| *dedim (paper)* | *0.008* |  |  | *0.124* |" in text
     assert len({line.count("|") for line in text.splitlines()}) == 1

@@ -110,6 +110,8 @@ def test_seeds_not_batches_decide(finding: DeDiMPipeline, photo: Pixels, targets
         assert np.abs(image.astype(int) - alone).max() <= 1
     assert not np.array_equal(singly[0], singly[1])
     assert not np.array_equal(singly[0], other)
+    second = make_method(name, finding, seed=3, first=1, targets=targets)([photo]).images[0]
+    assert np.array_equal(second, singly[1])
 
 
 def test_faces_beyond_one_batch(

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import toy_experiment as toy
 from PIL import Image
-from toy_session import PEOPLE, Methods, make_session
+from toy_session import PEOPLE, Methods, ToyPipe, make_session
 
 from diffusers_dedim.errors import DeDiMError, UnreadablePhotoError
 from diffusers_dedim.evaluation import evaluate, panel, pictures, report
 from diffusers_dedim.evaluation.lfw import Experiment
 from diffusers_dedim.evaluation.protocol import Record, RetrievalProtocol
 from diffusers_dedim.evaluation.session import check_folder, target_crops
+from diffusers_dedim.faces import Face
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,8 @@ def test_a_kill_loses_one_piece_and_resuming_gives_the_same(tmp_path: Path) -> N
     assert [call[0] for call in resumed.calls] == ["noise"]
     assert stable(results(tmp_path / "out")) == stable(results(tmp_path / "straight"))
     assert broken.calls + resumed.calls == straight.calls
-    assert len({seed for name, seed, _ in straight.calls if name == "noise"}) == 3
+    assert [first for name, first, _ in straight.calls if name == "noise"] == [0, 1, 2]
+    assert (tmp_path / "out" / "table.md").is_file()
 
 
 def test_more_probes_later_measure_only_the_new_ones(tmp_path: Path) -> None:
@@ -103,6 +106,36 @@ def test_more_probes_later_measure_only_the_new_ones(tmp_path: Path) -> None:
     make_session(tmp_path, again, ("noise",), chunk=1).run(tmp_path / "out")
     assert len(again.calls) == 1
     assert results(tmp_path / "out")["data"]["probes"] == 3
+
+
+def test_the_report_of_what_is_done_outlives_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(DeDiMError, match="the disk is on fire"):
+        make_session(tmp_path, Methods(broken_from=2), ("original", "noise")).run(tmp_path / "out")
+    assert "| original |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_other_targets_leave_what_has_none(tmp_path: Path) -> None:
+    made = [
+        evaluate.Evaluator(ToyPipe(), [], None, evaluate.EvaluationSettings(("tip-im",)), Methods(), targets)
+        for targets in (None, torch.zeros(1, 3, 112, 112), torch.ones(1, 3, 112, 112))
+    ]
+    assert len({each._identity("dedim") for each in made}) == 1
+    assert len({each._identity("tip-im:weak") for each in made}) == 3
+
+
+def test_a_probe_whose_face_is_too_small_is_listed(tmp_path: Path) -> None:
+    tiny = Face((40.0, 40.0, 79.0, 79.0), toy.CENTRAL.landmarks, 0.9)
+    session = make_session(tmp_path, Methods(), ("swap",))
+    gallery = session.detector
+
+    def detect(photo: np.ndarray) -> list[Face]:
+        return [tiny] if photo[..., 2].mean() > 150 else gallery(photo)  # the blue person's
+
+    with pytest.raises(DeDiMError, match="no face was found in any"):
+        make_session(tmp_path, Methods(), ("swap",), detector=lambda photo: [tiny]).run(tmp_path / "none")
+    make_session(tmp_path, Methods(), ("swap",), detector=detect).run(tmp_path / "out")
+    assert results(tmp_path / "out")["data"]["probes_without_face"] == ["e.parquet row 2"]
 
 
 def test_another_black_box_needs_no_new_protection_and_another_seed_does(tmp_path: Path) -> None:

@@ -37,15 +37,15 @@ class Methods:
         self.calls: list[tuple[str, int, int]] = []
         self.broken_from = broken_from
 
-    def __call__(self, name: str, pipe: Any, *, seed: int = 0, targets: Any = None) -> Any:
+    def __call__(self, name: str, pipe: Any, *, seed: int = 0, first: int = 0, targets: Any = None) -> Any:
         if name not in ("original", "swap", "noise"):
             raise ValueError(f"method: expected 'original', 'swap' or 'noise', got {name!r}.")
 
         def protect(photos: list[np.ndarray]) -> SimpleNamespace:
             if len(self.calls) >= self.broken_from:
                 raise DeDiMError("the disk is on fire.")
-            self.calls.append((name, seed, len(photos)))
-            noise = np.random.default_rng(seed).integers(-3, 4, photos[0].shape)
+            self.calls.append((name, first, len(photos)))
+            noise = np.random.default_rng((seed, first)).integers(-3, 4, photos[0].shape)
             made = {
                 "original": lambda photo: photo,
                 "swap": lambda photo: np.roll(photo, 1, axis=2),

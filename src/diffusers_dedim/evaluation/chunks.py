@@ -7,14 +7,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from diffusers_dedim.evaluation import probes as search
+from diffusers_dedim.evaluation import quality
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, encoder_code, face_code
+from diffusers_dedim.evaluation.gallery import Detector, Gallery, code_of, encoder_code, face_code
 from diffusers_dedim.evaluation.probes import Pixels, Probe, protect_probes, score_photos
 from diffusers_dedim.evaluation.quality import Lpips, landmark_shift
 from diffusers_dedim.evaluation.recogniser import Recogniser
@@ -70,6 +73,9 @@ class Bench:
     def fingerprint(self) -> str:
         """SHA-256 over all of it."""
         digest = hashlib.sha256(face_code(self.detector).encode())
+        for module in (search, quality):  # how photos are searched for and measured
+            digest.update(code_of(module).encode())
+        digest.update(str([version(package) for package in ("torch", "piq")]).encode())
         for recogniser in self.recognisers:
             digest.update(f"{recogniser.name} {recogniser.fingerprint} {encoder_code(recogniser)}".encode())
             digest.update(self.gallery.embeddings[recogniser.name].tobytes())

@@ -16,7 +16,7 @@ from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.evaluate import EvaluationSettings
 from diffusers_dedim.evaluation.lfw import Experiment, read_experiment, reserve_people
-from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method
+from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, takes_targets
 from diffusers_dedim.evaluation.protocol import Record, read_photos
 from diffusers_dedim.evaluation.quality import Lpips
 from diffusers_dedim.evaluation.recogniser import Recogniser, load_recogniser
@@ -86,14 +86,7 @@ def evaluate(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     settings = EvaluationSettings(tuple(names), seed, chunk)
     check_folder(out, resume=resume)
-    experiment = _read(data, seed, limit)
-    if targets is None and not experiment.spare and any(name.startswith("tip-im") for name in names):
-        experiment = reserve_people(experiment, TARGETS, seed)
-        typer.echo(
-            f"TIP-IM needs {TARGETS} people as targets: {len(experiment.spare)} without a probe were taken out of the "
-            "gallery. Give --targets with photos of others to keep it whole.",
-            err=True,
-        )
+    experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
     boxes = load_black_boxes(black_box or [])
     pipe = _load_pipeline(context.obj, weights, device, white_box)
     session = Session(
@@ -131,8 +124,15 @@ def _try_recogniser(spec: str) -> Recogniser | str:
         return f"{spec}: {error}"
 
 
-def _read(data: Path, seed: int, limit: int | None) -> Experiment:
+def _read(data: Path, seed: int, limit: int | None, *, reserve: bool) -> Experiment:
     experiment = read_experiment(data, seed)
+    if reserve and not experiment.spare:  # before the cut: targets and gallery are the same for every limit
+        experiment = reserve_people(experiment, TARGETS, seed)
+        typer.echo(
+            f"TIP-IM needs {TARGETS} people as targets: {len(experiment.spare)} without a probe were taken out of the "
+            "gallery. Give --targets with photos of others to keep it whole.",
+            err=True,
+        )
     if limit is None or limit >= len(experiment.protocol.probes):
         return experiment
     return Experiment(experiment.protocol.take_probes(limit), experiment.spare)

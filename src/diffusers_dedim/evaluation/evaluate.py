@@ -7,10 +7,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +33,7 @@ from diffusers_dedim.evaluation.chunks import (
     split_probes,
 )
 from diffusers_dedim.evaluation.intervals import bootstrap_mean
+from diffusers_dedim.evaluation.methods import takes_targets
 from diffusers_dedim.evaluation.probes import Pixels, Probe
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.recogniser import Recogniser
@@ -38,7 +42,6 @@ from diffusers_dedim.evaluation.schema import MethodEntry, RateEntry
 WHITE = "white"
 """Name of the recogniser that guides the methods, in every result."""
 
-_SEED_STEP = 100_003  # more than there are probes, so that two seeds share no noise
 # What decides a protected photo besides the weights: a change of these empties the cache.
 _METHOD_CODE = (
     "baselines", "blocks", "callbacks", "components", "encoders", "evaluation/method", "evaluation/robustness",
@@ -80,7 +83,7 @@ class Evaluator:
         probes: from `prepare_probes`.
         bench: who searches and measures.
         settings: methods and seed.
-        make_method: ``make_method(name, pipe, seed=, targets=)`` -> photos -> object with images and faces.
+        make_method: ``make_method(name, pipe, seed=, first=, targets=)`` -> photos -> object with images and faces.
         targets: aligned crops ``[K, 3, 112, 112]`` of target identities for TIP-IM, or None for its own.
         transforms: name -> what is done to protected photos for the robustness rates.
     """
@@ -142,24 +145,25 @@ class Evaluator:
         return photos[:count]
 
     def _make(self, method: str, start: int) -> Protect:
-        # methods seed each photo by their seed and its place in the call, which begins anew with every piece
-        seed = self.settings.seed * _SEED_STEP + start
-        return self.make_method(method, self.pipe, seed=seed, targets=self.targets)
+        return self.make_method(method, self.pipe, seed=self.settings.seed, first=start, targets=self.targets)
 
     def _identity(self, method: str) -> str:
         """Everything that decides what a method makes of a photo."""
-        return f"{method} {self._fingerprint}"
+        targets = ""
+        if takes_targets(method) and self.targets is not None:
+            targets = hashlib.sha256(self.targets.cpu().numpy().tobytes()).hexdigest()
+        return f"{method} {self._fingerprint} {targets}"
 
     @cached_property
     def _fingerprint(self) -> str:
-        """SHA-256 over seed, code, networks, schedule and targets."""
-        digest = hashlib.sha256(f"{self.settings.seed} {method_code()}".encode())
+        """SHA-256 over seed, code, versions, kind of device, networks and schedule."""
+        device = torch.device(getattr(self.pipe, "device", "cpu")).type
+        versions = [torch.__version__, diffusers.__version__, version("facenet-pytorch")]
+        digest = hashlib.sha256(f"{self.settings.seed} {method_code()} {device} {versions}".encode())
         for name in ("unet", "face_encoder", "landmarker"):
             module = getattr(self.pipe, name, None)
             digest.update(f"{name} {module is not None and Recogniser.of(name, module).fingerprint}".encode())
         digest.update(str(getattr(getattr(self.pipe, "scheduler", None), "config", "")).encode())
-        if self.targets is not None:
-            digest.update(self.targets.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def _protect(self, method: str, chunk: Chunk, identity: str) -> Arrays:

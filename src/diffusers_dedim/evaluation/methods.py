@@ -41,13 +41,18 @@ METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im
 """Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``, and ``@SETTING=NUMBER`` after it."""
 
 FGSM_EPSILON = 12.0
-# The baselines have no h of their own: their records say whether they got below the default preset's.
+# The baselines and `ddpm` have no h of their own: their records say whether they got below the default preset's.
 _THRESHOLD = PRESETS["fast"].threshold
 _FACES_AT_A_TIME = 16  # TIP-IM holds ten candidates and ten gradients of each
 
 
+def takes_targets(name: str) -> bool:
+    """Whether the method needs photos of other people."""
+    return name.startswith("tip-im")
+
+
 def make_method(
-    name: str, pipe: DeDiMPipeline, *, seed: int = 0, targets: Tensor | None = None
+    name: str, pipe: DeDiMPipeline, *, seed: int = 0, first: int = 0, targets: Tensor | None = None
 ) -> Callable[[list[Pixels]], Any]:
     """Build a method of the experiment.
 
@@ -56,9 +61,10 @@ def make_method(
             ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``. Numbers of the preset may be changed:
             ``dedim@h=0.5``, ``tip-im@epsilon=6`` (`split_strength`).
         pipe: detector, landmarks, denoiser and the white-box recogniser, for every method the same.
-        seed: each photo gets its own generator from it and from its place among all photos given so far, so
+        seed: each photo gets its own generator from it and from its place among all photos, so
             that batches do not matter. (A face that is processed beside others may still differ in the last
             bits of float32.)
+        first: place of the first photo that is given.
         targets: for TIP-IM, aligned crops ``[K, 3, 112, 112]`` in [-1, 1] of people who are neither probe nor
             in the gallery; the paper takes 10.
 
@@ -75,12 +81,12 @@ def make_method(
         >>> method([photo]).images[0].shape  # doctest: +SKIP
         (250, 250, 3)
     """
-    return seeded(_build(name, pipe, targets), seed)
+    return seeded(_build(name, pipe, targets), seed, first)
 
 
-def seeded(method: Callable[..., Any], seed: int) -> Callable[[list[Pixels]], Any]:
-    """Give every photo its own generator, so that the result does not depend on the batch size."""
-    count = itertools.count()
+def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[list[Pixels]], Any]:
+    """Give every photo its own generator, by its place: what a photo becomes does not depend on the batch size."""
+    count = itertools.count(first)
 
     def call(photos: list[Pixels]) -> Any:
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
@@ -166,7 +172,7 @@ def _ddpm(pipe: DeDiMPipeline, photos: list[Pixels], generator: Generators = Non
         # nothing pushes these faces below h: that they stay above it is the finding, not a fault
         warnings.filterwarnings("ignore", message=".* stayed above the threshold")
         return pipe(
-            photos, preset="paper", guidance_scale=0, max_rounds=1, small_faces="skip",
+            photos, preset="paper", guidance_scale=0, max_rounds=1, threshold=_THRESHOLD, small_faces="skip",
             output_type="np", generator=generator,
         )  # fmt: skip
 

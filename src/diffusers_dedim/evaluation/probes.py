@@ -19,7 +19,7 @@ from diffusers_dedim.evaluation.protocol import Record
 from diffusers_dedim.evaluation.quality import haarpsi, mean_ssim, psnr
 from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
 from diffusers_dedim.evaluation.retrieval import genuine_ranks, rank_k_rate
-from diffusers_dedim.faces import Face, align_face
+from diffusers_dedim.faces import MIN_FACE_SIZE, Face, align_face
 
 Pixels = NDArray[np.uint8]
 
@@ -98,7 +98,9 @@ class ProbeScores:
 
 
 def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCache) -> list[Probe]:
-    """Decode probes and find the face that is meant; photos without a face are left out.
+    """Decode probes and find the face that is meant.
+
+    Photos without a face are left out, and those whose face is under 40 px: no method changes such a face.
 
     Args:
         records: the probes of a protocol.
@@ -112,7 +114,7 @@ def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCa
     return [
         Probe(record.person, record.read_photo(), face, record.name)
         for record, face in zip(records, faces, strict=True)
-        if face is not None
+        if face is not None and face.size >= MIN_FACE_SIZE
     ]
 
 

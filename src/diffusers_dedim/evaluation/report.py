@@ -93,7 +93,8 @@ def render_block(evaluation: Evaluation) -> str:
         "person is found first, ties count as found. FNMR: share of comparisons with the own person that do not match "
         "at the threshold which 0.1 % of the comparisons of different, unprotected gallery people pass. In brackets: "
         "95 % bootstrap intervals over people; 0 of n leaves up to 3 / n. Rows in italics are printed in the paper, "
-        "measured on other photos with other networks (docs/evaluation.md).",
+        "measured on other photos with other networks and settings: dedim is preset fast here, the paper's setting is "
+        "dedim:paper (docs/evaluation.md).",
         to_markdown(pick_columns(table, lambda title: not title.startswith("FNMR"))),
         to_markdown(pick_columns(table, lambda title: title.startswith("FNMR"))),
         *(f"Not measured: {line}" for line in problems(evaluation)),
@@ -160,7 +161,7 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
     facts["data"] = data.source
     without = ", ".join(data.probes_without_face) or "none"
-    facts["probes without a face, left out"] = without
+    facts["probes without a face of 40 px or more, left out"] = without
     facts["gallery photos without a face"] = data.gallery_without_face
     for each in evaluation.recognisers:
         kind = "guides" if each.white_box else "black box"

@@ -75,7 +75,7 @@ class Session:
     command: str = ""
 
     def run(self, folder: Path, on_method: Callable[[MethodEntry], None] = lambda _: None) -> Evaluation:
-        """Measure every method, write ``results.json`` after each and the report at the end.
+        """Measure every method, write ``results.json`` and the report after each, and the panel at the end.
 
         Args:
             folder: output folder; what an earlier call measured there is not measured again.
@@ -104,8 +104,8 @@ class Session:
             evaluation = self._evaluation(evaluator, done, {name: len(s) for name, s in impostors.items()},
                                           {"finished": finished, "seconds": seconds})  # fmt: skip
             write_results(evaluation, folder)
+            write_report(evaluation, folder)  # now, for the next one may fail or be killed
             on_method(done[-1][0])
-        write_report(evaluation, folder)
         write_panel(evaluation, draw_panel(evaluator, evaluation.methods, shown), folder)
         return evaluation
 

@@ -60,15 +60,23 @@ def table_1(evaluation: Evaluation) -> Table:
     )
     rows, paper = [], []
     left = {row.method: row for row in PAPER}
+    named = [method.method for method in evaluation.methods]
+    # "dedim:fast@h=0.5" -> "dedim"; the paper's row follows the first of them, or the paper's own setting
+    followed = {_base(name): name for name in reversed(named)}
+    followed |= {_base(name): name for name in reversed(named) if name.startswith("dedim:paper")}
     for method in evaluation.methods:
         rows.append(_our_row(method, [evaluation.rate(method.method, name) for name in names]))
         paper.append(False)
-        # "dedim:fast@h=0.5" -> "dedim"; the paper's row follows the first of them
-        printed = left.pop(method.method.partition("@")[0].partition(":")[0], None)
+        base = _base(method.method)
+        printed = left.pop(base, None) if followed[base] == method.method else None
         if printed is not None:
             rows.append(_paper_row(printed, names))
             paper.append(True)
     return Table(columns, tuple(rows), tuple(paper))
+
+
+def _base(method: str) -> str:
+    return method.partition("@")[0].partition(":")[0]
 
 
 def pick_columns(table: Table, wanted: Callable[[str], bool]) -> Table:
@@ -151,6 +159,11 @@ def problems(evaluation: Evaluation) -> list[str]:
         for entry in evaluation.rates
         for rate in entry.verification
         if rate.problem
+    ] + [
+        f"{entry.method}, {_title(entry.recogniser)}: {entry.not_compared} probes have no face in their own gallery "
+        "photo; they count as never found"
+        for entry in evaluation.rates
+        if entry.not_compared
     ]
 
 
