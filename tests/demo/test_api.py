@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradio.routes import App
 from PIL import Image
-from starlette.testclient import TestClient
-from toy_demo import toy_face, toy_handlers
+from toy_demo import launched, toy_face, toy_handlers
 
 from diffusers_dedim.demo import app as page
 from diffusers_dedim.demo.handlers import DemoHandlers
@@ -36,17 +34,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def client(handlers: DemoHandlers, cache: Path) -> Iterator[TestClient]:
-    """A page as launched: Gradio checks paths, and its queue runs."""
-    demo = page.build_demo(handlers, "here")
-    demo.has_launched, demo.max_file_size = True, None
-    with TestClient(App.create_app(demo)) as opened:
-        opened.get("/gradio_api/startup-events")
+def client(handlers: DemoHandlers, cache: Path) -> Iterator[Any]:
+    with launched(handlers) as (_, opened):
         yield opened
 
 
 @pytest.fixture(scope="module")
-def protect(client: TestClient) -> Call:
+def protect(client: Any) -> Call:
     """POST the arguments; the answer, or the words of the error."""
 
     def call(photo: Any, preset: Any = "fast", strength: Any = "standard", *more: Any) -> Any:
@@ -67,7 +61,7 @@ def picture(seed: int = 0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def uploaded(client: TestClient) -> str:
+def uploaded(client: Any) -> str:
     answer = client.post("/gradio_api/upload", files={"files": ("holiday.jpg", picture())})
     return str(answer.json()[0])
 
@@ -80,7 +74,7 @@ def test_an_upload_is_protected(protect: Call, uploaded: str, cache: Path) -> No
         assert [face["face"] for face in result["faces"]] == [1, 2]
 
 
-def test_the_example_is_protected_once_it_is_uploaded(protect: Call, client: TestClient) -> None:
+def test_the_example_is_protected_once_it_is_uploaded(protect: Call, client: Any) -> None:
     answer = client.post("/gradio_api/upload", files={"files": ("astronaut.jpg", page.EXAMPLE.read_bytes())})
     file, _ = protect({"path": answer.json()[0], **MARK})
     assert Path(file["path"]).is_file()

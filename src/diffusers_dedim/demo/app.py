@@ -17,7 +17,8 @@ from diffusers_dedim.demo.protect import STRENGTHS
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"
 DELETE_CACHE = (300, 1800)
-"""Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results."""
+"""Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results. What Gradio keeps in memory
+goes at the same times (`sessions`)."""
 
 INTRO = """# Make faces harder to match
 
@@ -26,8 +27,8 @@ recognition **matches them less**. It does not make anybody anonymous: people wh
 them, and other recognisers may too.
 """
 PRIVACY = (
-    "Photos are processed {where}. They are not logged, and are deleted within 35 minutes. Camera, date and place "
-    "(EXIF) are not written to the result."
+    "Photos are processed {where}. They are not logged, and are deleted within 35 minutes (of the end of a run, where "
+    "one takes longer). Camera, date and place (EXIF) are not written to the result."
 )
 SLIDER_HINT = '<p class="dd-hint">Drag the line: before on its left, after on its right.</p>'
 CHANGE_HINT = '<p class="dd-hint">The difference, eight times enlarged. Grey is unchanged.</p>'
