@@ -103,11 +103,14 @@ def test_private_is_private_and_never_guessed(hub: FakeHub, encoder: Dedim) -> N
     assert encoder("--private").exit_code == 0
     assert hub.repos["model", "me/encoder"].private
     assert encoder("--private").exit_code == 0
-    hub.repos["model", "me/encoder"].commits.clear()
+    hub.repos["model", "me/encoder"].private = False  # on its settings page, say
+    for words in ((), ("--dry-run",)):  # also where nothing would be uploaded
+        result = encoder("--private", *words)
+        assert result.exit_code == 2
+        assert "me/encoder: is there already and is public; --private does not change that." in result.stderr
+        assert "Up to date" not in result.stdout
     hub.add("model", "me/encoder", {})
-    result = encoder("--private")
-    assert result.exit_code == 2
-    assert "me/encoder: is there already and is public; --private does not change that." in result.stderr
+    assert encoder("--private").exit_code == 2
 
 
 @pytest.mark.parametrize(("token", "message"), [

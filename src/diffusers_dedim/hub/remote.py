@@ -99,10 +99,13 @@ def make_plan(target: Target, folder: Path) -> Plan:
     """Compare every file of ``folder`` with the repository, by hash.
 
     Raises:
-        DeDiMError: the repository holds another model or Space. PublishError: the Hub refused or was not reached.
+        DeDiMError: the repository holds another model or Space, or is public where it is to be private. PublishError:
+            the Hub refused or was not reached.
     """
     with hub_errors(target.repo_id):
         remote = _remote_files(target)
+        if remote is not None:
+            _refuse_public(HfApi(), target)
         local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         plan = _compare(target, local, remote)
         if target.kind is None:
@@ -126,9 +129,7 @@ def publish(target: Target, folder: Path, plan: Plan) -> list[str]:
     """
     api = HfApi()
     with hub_errors(target.repo_id):
-        if plan.exists:
-            _refuse_public(api, target)
-        else:
+        if not plan.exists:
             _create(api, target)
         results = [path for path in plan.upload if path.startswith(f"{EVAL_RESULTS}/")]
         _commit(api, target, folder, [path for path in plan.upload if path not in results])
