@@ -165,6 +165,32 @@ def test_another_model_is_not_overwritten(
     assert repo.files == index
 
 
+@pytest.mark.parametrize(("files", "told"), [
+    (("adapter_config.json", "adapter_model.safetensors"), "adapter_config.json, adapter_model.safetensors"),
+    (("model.Q4_K_M.gguf",), "model.Q4_K_M.gguf"),
+    (("diffusion_pytorch_model.safetensors",), "diffusion_pytorch_model.safetensors"),
+    (("a/LICENSE", "b.bin", "c.bin", "d.bin"), "a/LICENSE, b.bin, c.bin, ..."),
+])  # fmt: skip
+def test_files_that_name_no_class_are_not_overwritten(
+    hub: FakeHub, encoder: Dedim, files: tuple[str, ...], told: str
+) -> None:
+    """A LoRA, a GGUF, bare weights: they would lose their card, their licence or weights of the same name."""
+    repo = hub.add("model", "me/encoder", {**dict.fromkeys(files, b"mine"), "README.md": b"My model."})
+    for words in ((), ("--dry-run",)):
+        result = encoder(*words)
+        assert result.exit_code == 2
+        assert f"me/encoder: holds other files already ({told}) and no config.json of a Mob" in result.stderr
+    assert repo.files["README.md"] == b"My model."
+
+
+def test_a_repository_without_a_model_yet_is_free(hub: FakeHub, encoder: Dedim) -> None:
+    hub.add(
+        "model", "me/encoder", dict.fromkeys((".gitattributes", "README.md", "LICENSE", "LICENSE.txt"), b"")
+    )
+    assert encoder().exit_code == 0
+    assert set(hub.repos["model", "me/encoder"].files) >= ENCODER
+
+
 def test_a_network_that_goes_away_in_the_middle_is_gone_on_with(hub: FakeHub, encoder: Dedim) -> None:
     hub.break_after, hub.break_uploads = 1, BREAKS
     broken = encoder()

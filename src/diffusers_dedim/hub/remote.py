@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from diffusers_dedim.hub.failures import GET_TOKEN, PublishError, hub_errors
 from diffusers_dedim.hub.kinds import EVAL_RESULTS, ModelKind
 
 _INDEX_FILES = ("model_index.json", "config.json")
+_ANYBODYS_FILES = re.compile(
+    r"\.gitattributes|README\.md|LICENSE[^/]*"
+)  # as the website makes a new repository
 _KINDS_OF_REPO = ("model", "dataset", "space")
 
 
@@ -179,7 +183,7 @@ def _same(path: Path, remote: RepoFile) -> bool:
 def _refuse_another_model(
     target: Target, kind: ModelKind, plan: Plan, remote: Mapping[str, RepoFile]
 ) -> None:
-    """Never write, say, an encoder over a pipeline because a name was mistyped."""
+    """Never write, say, an encoder over a pipeline because a name was mistyped; nor over what names no class at all."""
     for name in _INDEX_FILES:
         if name not in remote or name in plan.same:
             continue
@@ -192,6 +196,13 @@ def _refuse_another_model(
                 f"{target.repo_id}: holds a {found} already, and this is a {kind.class_name}; "
                 "choose another name, or delete that repository first."
             )
+    foreign = sorted(path for path in remote if not _ANYBODYS_FILES.fullmatch(path))
+    if foreign and kind.index not in remote:
+        some = ", ".join(foreign[:3]) + ", ..." * (len(foreign) > 3)
+        raise DeDiMError(
+            f"{target.repo_id}: holds other files already ({some}) and no {kind.index} of a {kind.class_name}; "
+            "choose another name, or delete that repository first."
+        )
 
 
 def _refuse_another_space(target: Target, plan: Plan, folder: Path) -> None:
