@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from diffusers_dedim.demo import app
-from diffusers_dedim.demo.files import keep_deleting, make_private_folder
+from diffusers_dedim.demo.files import end_by_signals, keep_deleting, make_private_folder
 from diffusers_dedim.demo.handlers import DemoHandlers
 from diffusers_dedim.demo.protect import Protector
 from diffusers_dedim.demo.scores import load_unseen
@@ -61,7 +60,7 @@ def serve(
     """
     where = "on the server of this page" if is_space() or share else "on this computer"
     if block:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl+C, so that the files go
+        end_by_signals()
     keep_deleting(make_private_folder(), *app.DELETE_CACHE)
     demo = app.build_demo(handlers, where)
     keep_forgetting(demo, *app.DELETE_CACHE)
