@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from hub_runs import Dedim
 from hub_server import BREAKS, READER, STRANGER, FakeHub
+from packaging.requirements import Requirement
 from safetensors.torch import load
 
 from diffusers_dedim.hub.kinds import KINDS, Model
@@ -327,9 +329,16 @@ def test_a_space_with_a_wheel_of_its_own(hub: FakeHub, dedim: Dedim, wheel: Path
     assert files[wheel.name] == wheel.read_bytes()
     lines = files["requirements.txt"].decode().splitlines()
     name = "diffusers_dedim-0.1.0%2Blocal-py3-none-any.whl"
-    assert f"diffusers-dedim[demo] @ {hub.url}/spaces/me/demo/resolve/main/{name}" in lines
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    line = f"diffusers-dedim[demo] @ {hub.url}/spaces/me/demo/resolve/main/{name}#sha256={digest}"
+    assert line in lines
+    assert Requirement(line).extras == {"demo"}
     assert "diffusers-dedim[demo]" not in lines
     assert "dlib-bin>=19.24" in lines  # the others are as they were
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("diffusers_dedim/new.py", "")
+    again = dedim("publish-space", "me/demo", "--wheel", wheel)
+    assert "  changed   requirements.txt\n" in again.stdout, "the Space would keep the old wheel's layer"
 
 
 def test_wheels_that_do_not_do(hub: FakeHub, dedim: Dedim, space: Path, wheel: Path, tmp_path: Path) -> None:
