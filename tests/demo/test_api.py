@@ -126,3 +126,54 @@ def test_no_file_outside_the_uploads_is_read(
     for value in ("text", 7, [], {}, {"url": str(outside)}):
         values = [value] if name == "photo" else [{"path": uploaded}, "fast", "standard", None, value]
         assert protect(*values).startswith(f"{name}: expected an uploaded file"), value
+
+
+def test_what_it_takes(protect: Call, uploaded: str, handlers: DemoHandlers) -> None:
+    photo = {"path": uploaded, **MARK}
+    _, result = protect(photo, "paper", "stronger", [2], photo)
+    assert [face["face"] for face in result["faces"]] == [2]
+    assert result["left_out_not_protected"] == [1]
+    assert {score["against"] for score in result["faces"][0]["scores"]} == {"itself", "other"}
+    assert result["note"] == "The second photo shows several faces; the largest was compared."
+    _, result = protect(photo, "paper", "gentler", [1])
+    assert {score["against"] for score in result["faces"][0]["scores"]} == {"itself"}
+    assert result["note"] == ""
+    asked = handlers.protector.pipe.keywords[-2:]
+    assert [call["preset"] for call in asked] == ["paper", "paper"]
+    assert asked[1]["threshold"] - asked[0]["threshold"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("values", "told"), [
+    (["fast", "standard", ["1"]], "faces: expected a list of whole numbers, counted from left to right from 1"),
+    (["fast", "standard", "1"], "or none for all that are large enough; got '1'."),
+    (["fast", "standard", 1], "got 1."),
+    (["fast", "standard", [1.5]], "got [1.5]."),
+    (["fast", "standard", [True]], "got [True]."),
+    (["fast", "standard", [[1]]], "got [[1]]."),
+    (["fast", "standard", []], "Choose at least one face."),
+    (["fast", "standard", [0]], "Face 0 cannot be chosen; in this photo these can: 1, 2."),
+    (["best"], "preset: expected one of ['fast', 'paper'], got 'best'."),
+    ([["fast"]], "preset: expected one of ['fast', 'paper'], got ['fast']."),
+    (["fast", "much"], "strength: expected one of ['gentler', 'standard', 'stronger'], got 'much'."),
+    (["fast", ["much"]], "strength: expected one of ['gentler', 'standard', 'stronger'], got ['much']."),
+])  # fmt: skip
+def test_wrong_arguments_are_told(
+    protect: Call, uploaded: str, values: list[Any], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert told in protect({"path": uploaded, **MARK}, *values)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_files_that_cannot_be_used_are_told(protect: Call, client: Any, uploaded: str) -> None:
+    large = BytesIO()
+    Image.new("1", (10000, 6000), 1).save(large, "PNG")
+    sent = [("files", ("large.png", large.getvalue())), ("files", ("text.txt", b"Dear diary"))]
+    large_path, text_path = client.post("/gradio_api/upload", files=sent).json()
+    assert "the photo is too large (60 megapixels). This page takes up to 25" in protect(
+        {"path": large_path, **MARK}
+    )
+    assert "not a photo in a known format" in protect({"path": text_path, **MARK})
+    _, result = protect({"path": uploaded, **MARK}, "fast", "standard", None, {"path": text_path, **MARK})
+    assert result["note"].startswith(
+        "The second photo was left aside. This file could not be used: not a photo"
+    )

@@ -15,7 +15,8 @@ from diffusers_dedim.demo.texts import score_table
 _DESCRIPTION = (
     "Protect faces of one photo. Returns the file and its scores; raises an error, and returns no file, where a "
     "chosen face stayed above the threshold. faces: numbers from left to right, from 1; none for all that are "
-    "large enough. It lowers automatic matching; it does not make anybody anonymous."
+    "large enough. note: what was wrong with the second photo. It lowers automatic matching; "
+    "it does not make anybody anonymous."
 )
 
 
@@ -38,7 +39,7 @@ def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
         result = save_bytes_to_cache(view.data or b"", view.file_name or "", cache_dir)
-        return FileData(path=result), score_table(view.result)
+        return FileData(path=result), score_table(view.result, view.note)
 
     gr.api(  # type: ignore[attr-defined]  # in its __all__, but not re-exported by name
         protect,

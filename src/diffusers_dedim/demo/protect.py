@@ -138,7 +138,7 @@ class Protector:
             ValueError: an argument is out of range; `StoppedError`: stopped; otherwise as `DeDiMPipeline`.
         """
         chosen = _check_chosen(opened, chosen)
-        if strength not in STRENGTHS:
+        if strength not in list(STRENGTHS):  # a program may send what has no hash
             raise ValueError(f"strength: expected one of {list(STRENGTHS)}, got {strength!r}.")
         threshold = resolve_preset(preset).threshold + STRENGTHS[strength]
         settings = resolve_preset(preset, threshold=threshold)

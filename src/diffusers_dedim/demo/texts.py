@@ -153,8 +153,13 @@ def join_numbers(numbers: Sequence[int]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def score_table(result: ProtectedPhoto) -> dict[str, object]:
-    """The result as plain values, for the API; faces are numbered from left to right, from 1."""
+def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
+    """The result as plain values, for the API; faces are numbered from left to right, from 1.
+
+    Args:
+        result: what came out.
+        note: what was wrong with the second photo, if anything.
+    """
     faces = [
         {
             "face": index + 1,
@@ -174,6 +179,7 @@ def score_table(result: ProtectedPhoto) -> dict[str, object]:
         "faces": faces,
         "left_out_not_protected": [index + 1 for index in result.left_out],
         "seconds": round(result.seconds, 1),
+        "note": note,
     }
 
 
