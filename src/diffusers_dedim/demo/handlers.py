@@ -139,7 +139,7 @@ class DemoHandlers:
         finally:
             if self._running.get(session) is stop:
                 del self._running[session]
-        return self._view(opened, result, note)
+        return self._view(opened, result, note, texts.advise(preset, strength, self.presets))
 
     def protect_file(
         self, path: str, preset: str, strength: str, faces: Sequence[int] | None = None,
@@ -175,9 +175,9 @@ class DemoHandlers:
         self.stop(session)
         self._running.pop(session, None)
 
-    def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str) -> ResultView:
+    def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str, advice: str) -> ResultView:
         unseen = self.protector.unseen
-        verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note)
+        verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note, advice)
         before = opened.photo.pixels
         return ResultView(
             shown(before), shown(result.pixels), difference(before, result.pixels), verdict, scores,
