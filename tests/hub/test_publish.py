@@ -115,6 +115,39 @@ def test_private_is_private_and_never_guessed(hub: FakeHub, encoder: Dedim) -> N
     assert encoder("--private").exit_code == 2
 
 
+def test_a_tag_names_what_was_published_and_is_never_moved(
+    hub: FakeHub, encoder: Dedim, card: Path, tmp_path: Path
+) -> None:
+    first = encoder("--tag", "v1.0")
+    assert first.exit_code == 0, first.output
+    assert "Tagged: v1.0\nPublished: " in first.stdout
+    repo = hub.repos["model", "me/encoder"]
+    assert repo.refs["v1.0"] == repo.refs["main"]
+    assert set(repo.commits[repo.refs["v1.0"]]) >= ENCODER, "the results, a commit of their own, are in it"
+    assert "Tagged: v1.0-final\nUp to date: " in encoder("--tag", "v1.0-final").stdout
+    other_card = tmp_path / "card.md"
+    other_card.write_text(card.read_text() + "\nMore.\n")
+    hub.log.clear()
+    for words in ((), ("--dry-run",)):
+        again = encoder("--card", other_card, "--tag", "v1.0", *words)
+        assert again.exit_code == 2
+        assert (
+            "Error: me/encoder: has a tag or branch 'v1.0' already, which is not moved; choose"
+            in again.stderr
+        )
+    assert {method for method, _ in hub.log} <= {"GET", "HEAD"}
+    assert encoder("--card", other_card, "--tag", "v1.1").exit_code == 0
+    assert repo.refs["v1.0"] != repo.refs["v1.1"] == repo.refs["main"]
+
+
+@pytest.mark.parametrize("name", ["my tag", "main", "a..b", "-x", "v1.", "a/b", ""])
+def test_a_name_that_is_no_tag(hub: FakeHub, encoder: Dedim, name: str) -> None:
+    result = encoder(f"--tag={name}")
+    assert result.exit_code == 2
+    assert "Error: --tag: expected a name of letters, digits, ., _ and -, for instance v1.0" in result.stderr
+    assert not hub.log
+
+
 @pytest.mark.parametrize(("token", "message"), [
     (None, "Error: no Hugging Face token was found: make one with write access at"),
     ("hf_wrong", "Error: me/encoder: the Hub does not accept the token (it may be mistyped, expired or revoked); make"),

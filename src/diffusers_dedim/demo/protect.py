@@ -104,7 +104,7 @@ class Protector:
         unseen: a recogniser without a part in the change, or None.
         max_seconds: longest run, or None.
         wrap: put around the call of the pipeline, e.g. ``spaces.GPU`` of ZeroGPU. What it wraps runs in
-            another process, so progress and stopping are not available then.
+            another process, so progress, stopping and ``max_seconds`` are not available then.
     """
 
     pipe: Any

@@ -120,10 +120,10 @@ def make_plan(target: Target, folder: Path) -> Plan:
 
 
 def publish(target: Target, folder: Path, plan: Plan) -> list[str]:
-    """Create the repository if it is not there and upload what ``plan`` lists, in one commit.
+    """Create the repository if it is not there and upload what ``plan`` lists: one commit, then one of the results.
 
     Large files go first and stay on the Hub if the connection breaks, so that a second run sends only the rest; the
-    repository itself changes at the end, all at once.
+    repository itself changes at the end, all at once but for the results, which the Hub may refuse.
 
     Returns:
         Notes for the user; none if all went as planned.
