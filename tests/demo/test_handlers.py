@@ -79,6 +79,8 @@ def test_a_face_above_the_threshold_gives_no_file(path: str) -> None:
     assert view.file_name is None
     assert "<strong>Not protected.</strong>" in view.verdict
     assert "so this picture is not offered as a file" in view.verdict
+    assert "Try again: each run starts from new noise." in view.verdict
+    assert "tronger" not in view.verdict  # a lower threshold is harder to reach
     assert "above the threshold: not protected" in view.scores
 
 
@@ -243,8 +245,13 @@ def test_a_match_with_another_recogniser_is_told_first(path: str, monkeypatch: p
     view = protect(handlers, path, [0, 1])
     assert view.result.is_protected
     assert "<strong>Changed, but still matched.</strong>" in view.verdict
-    assert "would still match\nfaces 1 and 2. Try" in view.verdict
+    assert "would still match\nfaces 1 and 2.\nTry the strength “Stronger”.</div>" in view.verdict
     assert "dd-good" not in view.verdict
+    assert "Try" not in protect(handlers, path, [0, 1], strength="stronger").verdict
+    handlers.presets = ("fast", "strong", "paper")
+    assert "Try the preset “Strong”." in protect(handlers, path, [0, 1], strength="stronger").verdict
+    for preset in ("strong", "paper"):
+        assert "Try" not in protect(handlers, path, [0, 1], strength="stronger", preset=preset).verdict
 
 
 def test_a_second_photo_that_cannot_be_used_is_left_aside(path: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from diffusers_dedim.demo import launch
 from diffusers_dedim.demo.app import build_demo
 from diffusers_dedim.demo.photos import OpenedPhoto
 from diffusers_dedim.image_io import Photo
+from diffusers_dedim.presets import PRESETS
 
 SPACE = Path(__file__).parents[2] / "spaces"
 
@@ -105,3 +106,14 @@ def test_the_page_is_private_by_its_settings() -> None:
     assert visible == ["protect"]
     formats = {block.elem_id: block.format for block in demo.blocks.values() if hasattr(block, "format")}
     assert formats["slider"] == formats["change"] == "png"
+
+
+def test_the_presets_are_told_apart_from_the_strengths() -> None:
+    handlers = toy_handlers(lambda _: [])
+    handlers.presets = ("fast", *(name for name in PRESETS if name != "fast"))
+    blocks = {block.elem_id: block for block in build_demo(handlers, "on this computer").blocks.values()}
+    labels = {value: label for label, value in blocks["preset"].choices}
+    assert set(labels) == set(PRESETS)
+    assert labels["strong"] == "Strong (aims lower and tries longer; changes the face more)"
+    assert all("(" in label for label in labels.values())
+    assert "the strength above is added to it" in blocks["preset"].info

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,3 +70,18 @@ def _result(face: Face, reached: bool) -> SimpleNamespace:
 
 def toy_handlers(detector: Any, *, unseen: Any = None, **pipeline: Any) -> DemoHandlers:
     return DemoHandlers(Protector(BoxPipeline(detector, **pipeline), unseen), detector, ("fast", "paper"))
+
+
+@contextmanager
+def launched(handlers: DemoHandlers) -> Iterator[tuple[Any, Any]]:
+    """The page as launched (Gradio checks paths, its queue runs), and a client that calls it without a socket."""
+    from gradio.routes import App
+    from starlette.testclient import TestClient
+
+    from diffusers_dedim.demo.app import build_demo
+
+    demo = build_demo(handlers, "here")
+    demo.has_launched, demo.max_file_size = True, None
+    with TestClient(App.create_app(demo)) as client:
+        client.get("/gradio_api/startup-events")
+        yield demo, client

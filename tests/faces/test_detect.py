@@ -78,7 +78,8 @@ def test_what_can_be_protected_is_looked_for_in_photos_of_any_size(
     detector, asked = FaceDetector(min_face_size=MIN_FACE_SIZE), []
 
     def search(picture: NDArray[np.uint8], min_size: float) -> tuple[NDArray[np.float64], ...]:
-        asked.append((picture.shape[1] / (1 + 2 / 8), min_size))
+        border = picture.shape[0] - round(60 * copy / longer)  # above and below; left and right the same
+        asked.append((picture.shape[1] - border, min_size))
         return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
 
     monkeypatch.setattr(detector, "_search", search)
@@ -86,6 +87,35 @@ def test_what_can_be_protected_is_looked_for_in_photos_of_any_size(
     side, smallest = asked[0]
     assert side == pytest.approx(copy, abs=1)
     assert smallest * longer / side <= searched + 0.1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "border"),
+    [(300, 300, 37), (300, 900, 112), (900, 300, 112), (250, 1000, 125), (250, 1001, 125), (30, 1500, 15)],
+)
+def test_the_border_is_a_share_of_the_longer_side_but_bounded_in_narrow_photos(
+    height: int, width: int, border: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 x 250 px were searched as 505 megapixels."""
+    detector, sizes = FaceDetector(), []
+
+    def search(picture: NDArray[np.uint8], min_size: float) -> tuple[NDArray[np.float64], ...]:
+        sizes.append(picture.shape[:2])
+        return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
+
+    monkeypatch.setattr(detector, "_search", search)
+    detector(np.zeros((height, width, 3), dtype=np.uint8))
+    assert sizes == [(height + 2 * border, width + 2 * border)]
+
+
+def test_a_face_in_a_narrow_photo_is_found(photo: NDArray[np.uint8], detector: FaceDetector) -> None:
+    strip = np.full((160, 1600, 3), 60, dtype=np.uint8)
+    strip[:, :280] = photo[40:200, 100:380]
+    strip[:, -280:] = photo[40:200, 100:380]
+    faces = detector(strip)
+    assert len(faces) == 2
+    for face, x in zip(faces, (0, 1320), strict=True):
+        assert point_error(face, ASTRONAUT_POINTS - [100, 40] + [x, 0]) < 0.12  # as of faces cut by the edge
 
 
 def test_large_photo_is_searched_small_and_mapped_back(photo: NDArray[np.uint8]) -> None:

@@ -1,7 +1,8 @@
 """A small server on 127.0.0.1 that speaks the part of the Hub's HTTP API which publishing and loading use.
 
 Written from what huggingface_hub sends and reads (its sources are the reference): repositories with commits, git
-LFS for ``*.safetensors``, tokens with and without the right to write, and faults on request. No Xet.
+LFS for ``*.safetensors``, tokens with and without the right to write, and faults on request. No Xet. Stricter than the
+Hub in one thing: a name is taken for every kind of repository; there each kind has names of its own.
 """
 
 from __future__ import annotations
@@ -284,6 +285,24 @@ def commit(handler: Handler, kinds: str, name: str, revision: str) -> None:
     handler.answer({"commitUrl": f"{handler.hub.url}/{name}/commit/{sha}", "commitOid": sha})
 
 
+def refs(handler: Handler, kinds: str, name: str) -> None:
+    found = {"branches": [], "converts": [], "tags": []}
+    for ref, sha in handler.repo(KINDS[kinds], name).refs.items():
+        kind, path = ("branches", "heads") if ref == "main" else ("tags", "tags")
+        found[kind].append({"name": ref, "ref": f"refs/{path}/{ref}", "targetCommit": sha})
+    handler.answer(found)
+
+
+def tag(handler: Handler, kinds: str, name: str, revision: str) -> None:
+    new = json.loads(handler.body())["tag"]
+    handler.must_write(name)
+    repo = handler.repo(KINDS[kinds], name)
+    if new in repo.refs:
+        raise Stop(409, "Tag reference exists already")
+    repo.refs[new] = handler.files(repo, revision)[0]
+    handler.answer({})
+
+
 def resolve(handler: Handler, prefix: str, name: str, revision: str, path: str) -> None:
     repo = handler.repo(KINDS.get(prefix.rstrip("/"), "model"), name)
     sha, files = handler.files(repo, revision)
@@ -304,6 +323,8 @@ ROUTES = [
     ("POST", r"/api/repos/create", create),
     ("POST", r"/api/validate-yaml", validate_yaml),
     ("GET", rf"{REPO}(?:/revision/(?P<revision>.+))?", info),
+    ("GET", rf"{REPO}/refs", refs),
+    ("POST", rf"{REPO}/tag/(?P<revision>[^/]+)", tag),
     ("GET", rf"{REPO}/tree/(?P<revision>[^/]+)/?", tree),
     ("POST", rf"{REPO}/preupload/(?P<revision>[^/]+)", preupload),
     ("POST", rf"{REPO}/commit/(?P<revision>[^/]+)", commit),

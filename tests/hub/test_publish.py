@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from hub_runs import Dedim
 from hub_server import BREAKS, READER, STRANGER, FakeHub
+from packaging.requirements import Requirement
 from safetensors.torch import load
 
 from diffusers_dedim.hub.kinds import KINDS, Model
@@ -103,11 +105,47 @@ def test_private_is_private_and_never_guessed(hub: FakeHub, encoder: Dedim) -> N
     assert encoder("--private").exit_code == 0
     assert hub.repos["model", "me/encoder"].private
     assert encoder("--private").exit_code == 0
-    hub.repos["model", "me/encoder"].commits.clear()
+    hub.repos["model", "me/encoder"].private = False  # on its settings page, say
+    for words in ((), ("--dry-run",)):  # also where nothing would be uploaded
+        result = encoder("--private", *words)
+        assert result.exit_code == 2
+        assert "me/encoder: is there already and is public; --private does not change that." in result.stderr
+        assert "Up to date" not in result.stdout
     hub.add("model", "me/encoder", {})
-    result = encoder("--private")
+    assert encoder("--private").exit_code == 2
+
+
+def test_a_tag_names_what_was_published_and_is_never_moved(
+    hub: FakeHub, encoder: Dedim, card: Path, tmp_path: Path
+) -> None:
+    first = encoder("--tag", "v1.0")
+    assert first.exit_code == 0, first.output
+    assert "Tagged: v1.0\nPublished: " in first.stdout
+    repo = hub.repos["model", "me/encoder"]
+    assert repo.refs["v1.0"] == repo.refs["main"]
+    assert set(repo.commits[repo.refs["v1.0"]]) >= ENCODER, "the results, a commit of their own, are in it"
+    assert "Tagged: v1.0-final\nUp to date: " in encoder("--tag", "v1.0-final").stdout
+    other_card = tmp_path / "card.md"
+    other_card.write_text(card.read_text() + "\nMore.\n")
+    hub.log.clear()
+    for words in ((), ("--dry-run",)):
+        again = encoder("--card", other_card, "--tag", "v1.0", *words)
+        assert again.exit_code == 2
+        assert (
+            "Error: me/encoder: has a tag or branch 'v1.0' already, which is not moved; choose"
+            in again.stderr
+        )
+    assert {method for method, _ in hub.log} <= {"GET", "HEAD"}
+    assert encoder("--card", other_card, "--tag", "v1.1").exit_code == 0
+    assert repo.refs["v1.0"] != repo.refs["v1.1"] == repo.refs["main"]
+
+
+@pytest.mark.parametrize("name", ["my tag", "main", "a..b", "-x", "v1.", "a/b", ""])
+def test_a_name_that_is_no_tag(hub: FakeHub, encoder: Dedim, name: str) -> None:
+    result = encoder(f"--tag={name}")
     assert result.exit_code == 2
-    assert "me/encoder: is there already and is public; --private does not change that." in result.stderr
+    assert "Error: --tag: expected a name of letters, digits, ., _ and -, for instance v1.0" in result.stderr
+    assert not hub.log
 
 
 @pytest.mark.parametrize(("token", "message"), [
@@ -160,6 +198,32 @@ def test_another_model_is_not_overwritten(
         f"me/encoder: holds a {found} already, and this is a MobileFaceNet; choose another" in result.stderr
     )
     assert repo.files == index
+
+
+@pytest.mark.parametrize(("files", "told"), [
+    (("adapter_config.json", "adapter_model.safetensors"), "adapter_config.json, adapter_model.safetensors"),
+    (("model.Q4_K_M.gguf",), "model.Q4_K_M.gguf"),
+    (("diffusion_pytorch_model.safetensors",), "diffusion_pytorch_model.safetensors"),
+    (("a/LICENSE", "b.bin", "c.bin", "d.bin"), "a/LICENSE, b.bin, c.bin, ..."),
+])  # fmt: skip
+def test_files_that_name_no_class_are_not_overwritten(
+    hub: FakeHub, encoder: Dedim, files: tuple[str, ...], told: str
+) -> None:
+    """A LoRA, a GGUF, bare weights: they would lose their card, their licence or weights of the same name."""
+    repo = hub.add("model", "me/encoder", {**dict.fromkeys(files, b"mine"), "README.md": b"My model."})
+    for words in ((), ("--dry-run",)):
+        result = encoder(*words)
+        assert result.exit_code == 2
+        assert f"me/encoder: holds other files already ({told}) and no config.json of a Mob" in result.stderr
+    assert repo.files["README.md"] == b"My model."
+
+
+def test_a_repository_without_a_model_yet_is_free(hub: FakeHub, encoder: Dedim) -> None:
+    hub.add(
+        "model", "me/encoder", dict.fromkeys((".gitattributes", "README.md", "LICENSE", "LICENSE.txt"), b"")
+    )
+    assert encoder().exit_code == 0
+    assert set(hub.repos["model", "me/encoder"].files) >= ENCODER
 
 
 def test_a_network_that_goes_away_in_the_middle_is_gone_on_with(hub: FakeHub, encoder: Dedim) -> None:
@@ -298,9 +362,16 @@ def test_a_space_with_a_wheel_of_its_own(hub: FakeHub, dedim: Dedim, wheel: Path
     assert files[wheel.name] == wheel.read_bytes()
     lines = files["requirements.txt"].decode().splitlines()
     name = "diffusers_dedim-0.1.0%2Blocal-py3-none-any.whl"
-    assert f"diffusers-dedim[demo] @ {hub.url}/spaces/me/demo/resolve/main/{name}" in lines
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    line = f"diffusers-dedim[demo] @ {hub.url}/spaces/me/demo/resolve/main/{name}#sha256={digest}"
+    assert line in lines
+    assert Requirement(line).extras == {"demo"}
     assert "diffusers-dedim[demo]" not in lines
     assert "dlib-bin>=19.24" in lines  # the others are as they were
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("diffusers_dedim/new.py", "")
+    again = dedim("publish-space", "me/demo", "--wheel", wheel)
+    assert "  changed   requirements.txt\n" in again.stdout, "the Space would keep the old wheel's layer"
 
 
 def test_wheels_that_do_not_do(hub: FakeHub, dedim: Dedim, space: Path, wheel: Path, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from diffusers_dedim.demo import events
 from diffusers_dedim.demo.api import add_api
 from diffusers_dedim.demo.handlers import QUEUE_SIZE, DemoHandlers
 from diffusers_dedim.demo.protect import STRENGTHS
+from diffusers_dedim.demo.texts import PRESET_LABELS
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"
 DELETE_CACHE = (300, 1800)
-"""Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results."""
+"""Every 5 minutes, files older than 30 minutes are deleted: uploads, shown copies, results. What Gradio keeps in memory
+goes at the same times (`sessions`)."""
 
 INTRO = """# Make faces harder to match
 
@@ -26,13 +28,12 @@ recognition **matches them less**. It does not make anybody anonymous: people wh
 them, and other recognisers may too.
 """
 PRIVACY = (
-    "Photos are processed {where}. They are not logged, and are deleted within 35 minutes. Camera, date and place "
-    "(EXIF) are not written to the result."
+    "Photos are processed {where}. They are not logged, and are deleted within 35 minutes (of the end of a run, where "
+    "one takes longer). Camera, date and place (EXIF) are not written to the result."
 )
 SLIDER_HINT = '<p class="dd-hint">Drag the line: before on its left, after on its right.</p>'
 CHANGE_HINT = '<p class="dd-hint">The difference, eight times enlarged. Grey is unchanged.</p>'
 SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
-PRESET_LABELS = {"fast": "Fast (recommended)", "paper": "As in the paper (many minutes a face)"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 
@@ -161,6 +162,7 @@ def _settings_card(presets: Sequence[str]) -> SettingsCard:
         preset = gr.Radio(
             [(PRESET_LABELS.get(name, name.capitalize()), name) for name in presets], value=presets[0],
             label="Preset", visible=len(presets) > 1, elem_id="preset",
+            info="The score that is aimed for, and how often it is tried; the strength above is added to it.",
         )  # fmt: skip
         with gr.Accordion("Check against a second photo of the same person (optional)", open=False):
             hint = "Whoever searches has another photo. Drop one here to see how it compares"

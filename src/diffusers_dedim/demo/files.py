@@ -8,27 +8,60 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
+import signal
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _ENVIRONMENT = "GRADIO_TEMP_DIR"
+_OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")
+_LEFT_SECONDS = 86_400.0  # a server that runs touches its folder every few minutes
+_made: set[Path] = set()
 
 
 def make_private_folder() -> Path:
     """Make a folder that only this user can read, and tell Gradio to keep its files there.
 
-    It lies in ``GRADIO_TEMP_DIR`` or the system's temporary folder, and goes when this process ends by itself.
+    It lies in ``GRADIO_TEMP_DIR`` or the system's temporary folder, and goes when this process ends by itself. Those
+    that killed servers left there go now.
     """
     parent = os.environ.get(_ENVIRONMENT)
     if parent:
         Path(parent).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="dedim-demo-", dir=parent))
+    delete_left_folders(Path(parent or tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=f"dedim-demo-{os.getpid()}-", dir=parent))
+    _made.add(folder)
     os.environ[_ENVIRONMENT] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def delete_left_folders(parent: Path) -> None:
+    """Delete this user's folders of servers that did not end by themselves.
+
+    The process in the folder's name is gone, or the folder was not touched for a day: another process may have the
+    number by now, and a process of another container cannot be seen.
+    """
+    for folder in parent.glob("dedim-demo-*"):
+        match = _OUR_FOLDER.fullmatch(folder.name)
+        with suppress(OSError):  # gone in the meantime
+            if match and _is_own(folder) and _is_left(folder, match["process"]):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_by_signals() -> None:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl+C does, so that its files go.
+
+    A signal that is ignored, as ``nohup`` has it for SIGHUP, stays ignored.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def delete_old_files(folder: Path, age: float) -> int:
@@ -44,11 +77,16 @@ def delete_old_files(folder: Path, age: float) -> int:
 
 
 def keep_deleting(folder: Path, every: float, age: float) -> None:
-    """Call `delete_old_files` every so many seconds, in the background, as long as the process runs."""
+    """Call `delete_old_files` every so many seconds, in the background, as long as the process runs.
+
+    The folder itself is touched, which tells other servers that it is in use.
+    """
 
     def work() -> None:
         while True:
             time.sleep(every)
+            with suppress(OSError):
+                os.utime(folder)
             delete_old_files(folder, age)
 
     threading.Thread(target=work, name="dedim-delete", daemon=True).start()
@@ -62,3 +100,29 @@ def _delete_if_old(path: Path, age: float) -> bool:
     except OSError:  # gone in the meantime, which is what was wanted
         pass
     return False
+
+
+def _is_own(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+
+
+def _is_left(folder: Path, process: str | None) -> bool:
+    if time.time() - folder.stat().st_mtime > _LEFT_SECONDS:
+        return True
+    return process is not None and folder not in _made and not _runs(int(process))
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # where os.kill would end it
+        return True
+    if process == os.getpid():  # the folder is an earlier process's, which had our number
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import secrets
 import threading
 from collections.abc import Sequence
@@ -44,7 +45,10 @@ class OpenedView:
 
 @dataclass(frozen=True, eq=False)
 class ResultView:
-    """A result as the page shows it; ``file_name`` and ``data`` are None where nothing may be handed out."""
+    """A result as the page shows it; ``file_name`` and ``data`` are None where nothing may be handed out.
+
+    ``note`` says what was wrong with the second photo; empty where nothing was.
+    """
 
     before: Image.Image
     after: Image.Image
@@ -54,6 +58,7 @@ class ResultView:
     file_name: str | None
     data: bytes | None
     result: ProtectedPhoto
+    note: str
 
 
 @dataclass
@@ -134,7 +139,7 @@ class DemoHandlers:
         finally:
             if self._running.get(session) is stop:
                 del self._running[session]
-        return self._view(opened, result, note)
+        return self._view(opened, result, note, texts.advise(preset, strength, self.presets))
 
     def protect_file(
         self, path: str, preset: str, strength: str, faces: Sequence[int] | None = None,
@@ -151,8 +156,9 @@ class DemoHandlers:
         Raises:
             DemoError: says in plain words why there is no result.
         """
+        chosen = None if faces is None else _indices(faces)
         opened = self._open(path)
-        chosen = opened.large if faces is None else [number - 1 for number in faces]
+        chosen = opened.large if chosen is None else chosen
         view = self.protect(opened, chosen, preset, strength, other_path, f"api-{secrets.token_hex(8)}")
         if view.data is None:
             raise DemoError(f"Not protected, so there is no file: {view.result.reason}.")
@@ -169,14 +175,14 @@ class DemoHandlers:
         self.stop(session)
         self._running.pop(session, None)
 
-    def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str) -> ResultView:
+    def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str, advice: str) -> ResultView:
         unseen = self.protector.unseen
-        verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note)
+        verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note, advice)
         before = opened.photo.pixels
         return ResultView(
             shown(before), shown(result.pixels), difference(before, result.pixels), verdict, scores,
             file_name(opened, result) if result.is_protected else None,
-            result.data if result.is_protected else None, result,
+            result.data if result.is_protected else None, result, note,
         )  # fmt: skip
 
     def _open(self, path: str | os.PathLike[str]) -> OpenedPhoto:
@@ -197,6 +203,16 @@ class DemoHandlers:
         if len(other.faces) > 1:
             return other, "The second photo shows several faces; the largest was compared."
         return other, ""
+
+
+def _indices(faces: Sequence[int]) -> list[int]:
+    """From numbers, which programs may send as anything, to indices."""
+    if not isinstance(faces, (list, tuple)) or any(type(number) is not int for number in faces):
+        raise DemoError(
+            "faces: expected a list of whole numbers, counted from left to right from 1, such as [1, 3], or none for "
+            f"all that are large enough; got {reprlib.repr(faces)}."
+        )
+    return [number - 1 for number in faces]
 
 
 def file_name(opened: OpenedPhoto, result: ProtectedPhoto) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from diffusers_dedim.demo import app
-from diffusers_dedim.demo.files import keep_deleting, make_private_folder
+from diffusers_dedim.demo.files import end_by_signals, keep_deleting, make_private_folder
 from diffusers_dedim.demo.handlers import DemoHandlers
 from diffusers_dedim.demo.protect import Protector
 from diffusers_dedim.demo.scores import load_unseen
+from diffusers_dedim.demo.sessions import keep_forgetting
 from diffusers_dedim.demo.theme import make_theme
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.presets import PRESETS
@@ -60,9 +60,10 @@ def serve(
     """
     where = "on the server of this page" if is_space() or share else "on this computer"
     if block:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl+C, so that the files go
+        end_by_signals()
     keep_deleting(make_private_folder(), *app.DELETE_CACHE)
     demo = app.build_demo(handlers, where)
+    keep_forgetting(demo, *app.DELETE_CACHE)
     _, url, _ = demo.launch(
         server_port=port, share=share, prevent_thread_lock=not block, quiet=not block, theme=make_theme(),
         css_paths=app.HERE / "style.css", footer_links=["api"], max_file_size=_MAX_UPLOAD,

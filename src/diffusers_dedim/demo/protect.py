@@ -104,7 +104,7 @@ class Protector:
         unseen: a recogniser without a part in the change, or None.
         max_seconds: longest run, or None.
         wrap: put around the call of the pipeline, e.g. ``spaces.GPU`` of ZeroGPU. What it wraps runs in
-            another process, so progress and stopping are not available then.
+            another process, so progress, stopping and ``max_seconds`` are not available then.
     """
 
     pipe: Any
@@ -138,7 +138,7 @@ class Protector:
             ValueError: an argument is out of range; `StoppedError`: stopped; otherwise as `DeDiMPipeline`.
         """
         chosen = _check_chosen(opened, chosen)
-        if strength not in STRENGTHS:
+        if strength not in list(STRENGTHS):  # a program may send what has no hash
             raise ValueError(f"strength: expected one of {list(STRENGTHS)}, got {strength!r}.")
         threshold = resolve_preset(preset).threshold + STRENGTHS[strength]
         settings = resolve_preset(preset, threshold=threshold)

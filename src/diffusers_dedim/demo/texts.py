@@ -16,6 +16,11 @@ from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, UnreadablePho
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
 from diffusers_dedim.report import data_uri, face_square
 
+PRESET_LABELS = {
+    "fast": "Fast (recommended)",
+    "strong": "Strong (aims lower and tries longer; changes the face more)",
+    "paper": "As in the paper (many minutes a face)",
+}
 _BAR_ROOM = 0.35  # of the way from strangers to 1, kept free below strangers
 _NO_SCALE_RANGE = (-0.25, 1.0)
 
@@ -92,7 +97,7 @@ def face_list(opened: OpenedPhoto) -> str:
 
 
 def render_result(
-    opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | None, note: str = ""
+    opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | None, note: str = "", advice: str = ""
 ) -> tuple[str, str]:
     """The words above and below the picture, as HTML: what was reached and left out; what the scores mean.
 
@@ -101,6 +106,7 @@ def render_result(
         result: what came out.
         unseen: name of the unseen recogniser, or None where none is installed.
         note: one more sentence, e.g. about the second photo.
+        advice: what to try where another recogniser still matches; see `advise`.
     """
     before, after = Image.fromarray(opened.photo.pixels), Image.fromarray(result.pixels)
     cards = [
@@ -123,12 +129,33 @@ def render_result(
         "has_lines": any(bar.line for card in cards for bar in card.bars),
         "has_other": any(score.against == "other" for row in result.scores for score in row),
         "notes": [*([note] if note else []), *opened.photo.notes],
+        "advice": advice,
         "join": join_numbers,
     }
     verdict, scores = (
         _environment().get_template(f"demo_{part}.html").render(**values) for part in ("verdict", "scores")
     )
     return verdict, scores
+
+
+def advise(preset: str, strength: str, presets: Sequence[str]) -> str:
+    """What to try next where a face was changed and is still matched; empty where nothing stronger is left.
+
+    Args:
+        preset, strength: names of what was chosen.
+        presets: names of those that are offered.
+
+    Example:
+        >>> advise("fast", "standard", ["fast", "strong"])
+        'Try the strength “Stronger”.'
+        >>> advise("strong", "stronger", ["fast", "strong"])
+        ''
+    """
+    if strength != "stronger":
+        return "Try the strength “Stronger”."
+    if preset == "fast" and "strong" in presets:  # "paper" aims lower than "strong"
+        return f"Try the preset “{PRESET_LABELS['strong'].partition(' (')[0]}”."
+    return ""
 
 
 def render_message(text: str, kind: str = "info") -> str:
@@ -153,8 +180,13 @@ def join_numbers(numbers: Sequence[int]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def score_table(result: ProtectedPhoto) -> dict[str, object]:
-    """The result as plain values, for the API; faces are numbered from left to right, from 1."""
+def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
+    """The result as plain values, for the API; faces are numbered from left to right, from 1.
+
+    Args:
+        result: what came out.
+        note: what was wrong with the second photo, if anything.
+    """
     faces = [
         {
             "face": index + 1,
@@ -174,6 +206,7 @@ def score_table(result: ProtectedPhoto) -> dict[str, object]:
         "faces": faces,
         "left_out_not_protected": [index + 1 for index in result.left_out],
         "seconds": round(result.seconds, 1),
+        "note": note,
     }
 
 

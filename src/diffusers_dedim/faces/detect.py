@@ -21,6 +21,8 @@ SMALLEST_SEARCHED = 16.0
 # Share of the longer side added as a border. MTCNN squeezes a window that leaves the picture, so the
 # points of a face cut by the edge come out up to a third of a face away; with a border they do not.
 BORDER = 1 / 8
+# No face is larger than the shorter side: beyond four times that, a longer side adds no border, only work.
+BORDER_ASPECT = 4
 BORDER_GREY = 128  # zero after MTCNN's own normalisation, as its training padded
 # Two findings whose centres are nearer than this share of the larger one's size are one face.
 SAME_FACE = 0.3
@@ -105,7 +107,8 @@ class FaceDetector:
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             searched = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
-        border = int(BORDER * max(searched.shape[:2]))
+        sides = searched.shape[:2]
+        border = int(BORDER * min(max(sides), BORDER_ASPECT * min(sides)))
         bordered = np.pad(searched, ((border, border), (border, border), (0, 0)), constant_values=BORDER_GREY)
         boxes, points, scores = self._search(bordered, max(SMALLEST_SEARCHED, self.min_face_size * scale))
         # x and y apart: rounding the copy's size makes the two scales differ by a hair

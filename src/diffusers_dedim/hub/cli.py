@@ -35,6 +35,9 @@ def publish(
         Path | None,
         typer.Option(help="Model card; needed with --weights.", show_default="model_cards/MODEL.md"),
     ] = None,
+    tag: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name the result, e.g. v1.0, for revision=.")
+    ] = None,
 ) -> None:
     """Publish the pipeline, or one of its networks, on the Hugging Face Hub.
 
@@ -42,14 +45,17 @@ def publish(
     """
     with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
         from diffusers_dedim.hub.remote import Target, check_repo_id
+        from diffusers_dedim.hub.tags import check_tag
 
         check_repo_id(repo_id)
+        if tag is not None:
+            check_tag(tag)
         _be_ready(dry_run)
         from diffusers_dedim.hub.staging import stage_model
 
         folder = Path(temporary)
         stage_model(model, repo_id, folder, weights=weights, card=card)
-        _publish(Target(repo_id, KINDS[model], private), folder, dry_run)
+        _publish(Target(repo_id, KINDS[model], private), folder, dry_run, tag)
 
 
 def publish_space(
@@ -93,22 +99,27 @@ def _be_ready(dry_run: bool) -> None:
         check_token()
 
 
-def _publish(target: Target, folder: Path, dry_run: bool) -> None:
+def _publish(target: Target, folder: Path, dry_run: bool, tag: str | None = None) -> None:
     from huggingface_hub import constants
 
     from diffusers_dedim.hub.remote import make_plan, publish
+    from diffusers_dedim.hub.tags import add_tag, refuse_taken_tag
 
     plan = make_plan(target, folder)
+    if tag is not None and plan.exists:
+        refuse_taken_tag(target, tag)
     _show(plan)
     url = f"{constants.ENDPOINT}/{'' if target.kind else 'spaces/'}{target.repo_id}"
     if dry_run:
         typer.echo("Dry run: nothing was created or uploaded.")
-    elif not plan.upload:
-        typer.echo(f"Up to date: {url}")
-    else:
+        return
+    if plan.upload:
         for note in publish(target, folder, plan):
             typer.echo(f"Note: {note}")
-        typer.echo(f"Published: {url}")
+    if tag is not None:
+        add_tag(target, tag)
+        typer.echo(f"Tagged: {tag}")
+    typer.echo(f"{'Published' if plan.upload else 'Up to date'}: {url}")
 
 
 def _show(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from diffusers_dedim.hub.failures import GET_TOKEN, PublishError, hub_errors
 from diffusers_dedim.hub.kinds import EVAL_RESULTS, ModelKind
 
 _INDEX_FILES = ("model_index.json", "config.json")
+_ANYBODYS_FILES = re.compile(
+    r"\.gitattributes|README\.md|LICENSE[^/]*"
+)  # as the website makes a new repository
 _KINDS_OF_REPO = ("model", "dataset", "space")
 
 
@@ -99,10 +103,13 @@ def make_plan(target: Target, folder: Path) -> Plan:
     """Compare every file of ``folder`` with the repository, by hash.
 
     Raises:
-        DeDiMError: the repository holds another model or Space. PublishError: the Hub refused or was not reached.
+        DeDiMError: the repository holds another model or Space, or is public where it is to be private. PublishError:
+            the Hub refused or was not reached.
     """
     with hub_errors(target.repo_id):
         remote = _remote_files(target)
+        if remote is not None:
+            _refuse_public(HfApi(), target)
         local = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         plan = _compare(target, local, remote)
         if target.kind is None:
@@ -113,10 +120,10 @@ def make_plan(target: Target, folder: Path) -> Plan:
 
 
 def publish(target: Target, folder: Path, plan: Plan) -> list[str]:
-    """Create the repository if it is not there and upload what ``plan`` lists, in one commit.
+    """Create the repository if it is not there and upload what ``plan`` lists: one commit, then one of the results.
 
     Large files go first and stay on the Hub if the connection breaks, so that a second run sends only the rest; the
-    repository itself changes at the end, all at once.
+    repository itself changes at the end, all at once but for the results, which the Hub may refuse.
 
     Returns:
         Notes for the user; none if all went as planned.
@@ -126,9 +133,7 @@ def publish(target: Target, folder: Path, plan: Plan) -> list[str]:
     """
     api = HfApi()
     with hub_errors(target.repo_id):
-        if plan.exists:
-            _refuse_public(api, target)
-        else:
+        if not plan.exists:
             _create(api, target)
         results = [path for path in plan.upload if path.startswith(f"{EVAL_RESULTS}/")]
         _commit(api, target, folder, [path for path in plan.upload if path not in results])
@@ -178,7 +183,7 @@ def _same(path: Path, remote: RepoFile) -> bool:
 def _refuse_another_model(
     target: Target, kind: ModelKind, plan: Plan, remote: Mapping[str, RepoFile]
 ) -> None:
-    """Never write, say, an encoder over a pipeline because a name was mistyped."""
+    """Never write, say, an encoder over a pipeline because a name was mistyped; nor over what names no class at all."""
     for name in _INDEX_FILES:
         if name not in remote or name in plan.same:
             continue
@@ -191,6 +196,13 @@ def _refuse_another_model(
                 f"{target.repo_id}: holds a {found} already, and this is a {kind.class_name}; "
                 "choose another name, or delete that repository first."
             )
+    foreign = sorted(path for path in remote if not _ANYBODYS_FILES.fullmatch(path))
+    if foreign and kind.index not in remote:
+        some = ", ".join(foreign[:3]) + ", ..." * (len(foreign) > 3)
+        raise DeDiMError(
+            f"{target.repo_id}: holds other files already ({some}) and no {kind.index} of a {kind.class_name}; "
+            "choose another name, or delete that repository first."
+        )
 
 
 def _refuse_another_space(target: Target, plan: Plan, folder: Path) -> None:

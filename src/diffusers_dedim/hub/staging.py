@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -114,7 +115,9 @@ def _put_wheel(wheel: Path, asked: re.Match[str], repo_id: str, folder: Path) ->
             "`pip wheel --no-deps .` in a checkout."
         )
     shutil.copyfile(wheel, folder / wheel.name)
-    address = f"{constants.ENDPOINT}/spaces/{repo_id}/resolve/main/{quote(wheel.name)}"
+    # pip checks the digest; and a wheel built anew under the same name changes the line, so that the Space installs it
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    address = f"{constants.ENDPOINT}/spaces/{repo_id}/resolve/main/{quote(wheel.name)}#sha256={digest}"
     line = f"diffusers-dedim{asked['extras'] or ''} @ {address}"
     text = asked.string[: asked.start()] + line + asked.string[asked.end() :]
     (folder / _REQUIREMENTS).write_text(text, encoding="utf-8")
