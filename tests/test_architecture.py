@@ -34,6 +34,7 @@ OUTER = (
     "ray",
     "manifest",
     "photo_jobs",
+    "under_way",
 )
 # Each inner module, and all that it may import of the package.
 INNER = {

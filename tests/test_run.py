@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.under_way import UNDER_WAY_NAME, UnderWay
 
 
 def write_photo(path: Path, flag: tuple[int, int, int] = (90, 90, 90)) -> Path:
@@ -307,6 +309,129 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
     result = protect(source, out)
     assert result.failures[0].reason == "cannot be written (No space left on device)"
     assert written(out) == ["01.png"]
+
+
+def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    (source / "torn.png").write_bytes(b"")
+    (out / "torn.png").mkdir(parents=True)  # in place of a file that may not be removed
+    result = protect(source, out, overwrite=True)
+    assert len(result.protected) == 2
+    (failure,) = result.failures
+    assert failure.status == "error"
+    assert failure.reason.startswith(
+        "the file is empty (0 bytes); a result of an earlier run cannot be removed ("
+    )
+
+
+def test_a_file_larger_than_memory_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read_bytes = photo_folder(tmp_path / "in", 3), Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == "01.png":
+            raise MemoryError
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    result = protect(source, tmp_path / "out")
+    assert [(record.name, record.status, record.reason) for record in result.failures] == [
+        ("01.png", "error", "the file does not fit into memory")
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_with_the_name_of_a_photo_blocks_nobody(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 1)
+    os.mkfifo(source / "pipe.jpg")
+    (source / "link.jpg").symlink_to(source / "00.png")
+    (source / "broken.jpg").symlink_to(source / "gone.png")
+    result = protect(source, tmp_path / "out")
+    assert [(record.name, record.status) for record in result.records] == [
+        ("00.png", "protected"), ("broken.jpg", "unreadable")
+    ]  # fmt: skip
+    assert result.other_files == 1
+
+
+class Deadly(FakePipeline):
+    """Is killed by one photo, as a decoder or a kernel with a bug would be."""
+
+    def _protect(self, pixels: np.ndarray, *rest: object) -> tuple[np.ndarray, list[object]]:
+        if tuple(pixels[0, 0]) == (90, 90, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._protect(pixels, *rest)
+
+
+def dies(source: Path, out: Path) -> bool:
+    """Whether a run does that, tried in a process of its own."""
+    child = os.fork()
+    if not child:
+        try:
+            protect(source, out, Deadly(), resume=True, batch_size=2)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_photo_that_kills_two_runs_is_left_out_and_no_other(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 8), tmp_path / "out"
+    names = [f"{index:02}.png" for index in range(8)]
+    assert dies(source, out)
+    company = set(UnderWay(out, names).deaths)
+    assert company >= {"02.png", "03.png"}
+    assert dies(source, out)  # the same photo, now alone
+    assert UnderWay(out, names).deaths["03.png"] == 2
+    result = protect(source, out, Deadly(), resume=True)
+    expected = [name for name in names if name != "03.png"]
+    assert [record.name for record in result.protected] == expected
+    (failure,) = result.failures
+    assert (failure.name, failure.status) == ("03.png", "error")
+    assert failure.reason == (
+        "two runs died while it was under way, the second time with it alone; to have it tried again, remove "
+        ".dedim-under-way.jsonl from the output folder"
+    )
+    assert written(out) == [UNDER_WAY_NAME, *expected]
+    (out / UNDER_WAY_NAME).unlink()
+    assert len(protect(source, out, resume=True).protected) == 8
+    assert not (out / UNDER_WAY_NAME).exists()
+
+
+def test_photos_once_under_way_are_tried_alone_and_first(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 5), tmp_path / "out"
+    protect(source / "00.png", out)
+    dead = UnderWay(out, ())
+    for name in ("03.png", "02.png", "01.png"):
+        dead.begin(name)
+    dead.end("01.png")
+    with (out / UNDER_WAY_NAME).open("ab") as file:
+        file.write(b'["begun", "04')  # torn by the kill
+    pipe, seen = FakePipeline(), list[str]()
+    run = FolderRun([source], out, resume=True)
+    run.execute(pipe, batch_size=4, on_done=lambda record: seen.append(record.name))
+    assert pipe.calls == [1, 1, 2]
+    assert seen == ["02.png", "03.png", "01.png", "04.png"]
+    assert not (out / UNDER_WAY_NAME).exists()
+
+
+def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
+    def stop(record: PhotoRecord) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FolderRun([photo_folder(tmp_path / "in", 9)], tmp_path / "out").execute(FakePipeline(), on_done=stop)
+    assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
+
+
+def test_the_names_under_way_take_no_more_room_after_many_photos(tmp_path: Path) -> None:
+    names = [f"{index:05}.png" for index in range(3000)]
+    under_way = UnderWay(tmp_path, names)
+    under_way.begin(names[0])
+    for name in names[1:]:
+        under_way.begin(name)
+        under_way.end(name)
+    assert (tmp_path / UNDER_WAY_NAME).stat().st_size < 30_000
+    assert UnderWay(tmp_path, names).deaths == {names[0]: 1}
 
 
 @pytest.mark.parametrize(

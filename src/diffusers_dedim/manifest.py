@@ -177,7 +177,7 @@ def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
         if sha256(job.source.read_bytes()) != record.source_sha256:
             return False
         return record.output is None or sha256((out / record.output).read_bytes()) == record.output_sha256
-    except OSError:
+    except (OSError, MemoryError):
         return False
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from diffusers_dedim.ahead import map_ahead
@@ -22,8 +23,14 @@ from diffusers_dedim.run_batch import (
     record_outcome,
     write_failure,
 )
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
+
+_DEADLY = (
+    "two runs died while it was under way, the second time with it alone; to have it tried again, remove "
+    f"{UNDER_WAY_NAME} from the output folder"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,11 @@ class FolderRun:
     ) -> RunResult:
         """Protect the pending photos; a photo that fails is recorded and the run goes on.
 
+        A run that is killed, or that a photo kills, leaves behind which photos were under way. With ``resume`` they are
+        done first, each alone, so that a photo that kills the next run too is known: the run after that records it as
+        failed and leaves it out. A kill from outside may so be put down to a photo that was alone just then, which the
+        reason in its record allows for.
+
         Args:
             pipe: the pipeline.
             batch_size: faces that go through the networks together, at least 1; None for a number that suits
@@ -126,11 +138,17 @@ class FolderRun:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_temporaries(self.out)
+            begun_before = self._manifest is not None
             manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
             self._manifest = manifest
-            with closing(self._protect(pipe, batch_size)) as finished:
+            names = frozenset(job.name for job in self.pending) if begun_before else ()
+            with (
+                closing(UnderWay(self.out, names)) as under_way,
+                closing(self._protect(pipe, batch_size, under_way)) as finished,
+            ):
                 for record in finished:
                     manifest.append([record])
+                    under_way.end(record.name)
                     records[record.name] = record
                     if on_done is not None:
                         on_done(record)
@@ -142,19 +160,44 @@ class FolderRun:
             len(self.finished), self.plan.other_files, time.monotonic() - started,
         )  # fmt: skip
 
-    def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
+    def _protect(
+        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay
+    ) -> Generator[PhotoRecord, None, None]:
         """Yield a record for each photo as soon as its file, if any, is on disk; memory is flat in their number."""
+        deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
+        for job in self.pending:
+            if deaths[job.name] >= MOST_DEATHS:
+                yield self._without_result(job, PhotoRecord(job.name, "error", _DEADLY))
+        for job in self.pending:
+            if 0 < deaths[job.name] < MOST_DEATHS:
+                yield from self._protect_jobs(pipe, [job], batch_size, under_way)
+        others = [job for job in self.pending if not deaths[job.name]]
+        yield from self._protect_jobs(pipe, others, batch_size, under_way)
+
+    def _protect_jobs(
+        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay
+    ) -> Generator[PhotoRecord, None, None]:
         from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
-        loaded = map_ahead(self._load, self.pending, threads=2, ahead=_PHOTOS_AHEAD)
+        loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(pipe, loaded, self.settings, batch_size)
         yield from map_ahead(self._finish, protected, threads=1, ahead=_PHOTOS_AHEAD)
 
-    def _load(self, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+    def _load(self, under_way: UnderWay, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+        under_way.begin(job.name)
         item = load_photo(job)
-        if isinstance(item, PhotoRecord):
+        return self._without_result(job, item) if isinstance(item, PhotoRecord) else item
+
+    def _without_result(self, job: PhotoJob, record: PhotoRecord) -> PhotoRecord:
+        """The record of a photo that is not tried, once no earlier result of it is left."""
+        try:
             self._discard_stale(job)
-        return item
+        except OSError as error:
+            reason = (
+                f"{record.reason}; a result of an earlier run cannot be removed ({error.strerror or error})"
+            )
+            return replace(record, status="error", reason=reason)
+        return record
 
     def _finish(self, done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
         """Write the photo if all its faces are protected, and say so or say why not."""
