@@ -35,6 +35,7 @@ OUTER = (
     "manifest",
     "photo_jobs",
     "under_way",
+    "folder_lock",
 )
 # Each inner module, and all that it may import of the package.
 INNER = {

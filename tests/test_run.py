@@ -1,12 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
 from diffusers_dedim import image_io
+from diffusers_dedim.folder_lock import LOCK_NAME, lock_folder
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
@@ -423,6 +423,44 @@ def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
 
 
+def test_two_runs_do_not_share_an_output_folder(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    begun_before = FolderRun([source], out)
+    refused: list[str] = []
+
+    def second(record: PhotoRecord) -> None:
+        with pytest.raises(RunError) as error:
+            protect(source, out, resume=True)
+        refused.append(str(error.value))
+
+    result = FolderRun([source], out).execute(FakePipeline(), on_done=second)
+    assert (
+        refused
+        == [f"{out}: another run is writing to this folder; wait for its end, or choose another folder"] * 3
+    )
+    assert len(result.protected) == 3
+    assert written(out) == ["00.png", "01.png", "02.png"]
+    # it was set up when the folder was empty, and would begin from nothing
+    with pytest.raises(RunError, match=r"another run has written to it in the meantime; go on with --resume"):
+        begun_before.execute(FakePipeline())
+    assert len(protect(source, out, resume=True).records) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 1), tmp_path / "out"
+    out.mkdir()
+    child = os.fork()
+    if not child:
+        with lock_folder(out):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert (out / LOCK_NAME).exists()
+    assert len(protect(source, out).protected) == 1  # nor does it make the folder count as filled
+    assert written(out) == ["00.png"]
+
+
 def test_the_names_under_way_take_no_more_room_after_many_photos(tmp_path: Path) -> None:
     names = [f"{index:05}.png" for index in range(3000)]
     under_way = UnderWay(tmp_path, names)
@@ -449,45 +487,48 @@ def test_settings_out_of_range_are_refused(options: dict[str, object], text: str
         RunSettings(**options)
 
 
-KILLED_RUN = """
-import sys
-sys.path.insert(0, sys.argv[3])
-import time
-from fake_pipeline import FakePipeline
-from diffusers_dedim.run import FolderRun
 class Slow(FakePipeline):
-    def __call__(self, photos, **keywords):
+    def __call__(self, *arguments: object, **keywords: object) -> object:
         time.sleep(0.01)
-        return super().__call__(photos, **keywords)
-run = FolderRun([sys.argv[1]], sys.argv[2], resume=True)
-print("begun", flush=True)
-run.execute(Slow(), batch_size=3)
-"""
+        return super().__call__(*arguments, **keywords)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_runs_go_on_and_lose_and_double_nothing(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 50), tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_RUN, str(source), str(out), str(Path(__file__).parent)]
-    clock = random.Random(0)
-    kills = 0
+    importlib.import_module(
+        "diffusers_dedim.run_stream"
+    )  # else the copies would be killed while they import it
+    clock, manifest = random.Random(0), out / MANIFEST_NAME
     for _ in range(5):
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"begun\n"
-            time.sleep(clock.uniform(0.005, 0.06))
-            process.kill()
-        kills += process.returncode == -9
-        for name in (path for path in written(out) if TEMPORARY_PREFIX not in path):
+        child = os.fork()
+        if not child:
+            try:
+                FolderRun([source], out, resume=True).execute(Slow(), batch_size=3)
+            finally:
+                os._exit(1)
+        before = manifest.stat().st_size if manifest.exists() else 0
+        ended = False  # or killed in the middle of its work, however slow the machine is
+        while not ended and not (manifest.exists() and manifest.stat().st_size > before + 1000):
+            time.sleep(0.001)
+            ended = os.waitpid(child, os.WNOHANG)[0] == child
+        if not ended:
+            time.sleep(clock.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for name in (path for path in written(out) if not path.startswith(".dedim-")):
             assert read_photo(out / name).pixels.shape == (32, 48, 3)
-    assert kills >= 1  # on a busy machine a run may come to its end before the signal
+    (out / UNDER_WAY_NAME).unlink(missing_ok=True)  # the kills came from outside
     done = len(FolderRun([source], out, resume=True).finished)
+    assert done > 0
     pipe = FakePipeline()
     result = protect(source, out, pipe, resume=True)
     assert sum(pipe.calls) == 50 - done
     assert written(out) == [f"{index:02}.png" for index in range(50)]
     assert [record.status for record in result.records] == ["protected"] * 50
     lines = [json.loads(line) for line in (out / MANIFEST_NAME).read_bytes().splitlines()]
-    names = [line["name"] for line in lines if line["kind"] == "photo"]
+    names = [line["name"] for line in lines if line.get("status") == "protected"]
     assert sorted(names) == [f"{index:02}.png" for index in range(50)]
     for name in names:
         assert read_photo(out / name).pixels.shape == (32, 48, 3)

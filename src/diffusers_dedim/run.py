@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from diffusers_dedim.ahead import map_ahead
+from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.image_io import save_photo
-from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, sha256, still_holds
+from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord, open_manifest, sha256, still_holds
 from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
@@ -100,6 +101,7 @@ class FolderRun:
         self.settings = settings or RunSettings()
         self.plan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished = {
             job.name: known[job.name]
@@ -129,7 +131,7 @@ class FolderRun:
             on_done: called after each photo is on disk and recorded.
 
         Raises:
-            RunError: the output folder cannot be written.
+            RunError: the output folder cannot be written, or another run is writing or has written to it.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -137,18 +139,8 @@ class FolderRun:
         records = dict(self.finished)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(self.out)
-            begun_before = self._manifest is not None
-            manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
-            self._manifest = manifest
-            names = frozenset(job.name for job in self.pending) if begun_before else ()
-            with (
-                closing(UnderWay(self.out, names)) as under_way,
-                closing(self._protect(pipe, batch_size, under_way)) as finished,
-            ):
+            with lock_folder(self.out), closing(self._protect(pipe, batch_size)) as finished:
                 for record in finished:
-                    manifest.append([record])
-                    under_way.end(record.name)
                     records[record.name] = record
                     if on_done is not None:
                         on_done(record)
@@ -160,10 +152,29 @@ class FolderRun:
             len(self.finished), self.plan.other_files, time.monotonic() - started,
         )  # fmt: skip
 
-    def _protect(
+    def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
+        """Yield each photo's record once it is in the manifest, and the photo's file, if any, on disk."""
+        if _stamp(self.out) != self._stamp:
+            raise RunError(f"{self.out}: another run has written to it in the meantime; go on with --resume")
+        names = frozenset(job.name for job in self.pending) if self._manifest else ()
+        remove_temporaries(self.out)
+        manifest = self._manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
+        try:
+            with (
+                closing(UnderWay(self.out, names)) as under_way,
+                closing(self._protect_pending(pipe, batch_size, under_way)) as finished,
+            ):
+                for record in finished:
+                    manifest.append([record])
+                    under_way.end(record.name)
+                    yield record
+        finally:
+            self._stamp = _stamp(self.out)
+
+    def _protect_pending(
         self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay
     ) -> Generator[PhotoRecord, None, None]:
-        """Yield a record for each photo as soon as its file, if any, is on disk; memory is flat in their number."""
+        """Yield the records of all photos, those first that earlier runs may have died of."""
         deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
         for job in self.pending:
             if deaths[job.name] >= MOST_DEATHS:
@@ -177,6 +188,7 @@ class FolderRun:
     def _protect_jobs(
         self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay
     ) -> Generator[PhotoRecord, None, None]:
+        """Yield a record for each photo once its file, if any, is on disk; memory is flat in their number."""
         from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
         loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
@@ -221,3 +233,12 @@ class FolderRun:
         for target in (job.target, job.partial_target):
             if target != keep:
                 target.unlink(missing_ok=True)
+
+
+def _stamp(out: Path) -> tuple[int, int] | None:
+    """Tells whether the manifest in a folder has changed."""
+    try:
+        status = (out / MANIFEST_NAME).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
