@@ -34,6 +34,8 @@ OUTER = (
     "ray",
     "manifest",
     "photo_jobs",
+    "under_way",
+    "folder_lock",
 )
 # Each inner module, and all that it may import of the package.
 INNER = {

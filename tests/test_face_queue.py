@@ -80,20 +80,57 @@ def test_no_place_stays_empty_while_faces_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["CUDA out of memory. Tried to allocate", "DefaultCPUAllocator: can't allocate memory: 8 bytes"],
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        MemoryError(),
+    ],
 )
-def test_out_of_memory_halves_the_batch_and_changes_no_result(unqueued: SampleResult, message: str) -> None:
+def test_out_of_memory_halves_the_batch_and_changes_no_result(
+    unqueued: SampleResult, error: Exception
+) -> None:
+    sizes: list[int] = []
+
     def small_device(x_t: Tensor, timestep: int) -> Tensor:
         if len(x_t) > 2 and timestep < 20:  # in the middle of a round, when noise has been drawn
-            raise RuntimeError(message)
+            sizes.append(len(x_t))
+            raise error
         return toy_unet(x_t, timestep)
 
     queue = FaceQueue(sampler(small_device), max_rounds=ROUNDS, slots=8)
     results = run_queue(queue)
     assert queue.slots == 2
+    assert sizes == [
+        8,
+        4,
+    ]  # what failed once is not tried again, with none of the faces and in no later round
     for row in range(COUNT):
         assert_same(results[row], unqueued, row)
+
+
+def test_after_a_lack_of_memory_all_faces_go_on_in_pieces_that_fit() -> None:
+    calls: list[int] = []
+
+    def sample(x_org: Tensor, mask: Tensor, *, generators: list[Any], **_: Any) -> SampleResult:
+        calls.append(len(x_org))
+        if len(x_org) > 4:
+            raise RuntimeError("CUDA error: out of memory")
+        many = len(x_org)
+        return SampleResult(
+            crops=x_org, probability_history=((1.0, 0.5),) * many, unet_calls=(1,) * many,
+            reached_threshold=(False,) * many, rounds=(1,) * many,
+        )  # fmt: skip
+
+    queue = FaceQueue(sample, max_rounds=12, slots=64)
+    for row in range(64):
+        queue.add(QueuedFace(row, torch.zeros(3, 2, 2), torch.ones(1, 2, 2), torch.Generator()))
+    done = []
+    while len(queue):
+        done += queue.run_round()
+    assert [item.rounds for item in done] == [12] * 64
+    assert [size for size in calls if size > 4] == [64, 32, 16, 8]
+    assert calls.count(4) == len(calls) - 4 == 12 * 64 / 4
 
 
 def test_a_face_that_crashes_takes_no_other_down(unqueued: SampleResult) -> None:

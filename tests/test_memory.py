@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_dedim.memory import in_parts
+from diffusers_dedim.memory import in_parts, is_out_of_memory
 
 
 class Network:
@@ -47,3 +47,25 @@ def test_what_halving_does_not_help_is_raised() -> None:
     with pytest.raises(RuntimeError, match="a wrong weight"):
         in_parts(other, CROPS, 4)
     assert other.sizes == [4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("Unable to allocate 1.2 GiB for an array"),
+    ],
+)
+def test_a_lack_of_memory_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: device-side assert triggered"), ValueError("out of memory"), KeyError(1)],
+)
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
 from diffusers_dedim import image_io
+from diffusers_dedim.folder_lock import LOCK_NAME, lock_folder
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
 
 
 def write_photo(path: Path, flag: tuple[int, int, int] = (90, 90, 90)) -> Path:
@@ -309,6 +311,168 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
     assert written(out) == ["01.png"]
 
 
+def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    (source / "torn.png").write_bytes(b"")
+    (out / "torn.png").mkdir(parents=True)  # in place of a file that may not be removed
+    result = protect(source, out, overwrite=True)
+    assert len(result.protected) == 2
+    (failure,) = result.failures
+    assert failure.status == "error"
+    assert failure.reason.startswith(
+        "the file is empty (0 bytes); a result of an earlier run cannot be removed ("
+    )
+
+
+def test_a_file_larger_than_memory_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read_bytes = photo_folder(tmp_path / "in", 3), Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == "01.png":
+            raise MemoryError
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    result = protect(source, tmp_path / "out")
+    assert [(record.name, record.status, record.reason) for record in result.failures] == [
+        ("01.png", "error", "the file does not fit into memory")
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_with_the_name_of_a_photo_blocks_nobody(tmp_path: Path) -> None:
+    source = photo_folder(tmp_path / "in", 1)
+    os.mkfifo(source / "pipe.jpg")
+    (source / "link.jpg").symlink_to(source / "00.png")
+    (source / "broken.jpg").symlink_to(source / "gone.png")
+    result = protect(source, tmp_path / "out")
+    assert [(record.name, record.status) for record in result.records] == [
+        ("00.png", "protected"), ("broken.jpg", "unreadable")
+    ]  # fmt: skip
+    assert result.other_files == 1
+
+
+class Deadly(FakePipeline):
+    """Is killed by one photo, as a decoder or a kernel with a bug would be."""
+
+    def _protect(self, pixels: np.ndarray, *rest: object) -> tuple[np.ndarray, list[object]]:
+        if tuple(pixels[0, 0]) == (90, 90, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._protect(pixels, *rest)
+
+
+def dies(source: Path, out: Path) -> bool:
+    """Whether a run does that, tried in a process of its own."""
+    child = os.fork()
+    if not child:
+        try:
+            protect(source, out, Deadly(), resume=True, batch_size=2)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_photo_that_kills_every_run_is_left_out_and_no_other(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 8), tmp_path / "out"
+    names = [f"{index:02}.png" for index in range(8)]
+    assert dies(source, out)
+    company = set(UnderWay(out, names).deaths)
+    assert company >= {"02.png", "03.png"}
+    for deaths in range(2, MOST_DEATHS + 1):
+        assert dies(source, out)  # the same photo, now alone
+        assert UnderWay(out, names).deaths["03.png"] == deaths
+    result = protect(source, out, Deadly(), resume=True)
+    expected = [name for name in names if name != "03.png"]
+    assert [record.name for record in result.protected] == expected
+    (failure,) = result.failures
+    assert (failure.name, failure.status) == ("03.png", "error")
+    assert failure.reason == (
+        "4 runs died while it was under way, all but the first with it alone; to have it tried again, remove "
+        ".dedim-under-way.jsonl from the output folder"
+    )
+    assert written(out) == [UNDER_WAY_NAME, *expected]
+    (out / UNDER_WAY_NAME).unlink()
+    assert len(protect(source, out, resume=True).protected) == 8
+    assert not (out / UNDER_WAY_NAME).exists()
+
+
+def test_photos_once_under_way_are_tried_alone_and_first(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 5), tmp_path / "out"
+    protect(source / "00.png", out)
+    dead = UnderWay(out, ())
+    for name in ("03.png", "02.png", "01.png"):
+        dead.begin(name)
+    dead.end("01.png")
+    with (out / UNDER_WAY_NAME).open("ab") as file:
+        file.write(b'["begun", "04')  # torn by the kill
+    pipe, seen = FakePipeline(), list[str]()
+    run = FolderRun([source], out, resume=True)
+    run.execute(pipe, batch_size=4, on_done=lambda record: seen.append(record.name))
+    assert pipe.calls == [1, 1, 2]
+    assert seen == ["02.png", "03.png", "01.png", "04.png"]
+    assert not (out / UNDER_WAY_NAME).exists()
+
+
+def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
+    def stop(record: PhotoRecord) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FolderRun([photo_folder(tmp_path / "in", 9)], tmp_path / "out").execute(FakePipeline(), on_done=stop)
+    assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
+
+
+def test_two_runs_do_not_share_an_output_folder(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    begun_before = FolderRun([source], out)
+    refused: list[str] = []
+
+    def second(record: PhotoRecord) -> None:
+        with pytest.raises(RunError) as error:
+            protect(source, out, resume=True)
+        refused.append(str(error.value))
+
+    result = FolderRun([source], out).execute(FakePipeline(), on_done=second)
+    assert (
+        refused
+        == [f"{out}: another run is writing to this folder; wait for its end, or choose another folder"] * 3
+    )
+    assert len(result.protected) == 3
+    assert written(out) == ["00.png", "01.png", "02.png"]
+    # it was set up when the folder was empty, and would begin from nothing
+    with pytest.raises(RunError, match=r"another run has written to it in the meantime; go on with --resume"):
+        begun_before.execute(FakePipeline())
+    assert len(protect(source, out, resume=True).records) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 1), tmp_path / "out"
+    out.mkdir()
+    child = os.fork()
+    if not child:
+        with lock_folder(out):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert (out / LOCK_NAME).exists()
+    assert len(protect(source, out).protected) == 1  # nor does it make the folder count as filled
+    assert written(out) == ["00.png"]
+
+
+def test_the_names_under_way_take_no_more_room_after_many_photos(tmp_path: Path) -> None:
+    names = [f"{index:05}.png" for index in range(3000)]
+    under_way = UnderWay(tmp_path, names)
+    under_way.begin(names[0])
+    for name in names[1:]:
+        under_way.begin(name)
+        under_way.end(name)
+    assert (tmp_path / UNDER_WAY_NAME).stat().st_size < 30_000
+    assert UnderWay(tmp_path, names).deaths == {names[0]: 1}
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -324,45 +488,48 @@ def test_settings_out_of_range_are_refused(options: dict[str, object], text: str
         RunSettings(**options)
 
 
-KILLED_RUN = """
-import sys
-sys.path.insert(0, sys.argv[3])
-import time
-from fake_pipeline import FakePipeline
-from diffusers_dedim.run import FolderRun
 class Slow(FakePipeline):
-    def __call__(self, photos, **keywords):
+    def __call__(self, *arguments: object, **keywords: object) -> object:
         time.sleep(0.01)
-        return super().__call__(photos, **keywords)
-run = FolderRun([sys.argv[1]], sys.argv[2], resume=True)
-print("begun", flush=True)
-run.execute(Slow(), batch_size=3)
-"""
+        return super().__call__(*arguments, **keywords)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be copied here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_runs_go_on_and_lose_and_double_nothing(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 50), tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_RUN, str(source), str(out), str(Path(__file__).parent)]
-    clock = random.Random(0)
-    kills = 0
+    importlib.import_module(
+        "diffusers_dedim.run_stream"
+    )  # else the copies would be killed while they import it
+    clock, manifest = random.Random(0), out / MANIFEST_NAME
     for _ in range(5):
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"begun\n"
-            time.sleep(clock.uniform(0.005, 0.06))
-            process.kill()
-        kills += process.returncode == -9
-        for name in (path for path in written(out) if TEMPORARY_PREFIX not in path):
+        child = os.fork()
+        if not child:
+            try:
+                FolderRun([source], out, resume=True).execute(Slow(), batch_size=3)
+            finally:
+                os._exit(1)
+        before = manifest.stat().st_size if manifest.exists() else 0
+        ended = False  # or killed in the middle of its work, however slow the machine is
+        while not ended and not (manifest.exists() and manifest.stat().st_size > before + 1000):
+            time.sleep(0.001)
+            ended = os.waitpid(child, os.WNOHANG)[0] == child
+        if not ended:
+            time.sleep(clock.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for name in (path for path in written(out) if not path.startswith(".dedim-")):
             assert read_photo(out / name).pixels.shape == (32, 48, 3)
-    assert kills >= 1  # on a busy machine a run may come to its end before the signal
+    (out / UNDER_WAY_NAME).unlink(missing_ok=True)  # the kills came from outside
     done = len(FolderRun([source], out, resume=True).finished)
+    assert done > 0
     pipe = FakePipeline()
     result = protect(source, out, pipe, resume=True)
     assert sum(pipe.calls) == 50 - done
     assert written(out) == [f"{index:02}.png" for index in range(50)]
     assert [record.status for record in result.records] == ["protected"] * 50
     lines = [json.loads(line) for line in (out / MANIFEST_NAME).read_bytes().splitlines()]
-    names = [line["name"] for line in lines if line["kind"] == "photo"]
+    names = [line["name"] for line in lines if line.get("status") == "protected"]
     assert sorted(names) == [f"{index:02}.png" for index in range(50)]
     for name in names:
         assert read_photo(out / name).pixels.shape == (32, 48, 3)

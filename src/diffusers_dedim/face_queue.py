@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from diffusers_dedim.memory import is_out_of_memory
 from diffusers_dedim.sampling import SampleResult
 
 
@@ -66,8 +67,9 @@ class FaceQueue:
     another batch size may add in another order: rounding only). The reference embedding of line 1 is computed anew
     each round, one call of the recogniser.
 
-    A round that fails for want of memory is run again in halves, from the generators' earlier states, and ``slots``
-    stays at the half that fitted. A round that fails otherwise is halved down to the faces that are to blame.
+    A call that fails for want of memory is made again with half the faces, from the generators' earlier states, and
+    ``slots`` stays at the half that fitted: the faces that had begun go on in pieces of that size. A call that fails
+    otherwise is halved down to the faces that are to blame.
 
     Args:
         sample: `sample_dedim` with everything bound but faces, masks, generators and rounds.
@@ -118,9 +120,14 @@ class FaceQueue:
         return face.reached_threshold or face.error is not None or face.rounds >= self.max_rounds
 
     def _advance(self, faces: list[SampledFace]) -> list[SampledFace]:
-        """One round for all, or in halves where that fails."""
-        if not faces:
-            return []
+        """One round for all, in pieces of ``slots``, which may shrink from one piece to the next."""
+        after: list[SampledFace] = []
+        while len(after) < len(faces):
+            after += self._advance_together(faces[len(after) : len(after) + self.slots])
+        return after
+
+    def _advance_together(self, faces: list[SampledFace]) -> list[SampledFace]:
+        """One round for all; none, and fewer ``slots``, where memory runs out; in halves where it fails otherwise."""
         states = [item.face.generator.get_state() for item in faces]
         try:
             return self._sample_round(faces)
@@ -128,13 +135,15 @@ class FaceQueue:
             if len(faces) == 1:
                 # the traceback would keep the round's tensors alive
                 return [replace(faces[0], error=error.with_traceback(None))]
-            out_of_memory = should_reduce_batch_size(error)
-        half = (len(faces) + 1) // 2
-        if out_of_memory:
-            self.slots = min(self.slots, half)
-            clear_device_cache()
+            out_of_memory = is_out_of_memory(error)
+        # out here the traceback, and with it what the failed call had made, is gone
         for item, state in zip(faces, states, strict=True):
             item.face.generator.set_state(state)  # the failed round has drawn from it
+        half = (len(faces) + 1) // 2
+        if out_of_memory:
+            self.slots = half
+            clear_device_cache()
+            return []
         return self._advance(faces[:half]) + self._advance(faces[half:])
 
     def _sample_round(self, faces: list[SampledFace]) -> list[SampledFace]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusers_dedim.folder_lock import LOCK_NAME
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, write_atomic
 from diffusers_dedim.photo_jobs import PhotoJob, RunError
 
@@ -156,7 +157,7 @@ def open_manifest(
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other; give one of them")
     found = out.iterdir() if out.exists() else ()
-    entries = [path for path in found if not path.name.startswith(TEMPORARY_PREFIX)]
+    entries = [path for path in found if not path.name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
     if not entries or overwrite:
         return None
     if not resume:
@@ -177,7 +178,7 @@ def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
         if sha256(job.source.read_bytes()) != record.source_sha256:
             return False
         return record.output is None or sha256((out / record.output).read_bytes()) == record.output_sha256
-    except OSError:
+    except (OSError, MemoryError):
         return False
 
 

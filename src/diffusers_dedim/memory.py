@@ -1,4 +1,4 @@
-"""Networks on more crops than fit into memory at once."""
+"""Networks on more crops than fit into memory at once, and how to tell that they did not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from collections.abc import Callable
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
+
+# Of errors that accelerate does not take for a lack of memory: a kernel's own allocation, and cuBLAS's workspace.
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may succeed: memory ran out, on the accelerator or on the processor.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a wrong weight"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return should_reduce_batch_size(error) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def in_parts(network: Callable[[Tensor], Tensor], crops: Tensor, most: int) -> Tensor:
@@ -21,7 +38,7 @@ def in_parts(network: Callable[[Tensor], Tensor], crops: Tensor, most: int) -> T
         ``[N, ...]``, up to the rounding of other batch sizes what one call would give.
 
     Raises:
-        RuntimeError: not even one crop fits into memory, or whatever else the network raises.
+        RuntimeError, MemoryError: not even one crop fits into memory; or whatever else the network raises.
 
     Example:
         >>> in_parts(lambda crops: crops.mean((1, 2, 3)), torch.zeros(5, 3, 2, 2), most=2).shape
@@ -36,7 +53,7 @@ def in_parts(network: Callable[[Tensor], Tensor], crops: Tensor, most: int) -> T
             done += len(part)
             continue
         except Exception as error:
-            if len(part) <= 1 or not should_reduce_batch_size(error):
+            if len(part) <= 1 or not is_out_of_memory(error):
                 raise
         # out here the traceback, and with it what the failed call had made, is gone
         most = (len(part) + 1) // 2

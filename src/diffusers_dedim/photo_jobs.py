@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -66,8 +67,8 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """List the photos among files and folders and give each its place below ``out``.
 
     Folders are read recursively, in the order of their names; hidden files and folders and links to folders
-    are left out. The tree below each folder is kept, a single file goes directly below ``out``. A GIF called
-    ``a.gif`` becomes ``a.gif.png``.
+    are left out, and so is what is no file, such as a pipe: reading it might not end. The tree below each
+    folder is kept, a single file goes directly below ``out``. A GIF called ``a.gif`` becomes ``a.gif.png``.
 
     Args:
         inputs: files and folders.
@@ -90,7 +91,7 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
         _check_input(entry, out_folder)
         found = [(Path(entry.name), entry)] if entry.is_file() else sorted(_walk(entry))
         for relative, source in found:
-            if entry.is_dir() and source.suffix.lower() not in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+            if entry.is_dir() and not _is_photo(source):
                 others += 1
             else:
                 jobs.setdefault(
@@ -128,6 +129,16 @@ def make_job(name: PurePosixPath, source: Path, out: Path) -> PhotoJob:
         name = name.with_name(f"{name.name}.png")
     partial = name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")
     return PhotoJob(str(name), source, out / name, out / partial)
+
+
+def _is_photo(path: Path) -> bool:
+    """Whether a file found in a folder is called like a photo, and is a file."""
+    if path.suffix.lower() not in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True  # a broken link, or one that may not be looked at: is recorded as unreadable
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:

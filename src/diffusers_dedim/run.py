@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from diffusers_dedim.ahead import map_ahead
+from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.image_io import save_photo
-from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, sha256, still_holds
+from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord, open_manifest, sha256, still_holds
 from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
@@ -22,8 +24,14 @@ from diffusers_dedim.run_batch import (
     record_outcome,
     write_failure,
 )
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
+
+_DEADLY = (
+    f"{MOST_DEATHS} runs died while it was under way, all but the first with it alone; to have it tried again, remove "
+    f"{UNDER_WAY_NAME} from the output folder"
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class FolderRun:
         self.settings = settings or RunSettings()
         self.plan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished = {
             job.name: known[job.name]
@@ -110,6 +119,11 @@ class FolderRun:
     ) -> RunResult:
         """Protect the pending photos; a photo that fails is recorded and the run goes on.
 
+        A run that is killed, or that a photo kills, leaves behind which photos were under way. With ``resume`` they are
+        done first, each alone, so that a photo that kills the next runs too is known: after four it is recorded as
+        failed and left out. Kills from outside may so be put down to a photo that was alone each time, which the reason in
+        its record allows for.
+
         Args:
             pipe: the pipeline.
             batch_size: faces that go through the networks together, at least 1; None for a number that suits
@@ -117,7 +131,7 @@ class FolderRun:
             on_done: called after each photo is on disk and recorded.
 
         Raises:
-            RunError: the output folder cannot be written.
+            RunError: the output folder cannot be written, or another run is writing or has written to it.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -125,12 +139,8 @@ class FolderRun:
         records = dict(self.finished)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(self.out)
-            manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
-            self._manifest = manifest
-            with closing(self._protect(pipe, batch_size)) as finished:
+            with lock_folder(self.out), closing(self._protect(pipe, batch_size)) as finished:
                 for record in finished:
-                    manifest.append([record])
                     records[record.name] = record
                     if on_done is not None:
                         on_done(record)
@@ -143,18 +153,63 @@ class FolderRun:
         )  # fmt: skip
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
-        """Yield a record for each photo as soon as its file, if any, is on disk; memory is flat in their number."""
+        """Yield each photo's record once it is in the manifest, and the photo's file, if any, on disk."""
+        if _stamp(self.out) != self._stamp:
+            raise RunError(f"{self.out}: another run has written to it in the meantime; go on with --resume")
+        names = frozenset(job.name for job in self.pending) if self._manifest else ()
+        remove_temporaries(self.out)
+        manifest = self._manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
+        try:
+            with (
+                closing(UnderWay(self.out, names)) as under_way,
+                closing(self._protect_pending(pipe, batch_size, under_way)) as finished,
+            ):
+                for record in finished:
+                    manifest.append([record])
+                    under_way.end(record.name)
+                    yield record
+        finally:
+            self._stamp = _stamp(self.out)
+
+    def _protect_pending(
+        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay
+    ) -> Generator[PhotoRecord, None, None]:
+        """Yield the records of all photos, those first that earlier runs may have died of."""
+        deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
+        for job in self.pending:
+            if deaths[job.name] >= MOST_DEATHS:
+                yield self._without_result(job, PhotoRecord(job.name, "error", _DEADLY))
+        for job in self.pending:
+            if 0 < deaths[job.name] < MOST_DEATHS:
+                yield from self._protect_jobs(pipe, [job], batch_size, under_way)
+        others = [job for job in self.pending if not deaths[job.name]]
+        yield from self._protect_jobs(pipe, others, batch_size, under_way)
+
+    def _protect_jobs(
+        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay
+    ) -> Generator[PhotoRecord, None, None]:
+        """Yield a record for each photo once its file, if any, is on disk; memory is flat in their number."""
         from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
-        loaded = map_ahead(self._load, self.pending, threads=2, ahead=_PHOTOS_AHEAD)
+        loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(pipe, loaded, self.settings, batch_size)
         yield from map_ahead(self._finish, protected, threads=1, ahead=_PHOTOS_AHEAD)
 
-    def _load(self, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+    def _load(self, under_way: UnderWay, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+        under_way.begin(job.name)
         item = load_photo(job)
-        if isinstance(item, PhotoRecord):
+        return self._without_result(job, item) if isinstance(item, PhotoRecord) else item
+
+    def _without_result(self, job: PhotoJob, record: PhotoRecord) -> PhotoRecord:
+        """The record of a photo that is not tried, once no earlier result of it is left."""
+        try:
             self._discard_stale(job)
-        return item
+        except OSError as error:
+            reason = (
+                f"{record.reason}; a result of an earlier run cannot be removed ({error.strerror or error})"
+            )
+            return replace(record, status="error", reason=reason)
+        return record
 
     def _finish(self, done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
         """Write the photo if all its faces are protected, and say so or say why not."""
@@ -178,3 +233,12 @@ class FolderRun:
         for target in (job.target, job.partial_target):
             if target != keep:
                 target.unlink(missing_ok=True)
+
+
+def _stamp(out: Path) -> tuple[int, int] | None:
+    """Tells whether the manifest in a folder has changed."""
+    try:
+        status = (out / MANIFEST_NAME).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -99,6 +99,8 @@ def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         data = job.source.read_bytes()
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
+    except MemoryError:
+        return PhotoRecord(job.name, "error", "the file does not fit into memory")
     return decode_job(job, data)
 
 

@@ -3,16 +3,34 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import toy_experiment as toy
 from fake_pipeline import FakePipeline
+from numpy.typing import NDArray
 
 from benchmarks import scaling
+from diffusers_dedim.faces import Face
 
 
-def load_fake(device: str) -> FakePipeline:
-    return FakePipeline()
+class Lazy(FakePipeline):
+    """Refuses to work before its detector has been set up, which a clock would count."""
+
+    ready = False
+
+    def face_detector(self, photo: NDArray[np.uint8]) -> list[Face]:
+        self.ready = True
+        return []
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        assert self.ready
+        return super().__call__(*arguments, **keywords)
+
+
+def load_fake(device: str) -> Lazy:
+    return Lazy()
 
 
 def test_each_number_of_photos_and_workers_is_a_row(

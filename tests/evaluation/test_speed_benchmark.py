@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import toy_experiment as toy
 from toys import tiny_preset
 
-from benchmarks import speed
+from benchmarks import _rounds, speed
 from benchmarks._measure import count_flops
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.presets import PRESETS
@@ -52,8 +54,57 @@ def test_methods_stand_side_by_side_and_say_what_was_cut(run, tmp_path: Path) ->
         for batch in method["batches"].values():
             assert batch["share_of_floor"] > 0  # a busy machine may slow the yardstick more than the network
             assert batch["faces_per_second"] == pytest.approx(1 / batch["seconds_per_face"], rel=0.05)
-    assert set(results["matmul_gflops"]) == {"torch.float32", "torch.bfloat16"}
+            assert set(batch["matmul_gflops"]) == {"torch.float32"}  # the toy denoiser's
+    assert literal["matmul_gflops"]["torch.float32"] > 0
     assert json.loads((tmp_path / "speed.json").read_text()) == results
+
+
+@pytest.mark.filterwarnings("ignore:.*stayed above the threshold:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*left UNPROTECTED:UserWarning")
+def test_only_the_rounds_are_extrapolated_and_nothing_is_set_up_on_the_clock(
+    run, pipe: DeDiMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, calls = 1000, list[int]()
+    monkeypatch.setitem(PRESETS, "paper", tiny_preset(threshold=0.001, max_rounds=rounds))
+
+    def detect(photo: Any) -> Any:
+        calls.append(1)
+        time.sleep(3 if len(calls) == 1 else 0.05)
+        return toy.detect(photo)
+
+    pipe.face_detector = detect
+    paper = run("--literal-rounds", "1", "--batch-sizes", "1", "--methods", "paper")["methods"]["paper"]
+    assert len(calls) == 3  # once to set it up, and once for each of two photos
+    in_rounds = paper["seconds_per_face_in_rounds_run"]
+    outside = paper["seconds_per_face"] - rounds * in_rounds
+    # the rounds are given to 5e-5 s; 3 s of setting up, or 0.05 s in each of 1,000 rounds, would be far beyond
+    assert -0.05 < outside < 1.4
+
+
+def test_the_judging_of_each_round_is_counted(
+    run, pipe: DeDiMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 30 calls are 3 rounds of 10 steps, of which 5 are timed
+    preset = tiny_preset(start_timestep=20, num_inference_steps=10)
+    monkeypatch.setattr(_rounds, "MOST_STEPS", 5)
+    monkeypatch.setattr(_rounds, "_run", lambda *_: (10.0, 1.0, 0.5))
+    monkeypatch.setattr(_rounds, "_flops", lambda *_: [(torch.float32, 10)])
+    monkeypatch.setattr(_rounds, "crops_of", lambda probes, count: torch.zeros(count, 3, 112, 112))
+    found = _rounds.measure_batches(pipe, preset, [], [4], calls=30)["4"]
+    assert found["seconds_per_face"] == pytest.approx((1 / 5 * 30 + 0.5 * 3 + 8.5) / 4)
+
+
+def test_the_clock_tells_steps_from_judging(pipe: DeDiMPipeline) -> None:
+    def slow(*_: Any) -> None:
+        if not torch.is_grad_enabled():  # not the guidance's calls
+            time.sleep(0.1)
+
+    pipe.face_encoder.register_forward_pre_hook(slow)
+    faces = list(torch.randint(60, 190, (2, 112, 112, 3), dtype=torch.uint8).numpy())
+    total, in_steps, judging = _rounds._run(pipe, tiny_preset(max_rounds=1, threshold=0.001), faces)
+    assert judging >= 0.1
+    assert total >= in_steps + judging + 0.2  # the reference, and the measuring of the result
+    assert "_sampler" not in vars(pipe)
 
 
 def test_numbers_below_1_are_refused(run, capsys: pytest.CaptureFixture[str]) -> None:
