@@ -121,8 +121,8 @@ class FolderRun:
 
         A run that is killed, or that a photo kills, leaves behind which photos were under way. With ``resume`` they are
         done first, each alone, so that a photo that kills the next runs too is known: after four it is recorded as
-        failed and left out. Kills from outside may so be put down to a photo that was alone each time, which the reason in
-        its record allows for.
+        failed and left out. Kills from outside may so be put down to a photo that was alone each time; the reason in
+        its record allows for that.
 
         Args:
             pipe: the pipeline.
