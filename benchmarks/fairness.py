@@ -101,11 +101,28 @@ def measure(
         second = embed_faces(recogniser.encoder, done.photos, faces)
         similarity = (first * second).sum(1).astype(np.float64)
         values[f"similarity_{recogniser.name}"] = similarity
-        impostors = (first @ first.T)[np.triu_indices(len(first), 1)].astype(np.float64)
-        if len(impostors) * MATCH_FMR >= 1:
-            threshold = threshold_at_fmr(impostors, MATCH_FMR)
-            values[f"matched_{recogniser.name}"] = (similarity >= threshold).astype(np.float64)
+        matched = find_matches(first, similarity)
+        if matched is not None:
+            values[f"matched_{recogniser.name}"] = matched
     return values
+
+
+def find_matches(
+    originals: NDArray[np.floating[Any]], similarity: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """Which similarities pass the threshold that one in 1,000 pairs of the unprotected faces does: 1 or 0 a face.
+
+    Args:
+        originals: embeddings ``[N, D]`` of the unprotected faces.
+        similarity: ``[N]``, of each protected face with its original.
+
+    Returns:
+        ``[N]``; None with fewer than 1,000 pairs.
+    """
+    impostors = (originals @ originals.T)[np.triu_indices(len(originals), 1)].astype(np.float64)
+    if len(impostors) * MATCH_FMR < 1:
+        return None
+    return (similarity >= threshold_at_fmr(impostors, MATCH_FMR)).astype(np.float64)
 
 
 def _by_group(means: dict[str, GroupMeans]) -> dict[str, Any]:
