@@ -81,6 +81,7 @@ def test_landmark_shift_is_a_share_of_the_eye_distance() -> None:
     assert landmark_shift(Brightness(), original, changed).tolist() == pytest.approx([0, 0.5 / 40], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_lpips_takes_the_trunk_from_a_file(tmp_path, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     reference = pytest.importorskip("lpips")
     from torchvision.models import alexnet

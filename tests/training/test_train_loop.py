@@ -57,6 +57,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path: Path) -> None:
     assert task.validate(model)["mse"] == pytest.approx(metrics["mse"], rel=1e-6)  # the EMA weights
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     script = Path(__file__).with_name("tiny_task.py")
