@@ -22,9 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
+from ray_hook import KILLS_DECODER, KILLS_PIPELINE
 
 from diffusers_dedim.image_io import decode_photo, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME
+from diffusers_dedim.photo_jobs import RunError
+from diffusers_dedim.run import FolderRun
 from diffusers_dedim.run_batch import RunSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.enable_socket]
@@ -49,6 +52,28 @@ class DiesOnce(FakePipeline):
         return super().__call__(photos, **keywords)
 
 
+class DiesOfSome(FakePipeline):
+    """Kills its own process whenever it gets such a photo, as a kernel with a bug would."""
+
+    def _protect(self, pixels: np.ndarray, *rest: Any) -> Any:
+        if tuple(pixels[0, 0]) == KILLS_PIPELINE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._protect(pixels, *rest)
+
+
+def blind_pipeline() -> Any:
+    """A real pipeline of toy networks that must be told where the faces are; made where it is used."""
+    from toys import toy_pipeline
+
+    pipeline = toy_pipeline()
+
+    def refuse(photo: Any) -> Any:
+        raise AssertionError("the faces were found already")
+
+    pipeline.face_detector = refuse
+    return pipeline
+
+
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray")
@@ -57,7 +82,10 @@ def cluster():
     # one worker each for two actors, and one for reading and writing
     ray.init(
         num_cpus=3, include_dashboard=False, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
+        runtime_env={
+            "env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            "worker_process_setup_hook": "ray_hook.install",
+        },
     )  # fmt: skip
     yield ray
     ray.shutdown()
@@ -66,7 +94,7 @@ def cluster():
 def run(inputs: list[Path], out: Path, load: Any = FakePipeline, **options: Any) -> Any:
     from diffusers_dedim.ray import run_ray
 
-    settings = RunSettings(seed=1)
+    settings = options.pop("settings", RunSettings(seed=1))
     return run_ray(inputs, out, settings, load, **{"workers": 2, "rows_at_a_time": 4, **options})
 
 
@@ -103,6 +131,99 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> N
     for name in expected:
         before, after = read_photo(source / name).pixels, read_photo(tmp_path / "out" / name).pixels
         assert (after[16, 24] == before[16, 24] + 40).all()  # once, not twice
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["one block", "folder"])
+def test_photos_that_kill_their_workers_take_no_other_down(cluster, tmp_path: Path, table: bool) -> None:
+    flags = {2: KILLS_DECODER, 4: KILLS_PIPELINE, 7: KILLS_PIPELINE}
+    names, out = [f"{index:02}.png" for index in range(9)], tmp_path / "out"
+    photos = {name: photo_bytes(index, flags.get(index)) for index, name in enumerate(names)}
+    if table:
+        source = tmp_path / "photos.parquet"
+        pq.write_table(pa.table({"id": names, "image": list(photos.values())}), source)
+    else:
+        source = tmp_path / "in"
+        source.mkdir()
+        for name, data in photos.items():
+            (source / name).write_bytes(data)
+    result = run([source], out, DiesOfSome)
+    assert {record.name: record.reason for record in result.failures} == dict.fromkeys(
+        (names[index] for index in flags), "its worker died each time"
+    )
+    assert written(out) == [name for index, name in enumerate(names) if index not in flags]
+    assert sorted(names_in_manifest(out)) == names
+    left = sorted(path.name for path in out.iterdir() if path.suffix != ".png")
+    assert left == [MANIFEST_NAME]  # neither journals nor the lock
+
+
+def test_a_real_pipeline_gets_its_faces_and_gives_what_a_folder_run_gives(cluster, tmp_path: Path) -> None:
+    from toys import toy_pipeline
+
+    source = tmp_path / "in"
+    source.mkdir()
+    portrait = Image.fromarray(pytest.importorskip("skimage.data").astronaut()).crop((96, 0, 352, 256))
+    portrait.save(source / "one.png")
+    pair = Image.new("RGB", (512, 256))
+    pair.paste(portrait, (0, 0))
+    pair.paste(portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (256, 0))
+    pair.save(source / "two.png")
+    (source / "none.png").write_bytes(photo_bytes(0))
+    settings = RunSettings(max_rounds=1, threshold=0.99, seed=1)
+    alone = FolderRun([source], tmp_path / "alone", settings).execute(toy_pipeline())
+    result = run([source], tmp_path / "out", blind_pipeline, settings=settings, workers=1)
+    records = {record.name: record for record in result.records}
+    assert {name: record.status for name, record in records.items()} == {
+        "none.png": "no_face", "one.png": "protected", "two.png": "protected"
+    }  # fmt: skip
+    assert [len(record.faces) for record in alone.records] == [0, 1, 2]
+    for expected in alone.records:
+        record = records[expected.name]
+        assert (record.status, record.reason) == (expected.status, expected.reason)
+        for face, other in zip(record.faces, expected.faces, strict=True):
+            # processors of a cluster may add in another order
+            assert face.box == pytest.approx(other.box, abs=1e-3)
+            assert face.probability == pytest.approx(other.probability, abs=1e-4)
+    for name in ("one.png", "two.png"):
+        before, after, expected_pixels = (
+            read_photo(folder / name).pixels.astype(int)
+            for folder in (source, tmp_path / "out", tmp_path / "alone")
+        )
+        assert (after != before).any()
+        assert abs(after - expected_pixels).max() <= 1  # a value on .5 may round the other way
+
+
+def test_rows_that_share_an_id_or_a_file_overwrite_nothing(cluster, tmp_path: Path) -> None:
+    ids, out = ["a.png", "b.png", "a.png", "c", "c.png"], tmp_path / "out"
+    photos = [photo_bytes(index) for index in range(5)]
+    pq.write_table(pa.table({"id": ids, "image": photos}), tmp_path / "photos.parquet")
+    result = run([tmp_path / "photos.parquet"], out)
+    assert {record.name for record in result.protected} == {"a.png", "b.png", "c"}
+    assert {record.name: record.reason for record in result.failures} == {
+        "a.png (again)": "another photo has the same id, and the first one is taken; ids must be unique",
+        "c.png": "would be written to the same file as 'c'; ids must differ",
+    }
+    assert written(out) == ["a.png", "b.png", "c.png"]
+    assert [read_photo(out / name).pixels[0, 0, 2] for name in written(out)] == [0, 1, 3]
+    assert run([tmp_path / "photos.parquet"], out, resume=True).resumed == 3
+
+
+def test_rows_that_cannot_be_read_are_missed(cluster, tmp_path: Path) -> None:
+    for part in range(2):
+        names = [f"{part}{index}.png" for index in range(3)]
+        table = pa.table({"id": names, "image": [photo_bytes(index) for index in range(3)]})
+        pq.write_table(table, tmp_path / f"{part}.parquet", compression="zstd", use_dictionary=False)
+    broken = tmp_path / "1.parquet"
+    column = pq.ParquetFile(broken).metadata.row_group(0).column(1)
+    data = bytearray(broken.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    data[middle : middle + 200] = bytes(200)
+    broken.write_bytes(data)
+    result = run([tmp_path / "0.parquet", broken], tmp_path / "out")
+    assert {record.name for record in result.protected} == {"00.png", "01.png", "02.png"}
+    assert {record.name: record.reason for record in result.failures} == dict.fromkeys(
+        ("10.png", "11.png", "12.png"),
+        "its worker died each time, or what holds it cannot be read (3 missing in all)",
+    )
 
 
 def test_bad_photos_are_named_and_a_resume_does_only_what_is_missing(cluster, tmp_path: Path) -> None:
@@ -146,13 +267,15 @@ def test_webdataset_in(cluster, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         for index in range(5):
             data = photo_bytes(index)
-            for name, content in ((f"{index:03}.png", data), (f"{index:03}.json", b"{}")):
+            ending = "png" if index < 4 else "jpg"  # the other's column is empty then
+            for name, content in ((f"{index:03}.{ending}", data), (f"{index:03}.json", b"{}")):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     result = run([tmp_path / "photos.tar"], tmp_path / "out")
     assert len(result.protected) == 5
-    assert written(tmp_path / "out") == [f"{index:03}.png" for index in range(5)]
+    assert written(tmp_path / "out") == [f"{index:03}.png" for index in range(4)]
+    assert (tmp_path / "out" / "004.jpg").is_file()
 
 
 KILLED = """
@@ -202,3 +325,5 @@ def test_what_does_not_go_together_is_refused(cluster, tmp_path: Path) -> None:
         run([tmp_path / "a.parquet", tmp_path], tmp_path / "out")
     with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
         run([tmp_path], tmp_path / "out", workers=0)
+    with pytest.raises(RunError, match="has 3 CPUs, and 3 workers need 4"):
+        run([photo_folder(tmp_path / "in", 1)], tmp_path / "out", workers=3)

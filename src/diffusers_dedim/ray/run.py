@@ -13,17 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.manifest import SETTLED, Manifest, PhotoRecord, open_manifest
 from diffusers_dedim.photo_jobs import RunError, remove_temporaries
-from diffusers_dedim.ray.sources import INSTALL, import_ray_data, read_rows
-from diffusers_dedim.ray.stages import FindFaces, Output, Protect, Write, job_of, parse_record
+from diffusers_dedim.ray.attempts import attempts_folder
+from diffusers_dedim.ray.ids import absent_records, shared_targets
+from diffusers_dedim.ray.sources import INSTALL, Source, import_ray_data, read_rows
+from diffusers_dedim.ray.stages import FindFaces, Output, Protect, Write, name_of, parse_record
 from diffusers_dedim.run import RunResult
 from diffusers_dedim.run_batch import RunSettings
 
 ROWS_AT_A_TIME = 64
 """Photos an actor gets at once: the places of its queue stay full for most of them, and a kill costs no more."""
 
-_TRIES = 3  # of a batch whose worker died; a photo that kills every worker must not do so for ever
+FOUND_AT_A_TIME = 8
+"""Photos a searching task takes at once: few, so that a small folder is shared among the processors."""
+
+# Of a task whose worker died, where Ray Data itself would go on for ever. A batch dies once, and twice more of each
+# photo that is to blame; see `survive`.
+_MOST_DEATHS = 2 * ROWS_AT_A_TIME + 1
+_TRIES = 3  # where no photo is opened
 
 
 def run_ray(
@@ -46,8 +55,10 @@ def run_ray(
     Tasks on processors read photos and find faces, actors that hold the pipeline protect them, tasks write. A photo
     with a seed gets what `dedim run` would give it under the same name. The manifest in ``out`` is the checkpoint, by
     row id: a photo is in it once its output is on disk. A worker that is killed has its rows done again, over the
-    same names; a killed run goes on with ``resume``, which skips the ids that are settled (inputs are not compared).
-    On several machines ``inputs`` and ``out`` must be on storage that all of them see.
+    same names, and a photo that kills its worker each time is recorded as failed, alone. A killed run goes on with
+    ``resume``, which skips the ids that are settled (inputs are not compared). Rows that nobody brought back, that
+    share an id or would share a file are recorded as failed. On several machines ``inputs`` and ``out`` must be on
+    storage that all of them see.
 
     Args:
         inputs: folders and photos, parquet files, or webdataset ``.tar`` files; see `read_rows`.
@@ -68,7 +79,7 @@ def run_ray(
     Raises:
         ImportError: Ray is not installed.
         ValueError: a number is below 1, or the output is of another kind.
-        RunError: inputs or output folder do not allow the run, an id occurs twice, or a table or archive gave no photo.
+        RunError: inputs, output folder or cluster do not allow the run.
     """
     for name, value in (("workers", workers), ("rows_at_a_time", rows_at_a_time)):
         if value < 1:
@@ -76,74 +87,90 @@ def run_ray(
     if output not in ("files", "parquet"):
         raise ValueError(f'output: expected "files" or "parquet", got {output!r}.')
     started, folder = time.monotonic(), Path(out).resolve()
-    _start_ray()
-    rows, known = read_rows(inputs, folder)
+    _start_ray(workers, accelerators)
+    source = read_rows(inputs, folder, _MOST_DEATHS)
     described = {**asdict(settings), "output": output}
-    manifest = open_manifest(folder, described, resume=resume, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = manifest or Manifest.start(folder, described)
-    remove_temporaries(folder)
-    finished = _settled(folder, manifest.records)
-    stages = _stages(
-        rows.filter(_Pending(frozenset(finished), folder)), folder, settings, load, workers, accelerators,
-        output, batch_size, rows_at_a_time,
-    )  # fmt: skip
-    records = {**finished, **_collect(stages, manifest, on_done)}
-    if (
-        not records and known is None
-    ):  # Ray passes over what it cannot read, as one bad block must not end a run
-        raise RunError(f"{inputs[0]}: no photo came out of the inputs; is it a whole file of its kind?")
-    lost = [name for name in known or () if name not in records]
-    for name in lost:
-        records[name] = PhotoRecord(name, "error", "its worker died each time")
-    manifest.append(records[name] for name in lost)
+    with lock_folder(folder), attempts_folder(folder):
+        manifest = open_manifest(folder, described, resume=resume, overwrite=overwrite)
+        manifest = manifest or Manifest.start(folder, described)
+        remove_temporaries(folder)
+        finished = _settled(folder, manifest.records)
+        names = [name_of(row_id, folder) for row_id in source.ids]
+        # what is done keeps its file, whoever comes first now
+        refused = (
+            shared_targets(sorted(names, key=lambda name: name not in finished)) if output == "files" else {}
+        )
+        repeated = frozenset(name for name, times in Counter(names).items() if times > 1)
+        find = FindFaces(folder, frozenset({*finished, *refused}), repeated)
+        stages = _stages(
+            source, find, folder, settings, load, workers, accelerators, output, batch_size, rows_at_a_time
+        )
+        records = {**finished, **_collect(stages, manifest, on_done)}
+        absent = [*absent_records(names, records, refused), *source.damaged]
+        records.update(_record(absent, manifest, on_done))
     return RunResult(
         folder, settings, (), tuple(records.values()), len(finished), 0, time.monotonic() - started
     )
 
 
-class _Pending:
-    """Whether a row is still to be done."""
+def _start_ray(workers: int, accelerators: float) -> None:
+    """Connect to Ray, or start it here with as many places as the run needs.
 
-    def __init__(self, finished: frozenset[str], out: Path) -> None:
-        self._finished, self._out = finished, out
-
-    def __call__(self, row: Mapping[str, Any]) -> bool:
-        try:
-            return job_of(str(row["id"]), self._out).name not in self._finished
-        except ValueError:
-            return True  # is recorded with the reason
-
-
-def _start_ray() -> None:
+    Raises:
+        RunError: a cluster has too few; the run would wait for them for ever.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a run with private photos leaves
     ray, data = import_extra("ray", "dedim run --ray", INSTALL), import_ray_data()
+    ours = not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
+    options = {"include_dashboard": False, "logging_level": logging.ERROR}
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.ERROR)
+        ray.init(**options)
+    needed = {"CPU": workers + 1, "GPU": workers * accelerators}  # one to read, search and write
+    if ours and ray.cluster_resources().get("CPU", 0) < needed["CPU"]:
+        ray.shutdown()  # how many processors Ray counts in a container is its own business
+        ray.init(num_cpus=needed["CPU"], **options)
+    for kind, number in needed.items():
+        found = ray.cluster_resources().get(kind, 0)
+        if found < number:
+            raise RunError(
+                f"the Ray cluster has {found:g} {kind}s, and {workers} workers need {number:g}; "
+                "give --ray a smaller number, or add machines first"
+            )
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a batch that fails each time is listed, and the run goes on
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # 64 hard photos may take a slow worker longer than half an hour
 
 
 def _stages(
-    rows: Any, out: Path, settings: RunSettings, load: Callable[[], Any], workers: int, accelerators: float,
-    output: Output, batch_size: int | None, rows_at_a_time: int,
+    source: Source, find: FindFaces, out: Path, settings: RunSettings, load: Callable[[], Any], workers: int,
+    accelerators: float, output: Output, batch_size: int | None, rows_at_a_time: int,
 ) -> Any:  # fmt: skip
-    actors = import_ray_data().ActorPoolStrategy(size=workers)
-    protected = rows.map(FindFaces(out)).map_batches(
+    found = source.rows.map_batches(
+        find,
+        batch_size=min(rows_at_a_time, FOUND_AT_A_TIME),
+        batch_format="pyarrow",
+        max_retries=_MOST_DEATHS,
+    )
+    protected = found.map_batches(
         Protect,
         fn_constructor_kwargs={
             "load": load, "settings": settings, "out": out, "batch_size": batch_size
         },
         batch_size=rows_at_a_time,
         batch_format="pyarrow",
-        compute=actors,
+        compute=import_ray_data().ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=accelerators,
         max_restarts=-1,
-        max_task_retries=_TRIES,
+        max_task_retries=_MOST_DEATHS,
     )  # fmt: skip
-    return protected.map_batches(Write(out, output), batch_size=rows_at_a_time, batch_format="pyarrow")
+    return protected.map_batches(
+        Write(out, output), batch_size=rows_at_a_time, batch_format="pyarrow", max_retries=_TRIES
+    )
 
 
 def _collect(
@@ -153,15 +180,18 @@ def _collect(
     records: dict[str, PhotoRecord] = {}
     for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         new = [parse_record(text) for text in batch.column("record").to_pylist()]
-        twice = [record.name for record in new if record.name in records]
-        if twice:
-            raise RunError(f"the id {twice[0]!r} occurs twice among the inputs; ids must be unique")
-        manifest.append(new)  # in one write, so that a parquet part is recorded whole
-        for record in new:
-            records[record.name] = record
-            if on_done is not None:
-                on_done(record)
+        records.update(_record([record for record in new if record.name not in records], manifest, on_done))
     return records
+
+
+def _record(
+    new: Sequence[PhotoRecord], manifest: Manifest, on_done: Callable[[PhotoRecord], None] | None
+) -> dict[str, PhotoRecord]:
+    manifest.append(new)  # in one write, so that a parquet part is recorded whole
+    for record in new:
+        if on_done is not None:
+            on_done(record)
+    return {record.name: record for record in new}
 
 
 def _settled(out: Path, records: Mapping[str, PhotoRecord]) -> dict[str, PhotoRecord]:

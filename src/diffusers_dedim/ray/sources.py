@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.image_io import PHOTO_SUFFIXES
+from diffusers_dedim.manifest import PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
+from diffusers_dedim.ray.ids import parquet_ids, photo_extension, tar_ids, webdataset_id
 
 INSTALL = 'pip install "diffusers-dedim[ray]"'
 _ID_COLUMNS = ("id", "__key__", "name")
 _IMAGE_COLUMNS = ("image", "bytes", "data")
-_EXTENSIONS = frozenset(suffix.lstrip(".") for suffix in PHOTO_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The photos of a run.
+
+    Attributes:
+        rows: a dataset whose rows have an ``id`` and either ``data``, the encoded photo, or ``path``, its file.
+        ids: of all rows, in their order; some 100 bytes each.
+        damaged: archives that end too early, each as a record.
+    """
+
+    rows: Any
+    ids: tuple[str, ...]
+    damaged: tuple[PhotoRecord, ...] = ()
 
 
 def import_ray_data() -> Any:
@@ -22,20 +38,20 @@ def import_ray_data() -> Any:
     return import_extra("ray.data", "dedim run --ray", INSTALL)
 
 
-def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path) -> tuple[Any, tuple[str, ...] | None]:
-    """Make a dataset whose rows have an ``id`` and either ``data``, the encoded photo, or ``path``, its file.
+def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path, retries: int) -> Source:
+    """List the photos of a run and make a dataset of them.
 
     Args:
         inputs: folders and photo files; or parquet files with a column of ids (``id``, ``__key__`` or ``name``) and
             one of encoded photos (``image`` as `datasets` writes it, ``image``, ``bytes`` or ``data`` as binary); or
-            webdataset ``.tar`` files. One kind at a time. Ids must be unique.
+            webdataset ``.tar`` files. One kind at a time. Ids should be unique. The ids of tables and the headers of
+            archives are read here, before any work.
         out: output folder, which no input may overlap.
-
-    Returns:
-        The dataset, and the ids where they are known beforehand (folders and files), else None.
+        retries: of a reading task whose worker died.
 
     Raises:
-        RunError: an input does not exist, kinds are mixed, or a table lacks a column.
+        RunError: an input does not exist or cannot be read, kinds are mixed, a table lacks a column, or there is no
+            photo.
     """
     data, paths = import_ray_data(), [Path(entry) for entry in inputs]
     kinds = {path.suffix.lower() if path.suffix.lower() in (".parquet", ".tar") else "" for path in paths}
@@ -44,7 +60,7 @@ def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path) -> tuple[Any,
     if kinds <= {""}:
         jobs = plan_jobs(inputs, out).jobs
         items = [{"id": job.name, "path": str(job.source.resolve())} for job in jobs]
-        return data.from_items(items), tuple(job.name for job in jobs)
+        return Source(data.from_items(items), tuple(job.name for job in jobs))
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise RunError(f"{missing[0]}: no such file")
@@ -53,21 +69,39 @@ def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path) -> tuple[Any,
         raise RunError(
             f"{inside[0]}: the input lies in the output folder {out}; choose another output folder"
         )
-    names = [str(path.resolve()) for path in paths]
-    if kinds == {".tar"}:
-        return data.read_webdataset(names, decoder=None).map(_from_webdataset), None
-    table = data.read_parquet(names)
-    return table.map(_from_table(table.schema().names, names[0])), None
+    files = list(dict.fromkeys(path.resolve() for path in paths))
+    source = (_archives if kinds == {".tar"} else _tables)(data, files, {"max_retries": retries})
+    if not source.ids:
+        raise RunError(f"{inputs[0]}: no photo in the inputs; is it a whole file of its kind?")
+    return source
+
+
+def _archives(data: Any, files: Sequence[Path], limits: dict[str, Any]) -> Source:
+    damaged: list[PhotoRecord] = []
+    ids = tuple(name for file in files for name in tar_ids(file, damaged))
+    # read and map with the same limits become one task
+    rows = data.read_webdataset([str(file) for file in files], decoder=None, ray_remote_args=limits)
+    return Source(rows.map(_from_webdataset, **limits), ids, tuple(damaged))
+
+
+def _tables(data: Any, files: Sequence[Path], limits: dict[str, Any]) -> Source:
+    table = data.read_parquet([str(file) for file in files], ray_remote_args=limits)
+    key, image = _columns(table.schema().names, str(files[0]))
+    ids = tuple(name for file in files for name in parquet_ids(file, key))
+    return Source(table.map(_from_table(key, image), **limits), ids)
 
 
 def _from_webdataset(row: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in row.items():
-        if key.lower() in _EXTENSIONS and value is not None:
-            return {"id": f"{row['__key__']}.{key}", "data": bytes(value)}
-    return {"id": str(row["__key__"]), "data": b""}  # is recorded as unreadable
+    files = {
+        name: value for name, value in row.items() if isinstance(value, bytes)
+    }  # no other photo's extensions
+    photo = photo_extension(list(files))
+    # without a photo it is recorded as unreadable
+    return {"id": webdataset_id(str(row["__key__"]), list(files)), "data": files[photo] if photo else b""}
 
 
-def _from_table(columns: Sequence[str], shown: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def _columns(columns: Sequence[str], shown: str) -> tuple[str, str]:
+    """The columns of ids and of photos."""
     key = next((name for name in _ID_COLUMNS if name in columns), None)
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
     if key is None or image is None:
@@ -75,7 +109,10 @@ def _from_table(columns: Sequence[str], shown: str) -> Callable[[Mapping[str, An
             f"{shown}: expected a column of ids out of {_ID_COLUMNS} and one of encoded photos out of "
             f"{_IMAGE_COLUMNS}, got {list(columns)}; rename or add them"
         )
+    return key, image
 
+
+def _from_table(key: str, image: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     def convert(row: Mapping[str, Any]) -> dict[str, Any]:
         value = row[image]
         value = value.get("bytes") if isinstance(value, Mapping) else value

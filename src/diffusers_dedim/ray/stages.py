@@ -17,6 +17,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.image_io import PHOTO_SUFFIXES, encode_photo, write_atomic
 from diffusers_dedim.manifest import PhotoRecord, sha256
 from diffusers_dedim.photo_jobs import PhotoJob, make_job
+from diffusers_dedim.ray.attempts import ATTEMPTS_NAME, DIED, Row, batch_key, survive
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
     ProtectedPhoto,
@@ -29,7 +30,6 @@ from diffusers_dedim.run_batch import (
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
 
-Row = dict[str, Any]
 Output = Literal["files", "parquet"]
 _PHOTOS_AHEAD = 4
 
@@ -46,20 +46,47 @@ def job_of(name: str, out: Path) -> PhotoJob:
     return make_job(path, Path(name), out)
 
 
+def name_of(row_id: object, out: Path) -> str:
+    """What a row is called in the manifest."""
+    try:
+        return job_of(str(row_id), out).name
+    except ValueError:
+        return str(row_id)  # is recorded with the reason
+
+
 @dataclass(frozen=True)
 class FindFaces:
-    """Read and decode a photo and find its faces, so that the accelerators wait for neither.
+    """Read and decode photos and find their faces, so that the accelerators wait for neither.
 
     The decoded pixels are not passed on: sending them costs more than decoding again.
+
+    Args:
+        out: output folder.
+        skip: names that are done, or not to be done.
+        repeated: names that several rows have; the first row that comes along is taken.
     """
 
     out: Path
+    skip: frozenset[str] = frozenset()
+    repeated: frozenset[str] = frozenset()
 
-    def __call__(self, row: Mapping[str, Any]) -> Row:
+    def __call__(self, table: Any) -> Any:
         """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
+        rows = [{**row, "id": name_of(row["id"], self.out)} for row in table.to_pylist()]
+        rows = [row for row in rows if row["id"] not in self.skip]
+        key = batch_key("find", [row["id"] for row in rows])
+        rows = [row for place, row in enumerate(rows) if self._is_first(row["id"], f"{key}/{place}")]
+        found = survive(
+            self.out, key, rows, lambda some: [self._find(row) for row in some],
+            lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
+        )  # fmt: skip
+        columns = {"id": "string", "data": "large_binary", "faces": "large_binary", "problem": "string"}
+        return _table(found, columns)
+
+    def _find(self, row: Row) -> Row:
         from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
 
-        name, data = str(row["id"]), b""
+        name = row["id"]
         try:
             job = job_of(name, self.out)
             data = Path(row["path"]).read_bytes() if row.get("path") else bytes(row["data"])
@@ -71,6 +98,19 @@ class FindFaces:
             return _row(name, problem=PhotoRecord(name, "unreadable", f"cannot be opened ({error.strerror})"))
         except Exception as error:  # whatever a photo provokes, the run goes on to the next
             return _row(name, problem=PhotoRecord(name, "error", f"{type(error).__name__}: {error}"))
+
+    def _is_first(self, name: str, place: str) -> bool:
+        """Whether no other row of this name has come first; the same row may come again, after its worker's death."""
+        if name not in self.repeated:
+            return True
+        claim = self.out / ATTEMPTS_NAME / batch_key("claim", [name])
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with claim.open("x") as file:
+                file.write(place)
+        except FileExistsError:
+            return claim.read_text() == place
+        return True
 
 
 class Protect:
@@ -91,11 +131,21 @@ class Protect:
 
     def __call__(self, table: Any) -> Any:
         """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
+        rows = table.to_pylist()
+        done = survive(
+            self._out, batch_key("protect", [row["id"] for row in rows]), rows, self._protect,
+            lambda row: _result(PhotoRecord(row["id"], "error", DIED)),
+        )  # fmt: skip
+        return _table(done, {"record": "string", "target": "string", "data": "large_binary"})
+
+    def _protect(self, rows: list[Row]) -> list[Row]:
         from diffusers_dedim.run_stream import protect_photos  # PyTorch and diffusers
 
-        items = map_ahead(self._load, table.to_pylist(), threads=2, ahead=_PHOTOS_AHEAD)
+        items = map_ahead(self._load, rows, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(self._pipe, items, self._settings, self._batch_size)
-        return _table(list(map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)))
+        done = map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)
+        results = {result["name"]: result for result in done}  # in the order in which they were done
+        return [results[row["id"]] for row in rows]
 
     def _load(self, row: Row) -> LoadedPhoto | PhotoRecord:
         if row["problem"]:
@@ -204,15 +254,13 @@ def _unpack(packed: bytes) -> tuple[Face, ...]:
 
 
 def _result(record: PhotoRecord, target: str = "", data: bytes = b"") -> Row:
-    return {"record": dump_record(record), "target": target, "data": data}
+    return {"name": record.name, "record": dump_record(record), "target": target, "data": data}
 
 
-def _table(rows: Sequence[Row]) -> Any:
+def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> Any:
     arrow = _pyarrow()
-    schema = arrow.schema(
-        [("record", arrow.string()), ("target", arrow.string()), ("data", arrow.large_binary())]
-    )
-    return arrow.Table.from_pylist(list(rows), schema=schema)
+    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in columns.items()])
+    return arrow.Table.from_pylist([{name: row[name] for name in columns} for row in rows], schema=schema)
 
 
 def _pyarrow() -> Any:

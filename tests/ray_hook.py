@@ -1,0 +1,23 @@
+"""Run in every Ray worker of the tests: some photos kill whoever decodes them, as a decoder with a bug would."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+KILLS_DECODER = (7, 7, 7)
+KILLS_PIPELINE = (6, 6, 6)
+
+
+def install() -> None:
+    from diffusers_dedim import run_batch
+
+    decode_photo = run_batch.decode_photo
+
+    def deadly(data: bytes) -> object:
+        photo = decode_photo(data)
+        if tuple(photo.pixels[0, 0]) == KILLS_DECODER:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return photo
+
+    run_batch.decode_photo = deadly
