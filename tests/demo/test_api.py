@@ -26,14 +26,6 @@ def handlers() -> DemoHandlers:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def client(handlers: DemoHandlers, cache: Path) -> Iterator[Any]:
     with launched(handlers) as (_, opened):
         yield opened

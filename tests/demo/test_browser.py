@@ -50,14 +50,6 @@ def handlers() -> Any:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("gradio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def url(handlers: Any, cache: Path) -> Iterator[str]:
     demo, address = launch.serve(handlers, port=free_port(), block=False)
     yield address
