@@ -140,9 +140,8 @@ def _start_ray(workers: int, accelerators: float) -> None:
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a batch that fails each time is listed, and the run goes on
-    context.execution_no_progress_timeout_s = (
-        -1
-    )  # 64 hard photos may take a slow worker longer than half an hour
+    # 64 hard photos may take a slow worker longer than half an hour
+    context.execution_no_progress_timeout_s = -1
 
 
 def _stages(
