@@ -124,6 +124,18 @@ def test_other_targets_leave_what_has_none(tmp_path: Path) -> None:
     assert len({each._identity("tip-im:weak") for each in made}) == 3
 
 
+def test_a_newly_trained_unet_leaves_what_does_not_use_it(tmp_path: Path) -> None:
+    made = []
+    for width in (1, 2):
+        pipe = ToyPipe()
+        pipe.unet = torch.nn.Linear(width, 1)
+        made.append(evaluate.Evaluator(pipe, [], None, evaluate.EvaluationSettings(("tip-im",)), Methods()))
+    for kept in ("tip-im:weak", "original", "pixelate", "fgsm"):
+        assert made[0]._identity(kept) == made[1]._identity(kept)
+    for changed in ("dedim@h=0.5", "ddpm"):
+        assert made[0]._identity(changed) != made[1]._identity(changed)
+
+
 def test_a_probe_whose_face_is_too_small_is_listed(tmp_path: Path) -> None:
     tiny = Face((40.0, 40.0, 79.0, 79.0), toy.CENTRAL.landmarks, 0.9)
     session = make_session(tmp_path, Methods(), ("swap",))

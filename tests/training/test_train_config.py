@@ -23,7 +23,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[UNetConfig]:
 
     settings: list[UNetConfig] = []
     monkeypatch.setattr(cli, "_crops", lambda config: (None, None))
-    monkeypatch.setattr(unet, "UNetTask", lambda train, val, config: None)
+    monkeypatch.setattr(unet, "UNetTask", lambda train, val, config, model: None)
     monkeypatch.setattr(
         loop, "train", lambda task, config, resume: settings.append(config) or {"figure": 1.0}
     )

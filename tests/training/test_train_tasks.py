@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 from toy_teacher import mean_colour_teacher
 from toys import MEAN_FACE, tiny_unet
@@ -180,20 +181,62 @@ def test_projected_maps_have_the_students_width_and_unit_variance() -> None:
     assert projected.std().item() == pytest.approx(1, abs=1e-3)
 
 
+def train_from(start: Path, name: str, faces: Path, run: Path, *more: str) -> Any:
+    """One step of at most 1e-12 a weight from saved weights, by the command."""
+    words = [
+        name,
+        "--data",
+        str(faces),
+        "-o",
+        str(run),
+        "--initial-weights",
+        str(start),
+        "--keep-in-memory",
+        *more,
+    ]
+    words += ["--max-steps", "1", "--batch-size", "2", "--precision", "no", "--learning-rate", "1e-12"]
+    return CliRunner().invoke(app, words)
+
+
 @pytest.mark.slow
 def test_training_from_given_weights_starts_there(faces: Path, tmp_path: Path) -> None:
     teacher = mean_colour_teacher(tmp_path / "teacher.onnx")
-    MobileFaceNet(2).save_pretrained(tmp_path / "start")
-    words = [
-        "encoder", "--data", str(faces), "-o", str(tmp_path / "run"), "--teacher", str(teacher),
-        "--initial-weights", str(tmp_path / "start"), "--keep-in-memory",
-    ]  # fmt: skip
-    words += ["--max-steps", "1", "--batch-size", "2", "--precision", "no", "--learning-rate", "1e-12"]
-    result = CliRunner().invoke(app, words)
+    start, run = tmp_path / "start", tmp_path / "run"
+    MobileFaceNet(2).save_pretrained(start)
+    result = train_from(start, "encoder", faces, run, "--teacher", str(teacher))
     assert result.exit_code == 0, result.output
-    start = MobileFaceNet.from_pretrained(tmp_path / "start").head[0][0].weight
-    trained = MobileFaceNet.from_pretrained(tmp_path / "run" / "model").head[0][0].weight
-    torch.testing.assert_close(trained, start, rtol=0, atol=1e-9)  # one step of at most 1e-12 a weight
+    before, after = (MobileFaceNet.from_pretrained(folder) for folder in (start, run / "model"))
+    torch.testing.assert_close(after.head[0][0].weight, before.head[0][0].weight, rtol=0, atol=1e-9)
+
+
+def test_unet_and_landmarks_start_from_given_weights(faces: Path, tmp_path: Path) -> None:
+    network = {"in_channels": 3, "out_channels": 3, "block_out_channels": (16, 16), "norm_num_groups": 8}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    small = UNet2DModel(sample_size=112, layers_per_block=1, **network, **blocks)
+    points = LandmarkRegressor()
+    points.mean_shape.fill_(3.0)  # not that of the data
+    for name, model, weights in (("unet", small, "conv_in.weight"), ("landmarks", points, "mean_shape")):
+        start, run = tmp_path / f"{name}-start", tmp_path / name
+        model.save_pretrained(start)
+        result = train_from(start, name, faces, run, "--val-images", "2")
+        assert result.exit_code == 0, result.output
+        after = type(model).from_pretrained(run / "model").state_dict()[weights]
+        torch.testing.assert_close(after, model.state_dict()[weights], rtol=0, atol=1e-9)
+
+
+def test_weights_of_another_network_are_refused_before_training(faces: Path, tmp_path: Path) -> None:
+    LandmarkRegressor().save_pretrained(tmp_path / "points")
+    result = train_from(tmp_path / "points", "unet", faces, tmp_path / "run")
+    assert result.exit_code != 0
+    assert "holds a LandmarkRegressor, expected a UNet2DModel" in str(result.exception) + result.output
+    assert not (tmp_path / "run" / "model").exists()
+    six = UNet2DModel(
+        sample_size=112, out_channels=6, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    data = FaceCrops(str(faces))
+    with pytest.raises(ValueError, match=r"\(3, 6\) channels in and out, expected \(3, 3\)"):
+        UNetTask(data, data, UNetConfig("", data=str(faces)), model=six)
 
 
 def test_principal_directions_keep_the_cosines() -> None:

@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import diffusers_dedim
@@ -33,7 +33,7 @@ from diffusers_dedim.evaluation.chunks import (
     split_probes,
 )
 from diffusers_dedim.evaluation.intervals import bootstrap_mean
-from diffusers_dedim.evaluation.methods import takes_targets
+from diffusers_dedim.evaluation.methods import denoises, takes_targets
 from diffusers_dedim.evaluation.probes import Pixels, Probe
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.recogniser import Recogniser
@@ -152,18 +152,23 @@ class Evaluator:
         targets = ""
         if takes_targets(method) and self.targets is not None:
             targets = hashlib.sha256(self.targets.cpu().numpy().tobytes()).hexdigest()
-        return f"{method} {self._fingerprint} {targets}"
+        return f"{method} {self._fingerprints[denoises(method)]} {targets}"
 
     @cached_property
-    def _fingerprint(self) -> str:
-        """SHA-256 over seed, code, versions, kind of device, networks and schedule."""
+    def _fingerprints(self) -> tuple[str, str]:
+        """Of methods without the UNet, which a newly trained one leaves as they were, and of those with it."""
+        networks = ("face_encoder", "landmarker")
+        return self._fingerprint(*networks), self._fingerprint(*networks, "unet", "scheduler")
+
+    def _fingerprint(self, *components: str) -> str:
+        """SHA-256 over seed, code, versions, kind of device and the pipeline's components."""
         device = torch.device(getattr(self.pipe, "device", "cpu")).type
         versions = [torch.__version__, diffusers.__version__, version("facenet-pytorch")]
         digest = hashlib.sha256(f"{self.settings.seed} {method_code()} {device} {versions}".encode())
-        for name in ("unet", "face_encoder", "landmarker"):
-            module = getattr(self.pipe, name, None)
-            digest.update(f"{name} {module is not None and Recogniser.of(name, module).fingerprint}".encode())
-        digest.update(str(getattr(getattr(self.pipe, "scheduler", None), "config", "")).encode())
+        for name in components:
+            part = getattr(self.pipe, name, None)
+            told = Recogniser.of(name, part).fingerprint if isinstance(part, nn.Module) else part
+            digest.update(f"{name} {told}".encode())
         return digest.hexdigest()
 
     def _protect(self, method: str, chunk: Chunk, identity: str) -> Arrays:

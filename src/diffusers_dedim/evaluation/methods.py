@@ -51,6 +51,11 @@ def takes_targets(name: str) -> bool:
     return name.startswith("tip-im")
 
 
+def denoises(name: str) -> bool:
+    """Whether the UNet and its schedule decide what the method makes of a photo."""
+    return name.startswith(("dedim", "ddpm"))
+
+
 def make_method(
     name: str, pipe: DeDiMPipeline, *, seed: int = 0, first: int = 0, targets: Tensor | None = None
 ) -> Callable[[list[Pixels]], Any]:

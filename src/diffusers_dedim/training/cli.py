@@ -104,8 +104,7 @@ def _crops(config: TrainConfig, **options: Any) -> tuple[Any, Any]:
 
     from diffusers_dedim.training.data import FaceCrops
 
-    in_memory = getattr(config, "keep_in_memory", False)
-    train = FaceCrops(config.data, keep_in_memory=in_memory, **options)
+    train = FaceCrops(config.data, keep_in_memory=config.keep_in_memory, **options)
     validation = FaceCrops(config.data, "val", **options)
     torch.manual_seed(config.seed)
     return train, validation
@@ -114,10 +113,13 @@ def _crops(config: TrainConfig, **options: Any) -> tuple[Any, Any]:
 @_command(UNetConfig)
 def unet(config: UNetConfig, resume: bool) -> dict[str, float]:
     """Train the face DDPM; validation: PSNR of the x_0 estimate by timestep."""
+    from diffusers import UNet2DModel
+
     from diffusers_dedim.training.loop import train
     from diffusers_dedim.training.unet import UNetTask
 
-    return train(UNetTask(*_crops(config), config), config, resume=resume)
+    crops = _crops(config)
+    return train(UNetTask(*crops, config, model=_initial(config, UNet2DModel)), config, resume=resume)
 
 
 @_command(EncoderConfig)
@@ -126,13 +128,14 @@ def encoder(config: EncoderConfig, resume: bool) -> dict[str, float]:
 
     Validation: cosine to, and score correlation with, the teacher; or similarities within and between identities.
     """
+    from diffusers_dedim.encoders import MobileFaceNet
     from diffusers_dedim.training.arcface import ArcFaceTask
     from diffusers_dedim.training.encoder import make_encoder_task
     from diffusers_dedim.training.loop import train
 
     arcface = config.method == "arcface"
     crops = _crops(config, label_column=config.labels if arcface else None)
-    student = _student(config)
+    student = _initial(config, MobileFaceNet) or MobileFaceNet()
     task: Any
     if arcface:
         task = ArcFaceTask(*crops, config, student=student)
@@ -141,24 +144,31 @@ def encoder(config: EncoderConfig, resume: bool) -> dict[str, float]:
     return train(task, config, resume=resume)
 
 
-def _student(config: EncoderConfig) -> Any:
-    from diffusers_dedim.encoders import MobileFaceNet
+def _initial(config: TrainConfig, network: type[Any]) -> Any:
+    """The network in the folder that the settings name, or None.
+
+    Raises:
+        ValueError: the folder holds another class, or none.
+    """
     from diffusers_dedim.training.checkpoint import check_model_folder
 
     if config.initial_weights is None:
-        return MobileFaceNet()
-    check_model_folder("initial_weights", config.initial_weights, "MobileFaceNet")
-    return MobileFaceNet.from_pretrained(config.initial_weights)
+        return None
+    check_model_folder("initial_weights", config.initial_weights, network.__name__)
+    return network.from_pretrained(config.initial_weights)
 
 
 @_command(LandmarkConfig)
 def landmarks(config: LandmarkConfig, resume: bool) -> dict[str, float]:
     """Train the 51-landmark regressor; validation: error over the distance of the outer eye corners."""
+    from diffusers_dedim.faces.landmarks import LandmarkRegressor
     from diffusers_dedim.training.landmarks import LandmarkTask
     from diffusers_dedim.training.loop import train
 
-    task = LandmarkTask(*_crops(config, require_landmarks=True), config)
-    return train(task, config, resume=resume)
+    crops = _crops(config, require_landmarks=True)
+    return train(
+        LandmarkTask(*crops, config, model=_initial(config, LandmarkRegressor)), config, resume=resume
+    )
 
 
 if __name__ == "__main__":

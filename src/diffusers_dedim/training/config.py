@@ -75,6 +75,8 @@ class TrainConfig(LoopConfig):
     data: str = field(
         kw_only=True, metadata={"help": "Parquet file, folder of parquet files or images, or a Hub name."}
     )
+    initial_weights: str | None = setting(None, "Model folder to start from.")
+    keep_in_memory: bool = setting(False, "Keep decoded images: 50 KB of memory each.")
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,6 @@ class EncoderConfig(TrainConfig):
     margin: float = setting(0.5, "arcface: angle added to that of the right identity, radians.")
     scale: float = setting(64.0, "arcface: factor of the cosines.")
     max_noise: float = setting(0.1, "Largest std of the noise on half of the crops.")
-    initial_weights: str | None = setting(None, "Model folder to start from.")
-    keep_in_memory: bool = setting(False, "Keep decoded images: 50 KB of memory each.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,12 +23,18 @@ class LandmarkTask(FaceTask):
     Args:
         train_data, val_data: crops with landmarks, see `FaceCrops`.
         config: the settings.
+        model: network to train on; a new one by default, which starts at the mean face of the data.
     """
 
-    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: LandmarkConfig) -> None:
-        self.model = LandmarkRegressor()
+    def __init__(
+        self, train_data: FaceCrops, val_data: FaceCrops, config: LandmarkConfig, *,
+        model: LandmarkRegressor | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model or LandmarkRegressor()
         super().__init__(train_data, val_data, config)
         self.config = config
+        if model is not None:
+            return
         count = min(1000, len(train_data))
         shapes = [train_data[index]["landmarks"][_JAW_POINTS:] for index in range(count)]
         self.model.mean_shape.copy_(torch.stack(shapes).mean(0))

@@ -58,10 +58,27 @@ class UNetTask(FaceTask):
             smaller is faster on a CPU. ``full_size_share`` of the steps, drawn at random, see the whole 112-px
             face; ``low_timestep_share`` of the samples are drawn from t < ``low_timestep_limit``, where DeDiM
             works.
+        model: network to train on, of 3 channels in and out; one of ``config.size`` by default.
+
+    Raises:
+        ValueError: ``model`` has other channels.
     """
 
-    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: UNetConfig) -> None:
-        self.model = make_unet(config.size).to(memory_format=torch.channels_last)
+    def __init__(
+        self,
+        train_data: FaceCrops,
+        val_data: FaceCrops,
+        config: UNetConfig,
+        *,
+        model: UNet2DModel | None = None,
+    ) -> None:
+        model = model or make_unet(config.size)
+        channels = (model.config.in_channels, model.config.out_channels)
+        if channels != (3, 3):
+            raise ValueError(
+                f"initial_weights: the UNet has {channels} channels in and out, expected (3, 3)."
+            )
+        self.model = model.to(memory_format=torch.channels_last)
         self.scheduler = make_scheduler()
         super().__init__(train_data, val_data, config)
         self.config = config
