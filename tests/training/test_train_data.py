@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +73,56 @@ def test_a_source_without_parts_says_so(tmp_path: Path, faces: Path) -> None:
         assert caught[0].filename == __file__
 
 
+def test_a_folder_without_validation_faces_gives_its_training_faces(tmp_path: Path, faces: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("data/train-0.parquet", "data/test-0.parquet"):
+        (tmp_path / name).write_bytes(faces.read_bytes())
+    with pytest.warns(UserWarning, match="has no part 'val'; its part 'train' is used"):
+        assert len(FaceCrops(tmp_path, "val")) == 6
+    (tmp_path / "data" / "validation-0.parquet").write_bytes(faces.read_bytes())
+    assert len(FaceCrops(tmp_path, "val")) == 6  # no warning: an error here
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training_faces/1.png", "more/2.png", "more/3.png"),
+        ("face_train_1.png", "face_2.png", "test.png"),
+        ("anna/1.png", "val_kilmer/1.png", "val_kilmer/2.png"),
+    ],
+)
+def test_no_image_is_left_out_because_of_a_word_in_a_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for value, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(value=value))
+    (tmp_path / "notes.txt").write_text("no image")
+    data = FaceCrops(tmp_path, label_column="label" if "anna" in names[0] else None)
+    assert sorted(int(data[index]["image"].max()) for index in range(len(data))) == [0, 1, 2]
+    assert data.labels.tolist() in ([], [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked", "warned"),
+    [
+        (["train", "val"], "val", None),
+        (["train", "validation"], "validation", None),
+        (["train"], "train", "has no part 'val'; its part 'train' is used"),
+        (["faces", "more"], "faces+more", "has no part 'val'; all of it is used"),
+    ],
+)
+def test_a_name_on_the_hub_is_asked_for_the_part_it_has(
+    monkeypatch: pytest.MonkeyPatch, faces: Path, parts: list[str], asked: str, warned: str | None
+) -> None:
+    """The Hub is out of reach of the tests: what is asked of `datasets` is looked at."""
+    calls = []
+    rows = datasets.load_dataset("parquet", data_files=[str(faces)], split="train")
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: parts)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: calls.append((name, split)) or rows)
+    with pytest.warns(UserWarning, match=warned) if warned else nullcontext():
+        assert len(FaceCrops("someone/ffhq-v1.0", "val")) == 6
+    assert calls == [("someone/ffhq-v1.0", asked)]
+
+
 @pytest.mark.parametrize("image", [png(), {"bytes": png(), "path": None}])
 def test_encoded_bytes_of_other_programs_are_images(tmp_path: Path, image: Any) -> None:
     assert FaceCrops(write(tmp_path / "a.parquet", image=[image]))[0]["image"].max() == 0
@@ -96,7 +148,7 @@ def test_bad_data_is_refused(
         FaceCrops(path, **arguments)
 
 
-@pytest.mark.parametrize("source", ["nowhere.parquet", "/no/where", "faces.csv"])
+@pytest.mark.parametrize("source", ["nowhere.parquet", "/no/where", "./faces", "a/b/c"])
 def test_a_source_that_is_not_there_is_refused(source: str) -> None:
     with pytest.raises(
         ValueError, match=re.escape(f"data: {source} is neither a .parquet file nor a folder.")
@@ -106,7 +158,7 @@ def test_a_source_that_is_not_there_is_refused(source: str) -> None:
 
 def test_a_folder_with_nothing_of_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no images here")
-    text = f"data: the folder {tmp_path} holds no val*.parquet file and no image."
+    text = f"data: the folder {tmp_path} holds no .parquet file and no image."
     with pytest.raises(ValueError, match=re.escape(text)):
         FaceCrops(tmp_path, "val")
 
@@ -194,11 +246,3 @@ def test_the_fingerprint_is_of_the_content_and_not_of_its_place(tmp_path: Path) 
     assert FaceCrops(tmp_path / "folder").fingerprint == one
     assert FaceCrops(write(tmp_path / "two.parquet", image=images[::-1])).fingerprint != one
     assert FaceCrops(write(tmp_path / "few.parquet", image=images[:1])).fingerprint != one
-
-
-def test_a_name_is_read_by_split(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub is out of reach of the tests: what is asked of `datasets` is looked at."""
-    rows, asked = FaceCrops(faces).rows, []
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: asked.append((name, split)) or rows)
-    assert len(FaceCrops("someone/ffhq-112", "val")) == 6
-    assert asked == [("someone/ffhq-112", "val")]

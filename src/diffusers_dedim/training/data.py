@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from io import BytesIO
@@ -18,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from diffusers_dedim.training.sources import open_rows
+
 CROP_SIZE = 112
 
 
@@ -25,10 +26,8 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
     """Aligned 112x112 face crops.
 
     Args:
-        source: a parquet file, a folder (of parquet files or of images) or a name on the Hub.
-        split: which split a named data set is read from; for a folder of parquet files, those whose
-            name begins with it; for a folder of images, its subfolder of that name. Where a source has no such
-            parts all of it is used, with a warning if another split than "train" was asked for.
+        source: a parquet file, a folder (of parquet files or of images) or a name on the Hub (`open_rows`).
+        split: "train" or "val", see `open_rows` for what that means in each kind of source.
         require_landmarks: ask for the column ``landmarks_68``.
         keep_in_memory: decode each image once and keep it (50 KB each), which suits many passes over a
             set that fits.
@@ -53,7 +52,7 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
     ) -> None:  # fmt: skip
         self.source = str(source)
         self._kept: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
-        self.rows = _open(self.source, split, with_labels=label_column is not None)
+        self.rows = open_rows(self.source, split, with_labels=label_column is not None)
         columns = self.rows.column_names
         if "image" not in columns:
             raise ValueError(f"data: {self.source} has no column 'image'; its columns are {sorted(columns)}.")
@@ -142,37 +141,6 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
                 "136 (68 points, x then y); drop such rows."
             )
         return np.array(points, dtype=np.float32)
-
-
-def _open(source: str, split: str, *, with_labels: bool = False) -> Any:
-    """Open a parquet file, a folder or a named data set as one `datasets.Dataset`."""
-    import datasets
-
-    path = Path(source)
-    if path.is_file() and path.suffix == ".parquet":
-        _warn_without_split(source, split)
-        return datasets.load_dataset("parquet", data_files=[str(path)], split="train")
-    if not path.is_dir():
-        if path.suffix or path.is_absolute():
-            raise ValueError(f"data: {source} is neither a .parquet file nor a folder.")
-        return datasets.load_dataset(source, split=split)
-    shards = sorted(str(file) for file in path.glob(f"{split}*.parquet"))
-    if shards:
-        return datasets.load_dataset("parquet", data_files=shards, split="train")
-    if not any(file.suffix.lower() in Image.registered_extensions() for file in path.rglob("*")):
-        raise ValueError(f"data: the folder {source} holds no {split}*.parquet file and no image.")
-    folder = path / split
-    if not folder.is_dir():
-        folder = path
-        _warn_without_split(source, split)
-    labels = {"drop_labels": False} if with_labels else {}
-    return datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", **labels)
-
-
-def _warn_without_split(source: str, split: str) -> None:
-    """Figures measured on the training faces would look like those of held-out ones."""
-    if split != "train":
-        warnings.warn(f"data: {source} has no part {split!r}; all of it is used.", stacklevel=4)
 
 
 def _labels(rows: Any, column: str, source: str) -> NDArray[np.int64]:
