@@ -41,7 +41,7 @@ from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr
 
-BLACK_BOXES = (*CROP_RECOGNISERS, f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
+BLACK_BOXES = (*CROP_RECOGNISERS, "dlib", f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
 START_TIMESTEP = 100  # the paper's t_0
 NOISY_TIMESTEPS = tuple(range(9, 100, 10))  # tenths of the x_t that guidance sees, t < 100
 UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500

@@ -12,7 +12,14 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.hub.cards import eval_results_yaml, package_folder, read_card, render_card
+from diffusers_dedim.hub.cards import (
+    card_path,
+    copy_pictures,
+    eval_results_yaml,
+    package_folder,
+    read_card,
+    render_card,
+)
 from diffusers_dedim.hub.kinds import Model
 from diffusers_dedim.hub.staging import stage_model
 
@@ -26,7 +33,7 @@ def test_the_cards_are_fit_for_the_hub(model: Model) -> None:
     assert (again.data.license, again.data.license_link) == ("other", "LICENSE.md")
     assert (again.data.pipeline_tag == "image-to-image") == (model is Model.pipeline)
     links = set(re.findall(r"\]\(([^)]+)\)", again.text))
-    assert {link for link in links if not link.startswith("https://")} <= {
+    assert {link for link in links if not link.startswith(("https://", "images/"))} <= {
         "LICENSE.md",
         "#training-data-of-all-three",
     }
@@ -49,6 +56,20 @@ def test_a_card_without_results(tmp_path: Path) -> None:
     path = tmp_path / "card.md"
     path.write_text("---\nlibrary_name: diffusers\npipeline_tag: image-to-image\nlicense: mit\n---\n# Card\n")
     assert eval_results_yaml(read_card(Model.unet, path)) is None
+
+
+def test_pictures_of_a_card_go_with_it(tmp_path: Path) -> None:
+    card, folder = tmp_path / "card.md", tmp_path / "out"
+    card.write_text("![a curve](images/a.png) ![](https://x.org/b.png) [text](images/c.png)")
+    folder.mkdir()
+    with pytest.raises(DeDiMError, match=r"shows images/a\.png, which is not beside it"):
+        copy_pictures(card, folder)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"picture")
+    copy_pictures(card, folder)
+    assert [path.read_bytes() for path in folder.rglob("*.png")] == [b"picture"]
+    for model in Model:
+        copy_pictures(card_path(model, None), folder)  # those of our cards are there
 
 
 def test_a_missing_card_and_folder(tmp_path: Path) -> None:

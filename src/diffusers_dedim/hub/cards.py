@@ -7,6 +7,7 @@ https://github.com/huggingface/hub-docs: ``modelcard.md`` (model-index), ``docs/
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
@@ -16,6 +17,7 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.kinds import KINDS, Model
 
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.-]+)\)")
 _SHARED_CARD = "README.md"
 _SHARED_SECTIONS = ("Parameters", "Training data of all three")
 _LICENCE_FILE = "LICENSE.md"
@@ -37,13 +39,31 @@ def package_folder(name: str) -> Path:
     )
 
 
+def card_path(model: Model, own_card: Path | None) -> Path:
+    """The user's own card, or the one in ``model_cards/``."""
+    return own_card or package_folder("model_cards") / f"{model.value}.md"
+
+
+def copy_pictures(card: Path, folder: Path) -> None:
+    """Copy the pictures that the card shows out of ``images/`` beside it.
+
+    Raises:
+        DeDiMError: one is not there.
+    """
+    for name in sorted(set(_PICTURE.findall(card.read_text(encoding="utf-8")))):
+        if not (card.parent / name).is_file():
+            raise DeDiMError(f"card {card}: shows {name}, which is not beside it.")
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(card.parent / name, folder / name)
+
+
 def read_card(model: Model, own_card: Path | None) -> ModelCard:
     """Read and check the card: the user's own, or the one in ``model_cards/``.
 
     Raises:
         DeDiMError: the file is missing, or its metadata lack what the Hub needs.
     """
-    path = own_card or package_folder("model_cards") / f"{model.value}.md"
+    path = card_path(model, own_card)
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -103,7 +123,7 @@ def _shared_sections() -> str:
 
 def _inside_link(match: re.Match[str]) -> str:
     label, target = match.groups()
-    if target.startswith(("http://", "https://", "#")):
+    if target.startswith(("http://", "https://", "#", "images/")):
         return match.group()
     if target.endswith(_LICENCE_FILE):
         return f"[{label}]({_LICENCE_FILE})"

@@ -17,7 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.hub.cards import eval_results_yaml, package_folder, read_card, render_card
+from diffusers_dedim.hub.cards import (
+    card_path,
+    copy_pictures,
+    eval_results_yaml,
+    package_folder,
+    read_card,
+    render_card,
+)
 from diffusers_dedim.hub.kinds import EVAL_RESULTS, KINDS, Model, ModelKind
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -58,6 +65,7 @@ def stage_model(
     if kind.index == "model_index.json":
         _write_index(model, kind, source, folder)
     (folder / "README.md").write_text(render_card(model_card, model, repo_id, shared=card is None), "utf-8")
+    copy_pictures(card_path(model, card), folder)
     results = eval_results_yaml(model_card)
     if results is not None:
         (folder / EVAL_RESULTS).mkdir()
