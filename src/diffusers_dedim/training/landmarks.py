@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, OUTER_EYE_CORNERS, LandmarkRegressor
 from diffusers_dedim.training.config import LandmarkConfig
-from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, random_similarity, to_model_range
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, to_model_range
 from diffusers_dedim.training.face_task import FaceTask
+from diffusers_dedim.training.geometry import random_similarity
 from diffusers_dedim.training.loop import Batch
 
 _JAW_POINTS = 17
