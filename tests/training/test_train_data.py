@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,29 @@ def test_a_bad_row_anywhere_is_found_before_training(tmp_path: Path) -> None:
     path = write(tmp_path / "c.parquet", image=[png(), png()], landmarks_68=points)
     with pytest.raises(ValueError, match=re.escape(f"data: row 1 of {path} has 3 numbers in 'landmarks_68'")):
         _ = FaceCrops(path).fingerprint
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf])
+def test_a_landmark_that_is_no_number_is_found_before_training(tmp_path: Path, wrong: float | None) -> None:
+    points = [[1.0] * 136, [1.0] * 135 + [wrong]]
+    path = write(tmp_path / "a.parquet", image=[png(), png()], landmarks_68=points)
+    data, text = (
+        FaceCrops(path),
+        f"data: row 1 of {path} has 1 of 136 numbers in 'landmarks_68' that are null, NaN",
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        _ = data.fingerprint
+    with pytest.raises(ValueError, match=re.escape(text)):
+        data[1]
+
+
+def test_without_datasets_the_command_to_install_is_named(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=re.escape("dedim train needs the package 'datasets'")) as caught:
+        FaceCrops(faces)
+    assert 'pip install "diffusers-dedim[train]"' in str(caught.value)
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_its_place(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from diffusers_dedim.extras import import_extra
+
 CROP_SIZE = 112
 
 
@@ -44,13 +46,15 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
 
     Raises:
         ValueError: no images, no ``image`` column, no landmarks or labels where asked for, or a first crop of
-            another size; items: an image that cannot be read, or other than 68 landmarks.
+            another size; items: an image that cannot be read, or other than 68 landmarks, all of them numbers.
+        ImportError: `datasets` is not installed; the message has the command that installs it.
     """
 
     def __init__(
         self, source: str | Path, split: str = "train", *, require_landmarks: bool = False,
         keep_in_memory: bool = False, label_column: str | None = None,
     ) -> None:  # fmt: skip
+        import_extra("datasets", "dedim train", 'pip install "diffusers-dedim[train]"')  # bare imports follow
         self.source = str(source)
         self._kept: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         self.rows = _open(self.source, split, with_labels=label_column is not None)
@@ -81,7 +85,7 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
         the pixels are not decoded.
 
         Raises:
-            ValueError: a crop of another size, a file that is no image, or other than 68 landmarks.
+            ValueError: a crop of another size, a file that is no image, or other than 68 landmarks that are numbers.
         """
         import datasets
 
@@ -141,7 +145,14 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
                 f"data: row {index} of {self.source} has {len(points)} numbers in 'landmarks_68', expected "
                 "136 (68 points, x then y); drop such rows."
             )
-        return np.array(points, dtype=np.float32)
+        numbers = np.array(points, dtype=np.float32)  # a number that is null becomes NaN
+        wrong = int((~np.isfinite(numbers)).sum())
+        if wrong:
+            raise ValueError(
+                f"data: row {index} of {self.source} has {wrong} of 136 numbers in 'landmarks_68' that are "
+                "null, NaN or infinite; drop such rows."
+            )
+        return numbers
 
 
 def _open(source: str, split: str, *, with_labels: bool = False) -> Any:
