@@ -19,7 +19,7 @@ from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.encoder import EncoderTask, _principal_directions, _projection
+from diffusers_dedim.training.encoder import EncoderTask
 from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
@@ -155,7 +155,7 @@ def encoder_task(data: FaceCrops, teacher: Path) -> EncoderTask:
 
 def test_encoder_task(data: FaceCrops, tmp_path: Path) -> None:
     task = encoder_task(data, mean_colour_teacher(tmp_path / "teacher.onnx"))
-    assert [size for size, _, _ in task.projections] == [28, 7]
+    assert [size for size, _, _ in task.targets.projections] == [28, 7]
     one_step(task)
     figures = task.validate(task.model.eval())
     assert sorted(figures) == ["cosine_to_teacher", "impostor_correlation"]
@@ -170,15 +170,6 @@ def test_teacher_gives_the_last_sum_of_each_size(data: FaceCrops, tmp_path: Path
     torch.testing.assert_close(embedding, nn.functional.normalize(images.mean((2, 3))), rtol=1e-3, atol=1e-4)
     assert [tuple(stage.shape) for stage in stages] == [(1, 3, 28, 28), (1, 3, 7, 7)]
     torch.testing.assert_close(stages[1], 4 * nn.functional.avg_pool2d(images, 16))
-
-
-def test_projected_maps_have_the_students_width_and_unit_variance() -> None:
-    maps = torch.randn(6, 5, 7, 7, generator=torch.Generator().manual_seed(0)) * 3 + 2
-    weight, bias = _projection(maps, 4)
-    projected = nn.functional.conv2d(maps, weight, bias)
-    assert projected.shape == (6, 4, 7, 7)
-    assert projected.mean((0, 2, 3)).abs().max().item() < 1e-4  # float32 of sums of 294 values
-    assert projected.std().item() == pytest.approx(1, abs=1e-3)
 
 
 def train_from(start: Path, name: str, faces: Path, run: Path, *more: str) -> Any:
@@ -237,17 +228,6 @@ def test_weights_of_another_network_are_refused_before_training(faces: Path, tmp
     data = FaceCrops(str(faces))
     with pytest.raises(ValueError, match=r"\(3, 6\) channels in and out, expected \(3, 3\)"):
         UNetTask(data, data, UNetConfig("", data=str(faces)), model=six)
-
-
-def test_principal_directions_keep_the_cosines() -> None:
-    """Embeddings that lie in a plane keep their cosines in two dimensions, to float32."""
-    generator = torch.Generator().manual_seed(0)
-    plane, _ = torch.linalg.qr(torch.randn(8, 2, generator=generator))
-    embeddings = nn.functional.normalize(torch.randn(20, 2, generator=generator)) @ plane.T
-    reduced = embeddings @ _principal_directions(embeddings, 2)
-    torch.testing.assert_close(reduced @ reduced.T, embeddings @ embeddings.T, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"embedding_dim: 9 exceeds the teacher's 8\."):
-        _principal_directions(embeddings, 9)
 
 
 def test_augmentation_depends_on_the_generator_alone() -> None:

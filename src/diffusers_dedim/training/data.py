@@ -224,6 +224,16 @@ def _decode_images(rows: Any, source: str) -> Any:
         raise ValueError(f"data: the column 'image' of {source} holds {kind}, expected images.") from error
 
 
+def check_batch_size(batch_size: int, length: int) -> None:
+    """Refuse a batch that the data cannot fill.
+
+    Raises:
+        ValueError: ``batch_size`` is more than ``length``.
+    """
+    if length < batch_size:
+        raise ValueError(f"batch_size: {batch_size} is more than the {length} images of the data.")
+
+
 class ResumableBatches(Sampler[list[int]]):
     """Endless shuffled batches of indices that depend only on ``seed`` and their number, so a resumed
     training sees exactly the batches that an uninterrupted one would have seen.
@@ -245,8 +255,7 @@ class ResumableBatches(Sampler[list[int]]):
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, start_batch: int = 0) -> None:
-        if length < batch_size:
-            raise ValueError(f"batch_size: {batch_size} is more than the {length} images of the data.")
+        check_batch_size(batch_size, length)
         self.length, self.batch_size, self.seed, self.start_batch = length, batch_size, seed, start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
