@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy_teacher import mean_colour_teacher
 from toys import MEAN_FACE, tiny_unet
@@ -16,6 +18,7 @@ from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
 from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
+from diffusers_dedim.training.checkpoint import load_network
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
@@ -69,6 +72,58 @@ def test_the_shipped_unet_takes_crops_of_both_sizes() -> None:
         with torch.no_grad():
             assert model(torch.zeros(1, 3, size, size), 5).sample.shape == (1, 3, size, size)
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 5.5e6  # "4.8 M" in its docstring
+
+
+@pytest.mark.parametrize(
+    ("changes", "crop_size", "text"),
+    [
+        ({"num_class_embeds": 10}, 64, "initial_weights: the UNet asks for a class of each image, expected one"),
+        ({"levels": 5}, 56, "crop_size: expected a multiple of 16, which a UNet of 5 levels needs, got 56."),
+        ({"levels": 6}, 64, "initial_weights: the UNet has 6 levels, and 112 px is no multiple of 32; expected at"),
+    ],
+)  # fmt: skip
+def test_a_unet_that_does_not_fit_is_refused(
+    data: FaceCrops, changes: dict[str, Any], crop_size: int, text: str
+) -> None:
+    levels = changes.pop("levels", 2)
+    model = UNet2DModel(
+        sample_size=112, layers_per_block=1, block_out_channels=(4,) * levels, norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels, add_attention=False,
+        **changes,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=re.escape(text)):
+        UNetTask(data, data, UNetConfig(**SETTINGS, crop_size=crop_size), model=model)
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_the_task(data: FaceCrops) -> None:
+    with pytest.raises(ValueError, match=re.escape("batch_size: 7 is more than the 6 images of the data.")):
+        LandmarkTask(data, data, LandmarkConfig(**{**SETTINGS, "batch_size": 7}))
+
+
+def test_a_regressor_of_other_landmarks_is_refused(data: FaceCrops) -> None:
+    with pytest.raises(ValueError, match=r"^initial_weights: the regressor has 68 landmarks, expected 51\."):
+        LandmarkTask(data, data, LandmarkConfig(**SETTINGS), model=LandmarkRegressor(68))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [("lost", "lacks 1 weights, mean_shape among them"), ("more", "config.json, 1 weights, other among them"),
+     ("shape", "cannot be loaded ("), ("file", "cannot be loaded (")],
+)  # fmt: skip
+def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, change: str, text: str) -> None:
+    LandmarkRegressor().save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if change == "lost":
+        del weights["mean_shape"]
+    else:
+        weights["mean_shape" if change == "shape" else "other"] = torch.zeros(3)
+    save_file(weights, path, {"format": "pt"})
+    if change == "file":
+        path.unlink()
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        load_network("initial_weights", tmp_path, LandmarkRegressor)
+    assert str(caught.value).startswith(f"initial_weights: {tmp_path} ")
 
 
 def test_the_base_unet_is_of_the_size_that_is_said() -> None:
