@@ -17,6 +17,7 @@ from accelerate.tracking import GeneralTracker
 from tiny_task import TinyNet, TinyTask, loop_config
 
 from diffusers_dedim.errors import TrainingDivergedError
+from diffusers_dedim.training import loop
 from diffusers_dedim.training.checkpoint import _public, check_model_folder, write_json
 from diffusers_dedim.training.loop import Progress, train
 
@@ -95,6 +96,28 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str
     text = f"resume: the checkpoint in {tmp_path} was made with other settings ({named}); use the same ones"
     with pytest.raises(ValueError, match=re.escape(text)):
         run(tmp_path, resume=True, **changes)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_has_the_decays_that_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    run(tmp_path, max_steps=1, optimizer=optimizer, ema_decay=0.9, weight_decay=0.0)
+    sessions: list[Any] = []
+    monkeypatch.setattr(loop, "_run", sessions.append)
+    run(tmp_path, resume=True, max_steps=2, optimizer=optimizer, ema_decay=0.5, weight_decay=0.25)
+    assert sessions[0].progress.step == 1
+    assert sessions[0].ema.decay == 0.5
+    assert {group["weight_decay"] for group in sessions[0].optimizer.param_groups} == {0.25}
+
+
+def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(
+        ValueError, match=r"^num_processes: expected 1, got 2; .* without accelerate launch\."
+    ):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_used_folder_is_not_overwritten(tmp_path: Path) -> None:
