@@ -9,6 +9,8 @@ import torch
 from tiny_task import TinyTask, loop_config
 from torch import nn
 
+from diffusers_dedim import MobileFaceNet
+from diffusers_dedim.training.arcface import ArcFaceNet
 from diffusers_dedim.training.loop import train
 from diffusers_dedim.training.optimizer import make_optimizer
 
@@ -35,6 +37,13 @@ def test_muon_takes_the_weights_that_mix_channels() -> None:
     assert [id(weight) for weight in mixing["params"]] == [id(model.mixing.weight)]
     assert len(others["params"]) == 4  # its bias, the depthwise convolution and its bias, the PReLU
     assert others["use_fallback"]
+
+
+def test_class_centres_are_left_to_adamw() -> None:
+    model = ArcFaceNet(MobileFaceNet(16), identities=32)
+    mixing, others = make_optimizer(model, loop_config("out", optimizer="muon")).param_groups
+    assert id(model.centres) in {id(weight) for weight in others["params"]}
+    assert id(model.encoder.head[2][0].weight) in {id(weight) for weight in mixing["params"]}
 
 
 def test_a_step_of_muon_is_as_long_as_one_of_adamw() -> None:

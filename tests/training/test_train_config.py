@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_dedim_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(dedim, words)
     assert result.exit_code == 2
     assert result.output.startswith("Error: data: the folder ")
-    assert "holds no train*.parquet file and no image." in result.output
+    assert "holds no .parquet file and no image." in result.output
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -99,6 +100,17 @@ def test_dedim_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         (UNetConfig, {"loss_weighting": "snr"}, "loss_weighting: expected 'none' or 'min-snr', got 'snr'."),
         (UNetConfig, {"min_snr_gamma": 0}, "min_snr_gamma: expected a positive number, got 0."),
         (LandmarkConfig, {"log_every": 0}, "log_every: expected at least 1, got 0."),
+        (UNetConfig, {"val_images": 0}, "val_images: expected at least 1, got 0."),
+        (LandmarkConfig, {"val_images": 0}, "val_images: expected at least 1, got 0."),
+        (UNetConfig, {"low_timestep_limit": 0}, "low_timestep_limit: expected a timestep from 1 to 1000, got 0."),
+        (UNetConfig, {"low_timestep_limit": 1001}, "low_timestep_limit: expected a timestep from 1 to 1000, got"),
+        (UNetConfig, {"full_size_share": 1.5}, "full_size_share: expected a number from 0 to 1, got 1.5."),
+        (UNetConfig, {"low_timestep_share": -0.1}, "low_timestep_share: expected a number from 0 to 1, got -0.1."),
+        (EncoderConfig, {"margin": 3.2}, "margin: expected an angle from 0 to below pi, got 3.2."),
+        (EncoderConfig, {"scale": 0}, "scale: expected a positive number, got 0."),
+        (EncoderConfig, {"max_noise": -1}, "max_noise: expected a number from 0 on, got -1."),
+        (EncoderConfig, {"feature_weight": math.nan}, "feature_weight: expected a number from 0 on, got nan."),
+        (EncoderConfig, {"relation_weight": -1}, "relation_weight: expected a number from 0 on, got -1."),
         (EncoderConfig, {"method": "triplet"}, "method: expected 'distill' or 'arcface', got 'triplet'."),
         (EncoderConfig, {}, "teacher: --method distill needs one; give --teacher FILE.onnx, or --method arcface"),
     ],

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import sys
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +21,6 @@ from diffusers_dedim.training.data import (
     FaceCrops,
     ResumableBatches,
     batches,
-    random_similarity,
     to_model_range,
 )
 
@@ -196,31 +197,6 @@ def test_model_range() -> None:
     assert to_model_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_points_move_with_the_pixels(dtype: torch.dtype) -> None:
-    """A soft spot is painted at each point; after the warp its centre of mass is where the point went."""
-    points = torch.tensor([[[40.0, 50.0]], [[70.0, 61.0]], [[55.5, 80.0]], [[33.0, 77.0]]], dtype=dtype)
-    axis = torch.arange(112, dtype=dtype)
-    distance = (axis - points[..., :1]).square()[:, :, None] + (axis - points[..., 1:]).square()[..., None]
-    images = torch.exp(-distance / 18)
-    warped, moved = random_similarity(
-        images, points, torch.Generator().manual_seed(0), max_shift=6, max_scale=0.1, max_degrees=15
-    )
-    assert moved.dtype == warped.dtype == dtype
-    assert (moved - points).norm(dim=2).min() > 1  # they did move
-    mass = warped.sum((2, 3))
-    centre = torch.stack([(warped.sum(2) * axis).sum(2) / mass, (warped.sum(3) * axis).sum(2) / mass], dim=2)
-    # bilinear sampling keeps a centre of mass but for the spot's curvature within a pixel
-    torch.testing.assert_close(centre, moved, rtol=0, atol=0.02)
-
-
-def test_no_movement_is_the_identity() -> None:
-    images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    warped, moved = random_similarity(images, torch.zeros(2, 0, 2), torch.Generator(), 0, 0, 0)
-    assert moved.shape == (2, 0, 2)
-    torch.testing.assert_close(warped, images, rtol=0, atol=1e-4)  # float32 grid coordinates: 1e-5 of a pixel
-
-
 def test_a_bad_row_anywhere_is_found_before_training(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=[png(), png(), png(64)])
     data = FaceCrops(path)  # looks at the first only
@@ -235,6 +211,29 @@ def test_a_bad_row_anywhere_is_found_before_training(tmp_path: Path) -> None:
     path = write(tmp_path / "c.parquet", image=[png(), png()], landmarks_68=points)
     with pytest.raises(ValueError, match=re.escape(f"data: row 1 of {path} has 3 numbers in 'landmarks_68'")):
         _ = FaceCrops(path).fingerprint
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf])
+def test_a_landmark_that_is_no_number_is_found_before_training(tmp_path: Path, wrong: float | None) -> None:
+    points = [[1.0] * 136, [1.0] * 135 + [wrong]]
+    path = write(tmp_path / "a.parquet", image=[png(), png()], landmarks_68=points)
+    data, text = (
+        FaceCrops(path),
+        f"data: row 1 of {path} has 1 of 136 numbers in 'landmarks_68' that are null, NaN",
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        _ = data.fingerprint
+    with pytest.raises(ValueError, match=re.escape(text)):
+        data[1]
+
+
+def test_without_datasets_the_command_to_install_is_named(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=re.escape("dedim train needs the package 'datasets'")) as caught:
+        FaceCrops(faces)
+    assert 'pip install "diffusers-dedim[train]"' in str(caught.value)
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_its_place(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from accelerate.tracking import GeneralTracker
 from tiny_task import TinyNet, TinyTask, loop_config
 
 from diffusers_dedim.errors import TrainingDivergedError
+from diffusers_dedim.training import loop
 from diffusers_dedim.training.checkpoint import _public, check_model_folder, write_json
 from diffusers_dedim.training.loop import Progress, train
 
@@ -94,6 +96,28 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str
     text = f"resume: the checkpoint in {tmp_path} was made with other settings ({named}); use the same ones"
     with pytest.raises(ValueError, match=re.escape(text)):
         run(tmp_path, resume=True, **changes)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_has_the_decays_that_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    run(tmp_path, max_steps=1, optimizer=optimizer, ema_decay=0.9, weight_decay=0.0)
+    sessions: list[Any] = []
+    monkeypatch.setattr(loop, "_run", sessions.append)
+    run(tmp_path, resume=True, max_steps=2, optimizer=optimizer, ema_decay=0.5, weight_decay=0.25)
+    assert sessions[0].progress.step == 1
+    assert sessions[0].ema.decay == 0.5
+    assert {group["weight_decay"] for group in sessions[0].optimizer.param_groups} == {0.25}
+
+
+def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(
+        ValueError, match=r"^num_processes: expected 1, got 2; .* without accelerate launch\."
+    ):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_used_folder_is_not_overwritten(tmp_path: Path) -> None:
@@ -179,13 +203,32 @@ def test_settings_are_written_in_one_move(tmp_path: Path, monkeypatch: pytest.Mo
         ({"minutes": 0}, "minutes: expected a positive time budget, got 0."),
         ({"max_steps": 0}, "max_steps: expected at least 1, got 0."),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0."),
+        ({"minutes": math.nan}, "minutes: expected a positive time budget, got nan."),
+        ({"learning_rate": 0}, "learning_rate: expected a positive number, got 0."),
+        ({"learning_rate": math.inf}, "learning_rate: expected a positive number, got inf."),
+        ({"grad_clip": 0}, "grad_clip: expected a positive number (inf: gradients of any norm), got 0."),
+        ({"ema_decay": 1.0}, "ema_decay: expected a number from 0 (no averaging) to below 1, got 1.0."),
+        ({"ema_decay": -0.1}, "ema_decay: expected a number from 0 (no averaging) to below 1, got -0.1."),
+        ({"weight_decay": -1e-4}, "weight_decay: expected a number from 0 on, got -0.0001."),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1."),
+        ({"num_workers": -1}, "num_workers: expected at least 0, got -1."),
+        ({"seed": -1}, "seed: expected at least 0, got -1."),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes: expected at least 0, got -1."),
+        ({"validate_minutes": math.nan}, "validate_minutes: expected at least 0, got nan."),
+        ({"max_shard_size": "15"}, "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got 15."),
+        ({"max_shard_size": "big"}, "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got big."),
         ({"precision": "int8"}, "precision: expected 'no', 'bf16' or 'fp16', got 'int8'."),
         ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'."),
     ],
-)
+)  # fmt: skip
 def test_bad_settings_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         loop_config("out", **changes)
+
+
+def test_settings_at_the_ends_of_their_ranges_train(tmp_path: Path) -> None:
+    run(tmp_path, max_steps=1, grad_clip=math.inf, ema_decay=0.0, warmup_steps=0, max_shard_size="0.5 kb")
+    assert recorded_step(tmp_path) == 1
 
 
 def test_the_networks_note_of_defaults_does_not_stop_a_resume() -> None:

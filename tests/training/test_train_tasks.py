@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy_teacher import mean_colour_teacher
 from toys import MEAN_FACE, tiny_unet
@@ -16,10 +18,11 @@ from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
 from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
+from diffusers_dedim.training.checkpoint import load_network
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.encoder import EncoderTask, _principal_directions, _projection
+from diffusers_dedim.training.encoder import EncoderTask
 from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
@@ -69,6 +72,58 @@ def test_the_shipped_unet_takes_crops_of_both_sizes() -> None:
         with torch.no_grad():
             assert model(torch.zeros(1, 3, size, size), 5).sample.shape == (1, 3, size, size)
     assert 4e6 < sum(p.numel() for p in model.parameters()) < 5.5e6  # "4.8 M" in its docstring
+
+
+@pytest.mark.parametrize(
+    ("changes", "crop_size", "text"),
+    [
+        ({"num_class_embeds": 10}, 64, "initial_weights: the UNet asks for a class of each image, expected one"),
+        ({"levels": 5}, 56, "crop_size: expected a multiple of 16, which a UNet of 5 levels needs, got 56."),
+        ({"levels": 6}, 64, "initial_weights: the UNet has 6 levels, and 112 px is no multiple of 32; expected at"),
+    ],
+)  # fmt: skip
+def test_a_unet_that_does_not_fit_is_refused(
+    data: FaceCrops, changes: dict[str, Any], crop_size: int, text: str
+) -> None:
+    levels = changes.pop("levels", 2)
+    model = UNet2DModel(
+        sample_size=112, layers_per_block=1, block_out_channels=(4,) * levels, norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels, add_attention=False,
+        **changes,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=re.escape(text)):
+        UNetTask(data, data, UNetConfig(**SETTINGS, crop_size=crop_size), model=model)
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_the_task(data: FaceCrops) -> None:
+    with pytest.raises(ValueError, match=re.escape("batch_size: 7 is more than the 6 images of the data.")):
+        LandmarkTask(data, data, LandmarkConfig(**{**SETTINGS, "batch_size": 7}))
+
+
+def test_a_regressor_of_other_landmarks_is_refused(data: FaceCrops) -> None:
+    with pytest.raises(ValueError, match=r"^initial_weights: the regressor has 68 landmarks, expected 51\."):
+        LandmarkTask(data, data, LandmarkConfig(**SETTINGS), model=LandmarkRegressor(68))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [("lost", "lacks 1 weights, mean_shape among them"), ("more", "config.json, 1 weights, other among them"),
+     ("shape", "cannot be loaded ("), ("file", "cannot be loaded (")],
+)  # fmt: skip
+def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, change: str, text: str) -> None:
+    LandmarkRegressor().save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if change == "lost":
+        del weights["mean_shape"]
+    else:
+        weights["mean_shape" if change == "shape" else "other"] = torch.zeros(3)
+    save_file(weights, path, {"format": "pt"})
+    if change == "file":
+        path.unlink()
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        load_network("initial_weights", tmp_path, LandmarkRegressor)
+    assert str(caught.value).startswith(f"initial_weights: {tmp_path} ")
 
 
 def test_the_base_unet_is_of_the_size_that_is_said() -> None:
@@ -155,7 +210,7 @@ def encoder_task(data: FaceCrops, teacher: Path) -> EncoderTask:
 
 def test_encoder_task(data: FaceCrops, tmp_path: Path) -> None:
     task = encoder_task(data, mean_colour_teacher(tmp_path / "teacher.onnx"))
-    assert [size for size, _, _ in task.projections] == [28, 7]
+    assert [size for size, _, _ in task.targets.projections] == [28, 7]
     one_step(task)
     figures = task.validate(task.model.eval())
     assert sorted(figures) == ["cosine_to_teacher", "impostor_correlation"]
@@ -170,15 +225,6 @@ def test_teacher_gives_the_last_sum_of_each_size(data: FaceCrops, tmp_path: Path
     torch.testing.assert_close(embedding, nn.functional.normalize(images.mean((2, 3))), rtol=1e-3, atol=1e-4)
     assert [tuple(stage.shape) for stage in stages] == [(1, 3, 28, 28), (1, 3, 7, 7)]
     torch.testing.assert_close(stages[1], 4 * nn.functional.avg_pool2d(images, 16))
-
-
-def test_projected_maps_have_the_students_width_and_unit_variance() -> None:
-    maps = torch.randn(6, 5, 7, 7, generator=torch.Generator().manual_seed(0)) * 3 + 2
-    weight, bias = _projection(maps, 4)
-    projected = nn.functional.conv2d(maps, weight, bias)
-    assert projected.shape == (6, 4, 7, 7)
-    assert projected.mean((0, 2, 3)).abs().max().item() < 1e-4  # float32 of sums of 294 values
-    assert projected.std().item() == pytest.approx(1, abs=1e-3)
 
 
 def train_from(start: Path, name: str, faces: Path, run: Path, *more: str) -> Any:
@@ -237,17 +283,6 @@ def test_weights_of_another_network_are_refused_before_training(faces: Path, tmp
     data = FaceCrops(str(faces))
     with pytest.raises(ValueError, match=r"\(3, 6\) channels in and out, expected \(3, 3\)"):
         UNetTask(data, data, UNetConfig("", data=str(faces)), model=six)
-
-
-def test_principal_directions_keep_the_cosines() -> None:
-    """Embeddings that lie in a plane keep their cosines in two dimensions, to float32."""
-    generator = torch.Generator().manual_seed(0)
-    plane, _ = torch.linalg.qr(torch.randn(8, 2, generator=generator))
-    embeddings = nn.functional.normalize(torch.randn(20, 2, generator=generator)) @ plane.T
-    reduced = embeddings @ _principal_directions(embeddings, 2)
-    torch.testing.assert_close(reduced @ reduced.T, embeddings @ embeddings.T, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"embedding_dim: 9 exceeds the teacher's 8\."):
-        _principal_directions(embeddings, 9)
 
 
 def test_augmentation_depends_on_the_generator_alone() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from toy_teacher import mean_colour_teacher
 
 from diffusers_dedim.training import teacher as teacher_module
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.teacher import teacher_embeddings
+from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 
 
 @pytest.fixture
@@ -87,3 +88,24 @@ def test_a_missing_teacher_is_refused(data: FaceCrops, tmp_path: Path) -> None:
     text = f"teacher: no such file {tmp_path / 'missing.onnx'}; expected an ONNX face recogniser"
     with pytest.raises(ValueError, match=re.escape(text)):
         teacher_embeddings(tmp_path / "missing.onnx", data, tmp_path / "cache.npz")
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a network")
+    with pytest.raises(ValueError, match=r"^teacher: .*notes\.txt cannot be converted to torch modules"):
+        Teacher(tmp_path / "notes.txt")
+
+
+def test_a_network_that_gives_no_embedding_is_refused(tmp_path: Path) -> None:
+    path = mean_colour_teacher(tmp_path / "maps.onnx")
+    model = onnx.load(path)
+    model.graph.node[-1].attribute[1].i = 1  # keepdims
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("colour", 1, ["N", 3, 1, 1]))
+    onnx.save(model, path)
+    text = f"teacher: {path} answers to a crop in the shape (1, 3, 1, 1), expected [1, D]."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Teacher(path)
+    model.graph.node[0].attribute[0].ints[:] = [200, 200]  # a window that a crop of 112 px does not hold
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"^teacher: "):
+        Teacher(path)

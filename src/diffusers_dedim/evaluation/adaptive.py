@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders.types import PhotoEncoder, check_crops
 from diffusers_dedim.evaluation.adapted import AdaptedEncoder, CorrectionHead
-from diffusers_dedim.training.data import ResumableBatches, random_similarity
+from diffusers_dedim.training.data import ResumableBatches
+from diffusers_dedim.training.geometry import random_similarity
 
 _TEMPERATURE = 0.1  # of the softmax over the batch: cosines 0.1 apart differ by a factor e
 _EMBED_BATCH = 64

@@ -18,9 +18,9 @@ from diffusers_dedim.evaluation.verification import tar_at_fmr
 from diffusers_dedim.training.augment import add_noise, augment
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.encoder import embed
 from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
+from diffusers_dedim.training.targets import embed
 
 _VAL_FACES = 1024
 

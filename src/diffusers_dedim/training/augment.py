@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffusers_dedim.training.data import random_similarity, to_model_range
+from diffusers_dedim.training.data import to_model_range
+from diffusers_dedim.training.geometry import random_similarity
 from diffusers_dedim.training.pose import turn_heads
 
 _SEAM = 7  # pixels over which what was filled in passes into the face

@@ -112,3 +112,26 @@ def check_model_folder(name: str, folder: str | Path, expected: str) -> None:
     found = json.loads(path.read_text()).get("_class_name")
     if found != expected:
         raise ValueError(f"{name}: {folder} holds a {found}, expected a {expected}.")
+
+
+def load_network(name: str, folder: str | Path, network: type[Any]) -> Any:
+    """Load a whole network of the class ``network``; diffusers would fill what is missing with random weights.
+
+    Raises:
+        ValueError: the folder holds another class, or other weights than its ``config.json`` describes.
+    """
+    check_model_folder(name, folder, network.__name__)
+    try:
+        model, found = network.from_pretrained(folder, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:  # no weights; shapes that differ
+        raise ValueError(f"{name}: {folder} cannot be loaded ({error}).") from error
+    for kind, what in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "holds, beside those of its config.json,"),
+    ):
+        if found[kind]:
+            raise ValueError(
+                f"{name}: {folder} {what} {len(found[kind])} weights, {sorted(found[kind])[0]} among them; "
+                "expected a folder saved by save_pretrained."
+            )
+    return model

@@ -148,14 +148,13 @@ def _initial(config: TrainConfig, network: type[Any]) -> Any:
     """The network in the folder that the settings name, or None.
 
     Raises:
-        ValueError: the folder holds another class, or none.
+        ValueError: the folder holds another class, none, or not all of its weights.
     """
-    from diffusers_dedim.training.checkpoint import check_model_folder
+    from diffusers_dedim.training.checkpoint import load_network
 
     if config.initial_weights is None:
         return None
-    check_model_folder("initial_weights", config.initial_weights, network.__name__)
-    return network.from_pretrained(config.initial_weights)
+    return load_network("initial_weights", config.initial_weights, network)
 
 
 @_command(LandmarkConfig)

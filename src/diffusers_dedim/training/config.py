@@ -6,8 +6,10 @@ Every field is an option of `dedim train`, and its default is the option's. No P
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,31 @@ PATH_SETTINGS = ("output_dir", "data", "teacher", "initial_weights")
 def setting(default: Any, description: str) -> Any:
     """Make a dataclass field with a description for ``--help``."""
     return field(default=default, metadata={"help": description})
+
+
+# What is expected, how it is told (NaN is in no range), and of which settings.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "a positive time budget": (lambda value: value > 0, "minutes"),
+    "a positive number (inf: gradients of any norm)": (lambda value: value > 0, "grad_clip"),
+    "a positive number": (lambda value: 0 < value < math.inf, "learning_rate min_snr_gamma scale"),
+    "at least 1": (
+        lambda value: value >= 1,
+        "max_steps batch_size gradient_accumulation_steps log_every val_images",
+    ),
+    "at least 0": (lambda value: value >= 0, "num_workers seed warmup_steps validate_minutes checkpoint_minutes"),
+    "a number from 0 on": (
+        lambda value: 0 <= value < math.inf,
+        "weight_decay feature_weight relation_weight max_noise",
+    ),
+    "a number from 0 to 1": (lambda value: 0 <= value <= 1, "full_size_share low_timestep_share"),
+    "a number from 0 (no averaging) to below 1": (lambda value: 0 <= value < 1, "ema_decay"),
+    "an angle from 0 to below pi": (lambda value: 0 <= value < math.pi, "margin"),
+    "a timestep from 1 to 1000": (lambda value: 1 <= value <= 1000, "low_timestep_limit"),
+    "a size such as 15MB (KB, MB, GB or TB)": (
+        lambda value: bool(re.fullmatch(r"\s*\d*\.?\d+\s*[KMGT]B\s*", value, re.IGNORECASE)),
+        "max_shard_size",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,7 @@ class LoopConfig:
     weight_decay: float = setting(1e-4, "Weight decay.")
     warmup_steps: int = setting(100, "Steps until the peak.")
     ema_decay: float = setting(0.999, "Decay of the averaged weights, which are what is saved.")
-    grad_clip: float = setting(1.0, "Largest norm of the gradient.")
+    grad_clip: float = setting(1.0, "Largest norm of the gradient; inf: any.")
     precision: str = setting("bf16", "no, bf16 or fp16.")
     compile: bool = setting(False, "torch.compile the network.")
     num_workers: int = setting(0, "Processes that decode images.")
@@ -59,11 +86,11 @@ class LoopConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0:
-            raise ValueError(f"minutes: expected a positive time budget, got {self.minutes}.")
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        for words, (holds, names) in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name, None)  # not every command has every setting
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name}: expected {words}, got {value}.")
         _one_of("precision", self.precision, ("no", "bf16", "fp16"))
         _one_of("optimizer", self.optimizer, ("adamw", "muon"))
 
@@ -104,8 +131,6 @@ class UNetConfig(TrainConfig):
         _one_of("loss_weighting", self.loss_weighting, ("none", "min-snr"))
         if self.crop_size % 8 or not 16 <= self.crop_size <= 112:
             raise ValueError(f"crop_size: expected a multiple of 8 from 16 to 112, got {self.crop_size}.")
-        if self.min_snr_gamma <= 0:
-            raise ValueError(f"min_snr_gamma: expected a positive number, got {self.min_snr_gamma}.")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
 
     Raises:
         ValueError: no images, no ``image`` column, no landmarks or labels where asked for, or a first crop of
-            another size; items: an image that cannot be read, or other than 68 landmarks.
+            another size; items: an image that cannot be read, or other than 68 landmarks, all of them numbers.
+        ImportError: `datasets` is not installed; the message has the command that installs it.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
         the pixels are not decoded.
 
         Raises:
-            ValueError: a crop of another size, a file that is no image, or other than 68 landmarks.
+            ValueError: a crop of another size, a file that is no image, or other than 68 landmarks that are numbers.
         """
         import datasets
 
@@ -140,7 +141,14 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
                 f"data: row {index} of {self.source} has {len(points)} numbers in 'landmarks_68', expected "
                 "136 (68 points, x then y); drop such rows."
             )
-        return np.array(points, dtype=np.float32)
+        numbers = np.array(points, dtype=np.float32)  # a number that is null becomes NaN
+        wrong = int((~np.isfinite(numbers)).sum())
+        if wrong:
+            raise ValueError(
+                f"data: row {index} of {self.source} has {wrong} of 136 numbers in 'landmarks_68' that are "
+                "null, NaN or infinite; drop such rows."
+            )
+        return numbers
 
 
 def _labels(rows: Any, column: str, source: str) -> NDArray[np.int64]:
@@ -181,6 +189,16 @@ def _decode_images(rows: Any, source: str) -> Any:
         raise ValueError(f"data: the column 'image' of {source} holds {kind}, expected images.") from error
 
 
+def check_batch_size(batch_size: int, length: int) -> None:
+    """Refuse a batch that the data cannot fill.
+
+    Raises:
+        ValueError: ``batch_size`` is more than ``length``.
+    """
+    if length < batch_size:
+        raise ValueError(f"batch_size: {batch_size} is more than the {length} images of the data.")
+
+
 class ResumableBatches(Sampler[list[int]]):
     """Endless shuffled batches of indices that depend only on ``seed`` and their number, so a resumed
     training sees exactly the batches that an uninterrupted one would have seen.
@@ -202,8 +220,7 @@ class ResumableBatches(Sampler[list[int]]):
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, start_batch: int = 0) -> None:
-        if length < batch_size:
-            raise ValueError(f"batch_size: {batch_size} is more than the {length} images of the data.")
+        check_batch_size(batch_size, length)
         self.length, self.batch_size, self.seed, self.start_batch = length, batch_size, seed, start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -228,38 +245,3 @@ def batches(
 def to_model_range(images: Tensor) -> Tensor:
     """Map uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
-
-
-def random_similarity(
-    images: Tensor, points: Tensor, generator: torch.Generator,
-    max_shift: float, max_scale: float, max_degrees: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Shift, scale and turn each image a little, and its landmarks with it.
-
-    Args:
-        images: ``[N, C, H, W]``; pixels from outside repeat the border.
-        points: ``[N, K, 2]`` pixels; K may be 0.
-        generator: source of the randomness.
-        max_shift: pixels. max_scale: share of 1. max_degrees: degrees.
-
-    Returns:
-        Warped images and points.
-    """
-    count, size = len(images), images.shape[-1]
-
-    def uniform(limit: float, *shape: int) -> Tensor:
-        return (torch.rand(count, *shape, generator=generator) * 2 - 1) * limit
-
-    angle, scale = uniform(max_degrees).deg2rad(), 1 + uniform(max_scale)
-    shift = uniform(max_shift, 2)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)  # output -> input
-    linear, shift = linear.to(images), shift.to(images)
-    theta = torch.cat([linear, shift[:, :, None] * 2 / size], dim=2)
-    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-    warped = torch.nn.functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    centre, shift, linear = (size - 1) / 2, shift.to(points), linear.to(points)
-    moved = (points - centre - shift[:, None]) @ torch.linalg.inv(linear).transpose(1, 2) + centre
-    return warped, moved

@@ -14,9 +14,10 @@ from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
 from diffusers_dedim.training.checkpoint import check_run
 from diffusers_dedim.training.config import EncoderConfig
-from diffusers_dedim.training.data import FaceCrops, to_model_range
+from diffusers_dedim.training.data import FaceCrops, check_batch_size
 from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
+from diffusers_dedim.training.targets import Targets, check_width, embed, fit_targets
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings, teacher_fingerprint
 
 
@@ -35,35 +36,30 @@ class EncoderTask(FaceTask):
         config: the settings. ``max_noise`` is the standard deviation, in [-1, 1] units, up to which noise is
             added to half of the student's crops; guidance feeds it images at t <= 100, whose noise goes up to
             0.167. ``relation_weight`` and ``feature_weight`` are the weights of the second and third term.
-        student: network to train, a new one by default.
+        student: network to train, a new one by default. Where ``config.initial_weights`` says that it was trained
+            before, the directions of PCA are turned to those that it answers in (`fit_targets`).
+        targets: those that the training began with, where it is gone on with; fitted by default.
+
+    Raises:
+        ValueError: the student's embedding is wider than the teacher's, or the batch larger than the data.
     """
 
     def __init__(
         self, train_data: FaceCrops, val_data: FaceCrops, teacher: Teacher, teacher_train: Tensor,
         teacher_val: Tensor, config: EncoderConfig, *, student: MobileFaceNet | None = None,
+        targets: Targets | None = None,
     ) -> None:  # fmt: skip
         self.model = student or MobileFaceNet()
         super().__init__(train_data, val_data, config)
         self.config = config
-        self.basis = _principal_directions(teacher_train, self.model.config.embedding_dim)
-        self.val_targets = nn.functional.normalize(teacher_val @ self.basis)
         self.teacher_val = teacher_val
         self.teacher = teacher.to(memory_format=torch.channels_last)
-        self.projections = self._fit_projections()
+        self.targets = targets or fit_targets(
+            teacher, self.model, train_data, teacher_train, trained=config.initial_weights is not None
+        )
+        self.val_targets = nn.functional.normalize(teacher_val @ self.targets.basis)
         self._ask = torch.compile(self.teacher) if config.compile else self.teacher
         self._answer = torch.compile(self.model.embed_with_stages) if config.compile else None
-
-    def _fit_projections(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Size, weight and bias of the 1x1 convolution that brings each map to the student's width."""
-        count = min(256, len(self.train_data))
-        images = torch.stack([self.train_data[index]["image"] for index in range(count)])
-        with torch.no_grad():
-            answers = [self.teacher(to_model_range(part))[1] for part in torch.split(images, 32)]
-            widths = {
-                m.shape[-1]: m.shape[1] for m in self.model.embed_with_stages(to_model_range(images[:2]))[1]
-            }
-        maps = [torch.cat(stage) for stage in zip(*answers, strict=True)]
-        return [(m.shape[-1], *_projection(m, widths[m.shape[-1]])) for m in maps]
 
     def identity(self) -> dict[str, Any]:
         """Fingerprints of the training faces and the teacher; the validation faces are looked through too."""
@@ -79,16 +75,16 @@ class EncoderTask(FaceTask):
         self.teacher.to(images.device)  # the loop moves the student only
         with torch.no_grad():
             teacher, teacher_stages = self._ask(images)
-            target = nn.functional.normalize(teacher.float() @ self.basis.to(teacher.device))
+            target = nn.functional.normalize(teacher.float() @ self.targets.basis.to(teacher.device))
         direct: Tensor = 1 - (embedding * target).sum(1).mean()
         relation: Tensor = (embedding @ embedding.T - target @ target.T).square().mean()
         loss = direct + self.config.relation_weight * math.sqrt(len(target)) * relation
         by_size = {stage.shape[-1]: stage for stage in stages}
-        for (size, weight, bias), stage in zip(self.projections, teacher_stages, strict=True):
+        for (size, weight, bias), stage in zip(self.targets.projections, teacher_stages, strict=True):
             goal = nn.functional.conv2d(stage, weight.to(stage), bias.to(stage))
             ours = by_size[size][:, : goal.shape[1]]  # all, unless the teacher is the narrower of the two
             error = nn.functional.mse_loss(ours.float(), goal.float())
-            loss = loss + self.config.feature_weight / len(self.projections) * error
+            loss = loss + self.config.feature_weight / len(self.targets.projections) * error
         return loss
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -109,43 +105,29 @@ def make_encoder_task(
 ) -> EncoderTask:  # fmt: skip
     """Let the teacher embed all crops, or read what it said, and set the distillation up.
 
-    Embedding takes minutes: what would bar the training afterwards is refused before it.
+    Embedding takes minutes: what would bar the training afterwards is refused before it. The targets are kept in
+    ``teacher-targets.npz`` in the output folder, and a training that is gone on with takes them from there.
 
     Raises:
-        ValueError: the checkpoint in the output folder cannot be gone on from, or the teacher not be used.
+        ValueError: the checkpoint in the output folder cannot be gone on from, the teacher not be used, or the
+            data not be trained on.
     """
     path, output = str(config.teacher), Path(config.output_dir)
     identity = {"data": train_data.fingerprint, "teacher": teacher_fingerprint(path)}
     check_run(config, EncoderTask.__name__, student, identity, resume=resume)
+    _ = val_data.fingerprint
+    check_batch_size(config.batch_size, len(train_data))
+    teacher = Teacher(path)
+    check_width(student.config.embedding_dim, teacher.embedding_dim)
     train_plain = teacher_embeddings(path, train_data, output / "teacher-train.npz")
     val_plain = teacher_embeddings(path, val_data, output / "teacher-val.npz")
-    return EncoderTask(train_data, val_data, Teacher(path), train_plain, val_plain, config, student=student)
-
-
-def _principal_directions(embeddings: Tensor, dimensions: int) -> Tensor:
-    """Leading directions ``[D, dimensions]`` of the uncentred embeddings, which keep cosines best."""
-    if dimensions > embeddings.shape[1]:
-        raise ValueError(f"embedding_dim: {dimensions} exceeds the teacher's {embeddings.shape[1]}.")
-    vectors: Tensor = torch.linalg.eigh(embeddings.T.double() @ embeddings.double())[1]
-    return vectors.flip(1)[:, :dimensions].float()
-
-
-def _projection(maps: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Weight ``[width, C, 1, 1]`` and bias that give the leading principal components, at a mean variance of 1."""
-    values = maps.float().transpose(0, 1).flatten(1)
-    mean = values.mean(1)
-    vectors = torch.linalg.eigh(torch.cov(values.double()))[1].flip(1)[:, :width].float()
-    scale = (vectors.T @ (values - mean[:, None])).std()
-    weight = vectors.T / scale
-    return weight[:, :, None, None], -weight @ mean
-
-
-def embed(model: nn.Module, data: FaceCrops, count: int, batch_size: int = 64) -> Tensor:
-    """Embed the first ``count`` crops; unit vectors ``[count, D]``."""
-    device = next(model.parameters()).device
-    rows = []
-    with torch.no_grad():
-        for start in range(0, count, batch_size):
-            items = [data[index]["image"] for index in range(start, min(start + batch_size, count))]
-            rows.append(model(to_model_range(torch.stack(items)).to(device)).cpu())
-    return torch.cat(rows)
+    kept, goes_on = output / "teacher-targets.npz", (output / "checkpoint").is_dir()
+    if goes_on and kept.is_file():
+        targets = Targets.load(kept)
+    else:  # a checkpoint without the file is of an earlier version, which turned nothing
+        trained = config.initial_weights is not None and not goes_on
+        targets = fit_targets(teacher, student, train_data, train_plain, trained=trained)
+        targets.save(kept)
+    return EncoderTask(
+        train_data, val_data, teacher, train_plain, val_plain, config, student=student, targets=targets
+    )

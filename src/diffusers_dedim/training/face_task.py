@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusers_dedim.training.config import TrainConfig
-from diffusers_dedim.training.data import FaceCrops, batches
+from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size
 from diffusers_dedim.training.loop import Batch
 
 
@@ -16,9 +16,13 @@ class FaceTask:
     Args:
         train_data, val_data: see `FaceCrops`.
         config: batch size, seed and number of worker processes are read.
+
+    Raises:
+        ValueError: the batch is larger than the training data.
     """
 
     def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: TrainConfig) -> None:
+        check_batch_size(config.batch_size, len(train_data))
         self.train_data, self.val_data, self._loading = train_data, val_data, config
 
     def identity(self) -> dict[str, Any]:

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, OUTER_EYE_CORNERS, LandmarkRegressor
+from diffusers_dedim.faces.landmarks import (
+    MIRROR_PERMUTATION,
+    NUM_LANDMARKS,
+    OUTER_EYE_CORNERS,
+    LandmarkRegressor,
+)
 from diffusers_dedim.training.config import LandmarkConfig
-from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, random_similarity, to_model_range
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, to_model_range
 from diffusers_dedim.training.face_task import FaceTask
+from diffusers_dedim.training.geometry import random_similarity
 from diffusers_dedim.training.loop import Batch
 
 _JAW_POINTS = 17
@@ -24,6 +30,9 @@ class LandmarkTask(FaceTask):
         train_data, val_data: crops with landmarks, see `FaceCrops`.
         config: the settings.
         model: network to train on; a new one by default, which starts at the mean face of the data.
+
+    Raises:
+        ValueError: ``model`` has another number of landmarks.
     """
 
     def __init__(
@@ -31,6 +40,11 @@ class LandmarkTask(FaceTask):
         model: LandmarkRegressor | None = None,
     ) -> None:  # fmt: skip
         self.model = model or LandmarkRegressor()
+        found = self.model.config.num_landmarks
+        if found != NUM_LANDMARKS:
+            raise ValueError(
+                f"initial_weights: the regressor has {found} landmarks, expected {NUM_LANDMARKS}."
+            )
         super().__init__(train_data, val_data, config)
         self.config = config
         if model is not None:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_dedim.errors import TrainingDivergedError
+from diffusers_dedim.training.accelerator import make_accelerator
 from diffusers_dedim.training.batch_norm import settle_batch_norm
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
-from diffusers_dedim.training.config import PATH_SETTINGS, LoopConfig
+from diffusers_dedim.training.config import LoopConfig
 from diffusers_dedim.training.optimizer import make_optimizer
 
 Batch = dict[str, Tensor]
@@ -112,12 +113,12 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
 
     Raises:
         ValueError: the checkpoint was made with other settings or data, the data holds something that cannot
-            be trained on, or the tracker is not installed.
+            be trained on, the tracker is not installed, or there is more than one process.
         TrainingDivergedError: a loss or a gradient is not finite; the last checkpoint stays as it is.
     """
     output = Path(config.output_dir)
     record = check_run(config, type(task).__name__, task.model, task.identity(), resume=resume)
-    accelerator = _accelerator(config)
+    accelerator = make_accelerator(config)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", record)
     task.model.to(memory_format=torch.channels_last)
@@ -127,6 +128,9 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
     accelerator.register_for_checkpointing(ema, progress)
     if resume and (output / "checkpoint").is_dir():
         accelerator.load_state(str(output / "checkpoint"))
+        ema.decay = config.ema_decay  # these come back with the state, and may be others now
+        for group in optimizer.param_groups:
+            group["weight_decay"] = config.weight_decay
     ema.to(accelerator.device)  # after loading, which leaves it on the CPU
     forward = torch.compile(model) if config.compile else model
     session = _Session(task, config, accelerator, model, forward, optimizer, ema, progress)
@@ -144,27 +148,6 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
         output / "model", lambda path: network.save_pretrained(path, max_shard_size=config.max_shard_size)
     )
     return metrics
-
-
-def _accelerator(config: LoopConfig) -> Accelerator:
-    """Set accelerate up, with a tracker only where one was asked for."""
-    if config.tracker is not None:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-        if config.tracker not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(
-                f"tracker: expected one of {sorted(LOGGER_TYPE_TO_CLASS)}, got {config.tracker!r}."
-            )
-        if config.tracker not in map(str, get_available_trackers()):
-            raise ValueError(f"tracker: {config.tracker} is not installed; run: pip install {config.tracker}")
-    accelerator = Accelerator(
-        mixed_precision=config.precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.tracker, project_dir=config.output_dir,
-    )  # fmt: skip
-    if config.tracker is not None:
-        settings = {k: v for k, v in asdict(config).items() if v is not None and k not in PATH_SETTINGS}
-        accelerator.init_trackers("diffusers-dedim", config=settings)
-    return accelerator
 
 
 def _run(session: _Session) -> None:

@@ -21,11 +21,13 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
     if config.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     timm = import_extra("timm.optim", "--optimizer muon", 'pip install "diffusers-dedim[train]"')
+    # not the class centres of ArcFace: their rows are no map of channels, and share no directions to be evened out
+    maps = {id(layer.weight) for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     mixing: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for weight in model.parameters():
         # depthwise convolutions mix nothing: one row of weights a channel
-        mixes = weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16 and weight.shape[1] > 1
+        mixes = id(weight) in maps and min(weight.shape[0], weight[0].numel()) >= 16 and weight.shape[1] > 1
         (mixing if mixes else others).append(weight)
     optimizer: torch.optim.Optimizer = timm.Muon(
         [{"params": mixing}, {"params": others, "use_fallback": True}],

@@ -32,7 +32,7 @@ def open_rows(source: str, split: str, *, with_labels: bool = False) -> Any:
         ImportError: datasets is missing; the message has the command that installs it.
         ValueError: there is no such file or folder, or the folder holds nothing of use.
     """
-    datasets = import_extra("datasets", "training", 'pip install "diffusers-dedim[train]"')
+    datasets = import_extra("datasets", "dedim train", 'pip install "diffusers-dedim[train]"')
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
         rows, found = datasets.load_dataset("parquet", data_files=[str(path)], split="train"), None

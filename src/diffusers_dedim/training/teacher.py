@@ -16,7 +16,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
 _NEEDED = ("dedim train encoder", 'pip install "diffusers-dedim[train]"')
-_STAGE_SIZES = (28, 14, 7)
+STAGE_SIZES = (28, 14, 7)
 _SPOT_CHECKS = 64  # rows of an old cache that are embedded anew
 
 
@@ -28,15 +28,20 @@ class Teacher(nn.Module):
 
     Attributes:
         fingerprint: SHA-256 of the file.
+        embedding_dim: D.
 
     Raises:
-        ValueError: there is no such file, or it cannot be converted to torch modules.
+        ValueError: there is no such file, it cannot be converted to torch modules, or it maps no such crop to an
+            embedding.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.fingerprint = teacher_fingerprint(path)
-        self.graph = _with_stages(_convert(Path(path)))
+        self.graph, shape = _with_stages(_convert(Path(path)), path)
+        if shape is None or len(shape) != 2:
+            raise ValueError(f"teacher: {path} answers to a crop in the shape {shape}, expected [1, D].")
+        self.embedding_dim: int = shape[1]
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -65,8 +70,8 @@ def _convert(path: Path) -> fx.GraphModule:
     return graph
 
 
-def _with_stages(graph: fx.GraphModule) -> fx.GraphModule:
-    """Let the graph return, after its embedding, the last sum of two maps of each stage size."""
+def _with_stages(graph: fx.GraphModule, path: str | Path) -> tuple[fx.GraphModule, Any]:
+    """Let the graph return, after its embedding, the last sum of two maps of each stage size; the embedding's shape."""
     shapes: dict[fx.Node, Any] = {}
 
     class Recorder(fx.Interpreter):
@@ -75,17 +80,21 @@ def _with_stages(graph: fx.GraphModule) -> fx.GraphModule:
             shapes[n] = tuple(result.shape) if isinstance(result, Tensor) else None
             return result
 
-    with torch.no_grad():
-        Recorder(graph).run(torch.zeros(1, 3, 112, 112))
+    try:
+        with torch.no_grad():
+            Recorder(graph.eval()).run(torch.zeros(1, 3, 112, 112))
+    except Exception as error:  # of whichever operator does not fit
+        raise ValueError(f"teacher: {path} does not take a crop [1, 3, 112, 112] ({error}).") from error
     last: dict[int, fx.Node] = {}
     for node, shape in shapes.items():
         inputs = [other for other in node.all_input_nodes if shapes.get(other) == shape]
         if shape is not None and len(shape) == 4 and len(inputs) > 1:
             last[shape[-1]] = node
     output = next(node for node in graph.graph.nodes if node.op == "output")
-    output.args = ((output.args[0], *(last[size] for size in _STAGE_SIZES if size in last)),)
+    embedding = output.args[0]
+    output.args = ((embedding, *(last[size] for size in STAGE_SIZES if size in last)),)
     graph.recompile()
-    return graph
+    return graph, shapes.get(embedding) if isinstance(embedding, fx.Node) else None
 
 
 def teacher_fingerprint(path: str | Path) -> str:

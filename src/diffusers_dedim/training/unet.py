@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.schedule import make_scheduler, predict_x_0
 from diffusers_dedim.training.config import UNetConfig
-from diffusers_dedim.training.data import FaceCrops, to_model_range
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, to_model_range
 from diffusers_dedim.training.face_task import FaceTask
 from diffusers_dedim.training.loop import Batch
 
@@ -58,10 +58,11 @@ class UNetTask(FaceTask):
             smaller is faster on a CPU. ``full_size_share`` of the steps, drawn at random, see the whole 112-px
             face; ``low_timestep_share`` of the samples are drawn from t < ``low_timestep_limit``, where DeDiM
             works.
-        model: network to train on, of 3 channels in and out; one of ``config.size`` by default.
+        model: network to train on, of 3 channels in and out and at most 5 levels, without classes; one of
+            ``config.size`` by default.
 
     Raises:
-        ValueError: ``model`` has other channels.
+        ValueError: ``model`` is of another kind, or halves the training crops more often than they can be.
     """
 
     def __init__(
@@ -73,11 +74,7 @@ class UNetTask(FaceTask):
         model: UNet2DModel | None = None,
     ) -> None:
         model = model or make_unet(config.size)
-        channels = (model.config.in_channels, model.config.out_channels)
-        if channels != (3, 3):
-            raise ValueError(
-                f"initial_weights: the UNet has {channels} channels in and out, expected (3, 3)."
-            )
+        _check_network(model, config.crop_size)
         self.model = model.to(memory_format=torch.channels_last)
         self.scheduler = make_scheduler()
         super().__init__(train_data, val_data, config)
@@ -129,6 +126,28 @@ class UNetTask(FaceTask):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Measure the PSNR in dB of the x_0 estimate on whole validation faces, by timestep."""
         return x_0_psnr(model, self.val_data, min(self.config.val_images, len(self.val_data)))
+
+
+def _check_network(model: UNet2DModel, crop_size: int) -> None:
+    """Refuse what would fail at the first step, or at the first validation on whole faces."""
+    channels = (model.config.in_channels, model.config.out_channels)
+    if channels != (3, 3):
+        raise ValueError(f"initial_weights: the UNet has {channels} channels in and out, expected (3, 3).")
+    if model.class_embedding is not None:
+        raise ValueError(
+            "initial_weights: the UNet asks for a class of each image, expected one without classes."
+        )
+    levels = len(model.config.down_block_types)
+    factor = 2 ** (levels - 1)
+    if CROP_SIZE % factor:
+        raise ValueError(
+            f"initial_weights: the UNet has {levels} levels, and {CROP_SIZE} px is no multiple of {factor}; "
+            "expected at most 5 levels."
+        )
+    if crop_size % factor:
+        raise ValueError(
+            f"crop_size: expected a multiple of {factor}, which a UNet of {levels} levels needs, got {crop_size}."
+        )
 
 
 def x_0_psnr(unet: nn.Module, data: FaceCrops, count: int, batch_size: int = 16) -> dict[str, float]:
