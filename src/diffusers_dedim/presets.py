@@ -94,13 +94,13 @@ class DeDiMPreset:
 PRESETS: dict[str, DeDiMPreset] = {
     # Section 4 of the paper, to the letter: up to 10,000 denoiser calls a face. Cut to max_rounds=3 (300 calls),
     # 8 development faces of LFW: rank-1 foamliu 0.12, casia 0.00, the teacher 0.75; PSNR 28.6, SSIM 0.866, and
-    # 1 of 8 below h. Measured once, by hand. max_rounds=2 with the present weights: docs/results/lfw-40-paper.
+    # 1 of 8 below h. Measured once, by hand. max_rounds=2 with the denoiser before: docs/results/lfw-40-paper.
     "paper": DeDiMPreset(
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.05, casia 0.08, dlib 0.01; PSNR 32.2,
-    # SSIM 0.926; 17 denoiser calls and 0.83 s a face on two cores; 110 of 110 faces below h.
+    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.06, casia 0.09, dlib 0.00; PSNR 32.3,
+    # SSIM 0.928; 18 denoiser calls and 0.81 s a face on two cores; 110 of 110 faces below h.
     "fast": DeDiMPreset(
         start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
         max_rounds=12, threshold=0.5, threshold_margin=0.06, mask_feather=4.0,
