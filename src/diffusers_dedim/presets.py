@@ -105,8 +105,8 @@ PRESETS: dict[str, DeDiMPreset] = {
         start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
         max_rounds=12, threshold=0.5, threshold_margin=0.06, mask_feather=4.0,
     ),
-    # python -m benchmarks.main_job --probes 20 --preset strong: foamliu 0.05, casia 0.05, dlib 0.00 (one probe is
-    # 0.05), SSIM 0.912, 22 calls; about 9 of 20 faces pass for unretouched photos, against 13 with "fast".
+    # python -m benchmarks.speed --probes 20: foamliu 0.05, casia 0.00, dlib 0.00 (one probe is
+    # 0.05), SSIM 0.914, 22 calls; about 9 of 20 faces pass for unretouched photos, against 13 with "fast".
     "strong": DeDiMPreset(
         start_timestep=100, num_inference_steps=6, guidance="estimate", guidance_scale=0.02,
         max_rounds=20, threshold=0.42, threshold_margin=0.06, mask_feather=4.0,
