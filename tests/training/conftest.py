@@ -5,6 +5,9 @@ from pathlib import Path
 import datasets
 import pytest
 from toy_faces import rows
+from toy_teacher import mean_colour_teacher
+
+from diffusers_dedim.training.data import FaceCrops
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,13 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("faces") / "train-00000.parquet"
     datasets.Dataset.from_dict(rows()).cast_column("image", datasets.Image()).to_parquet(str(path))
     return path
+
+
+@pytest.fixture
+def data(faces: Path) -> FaceCrops:
+    return FaceCrops(faces)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return mean_colour_teacher(tmp_path / "teacher.onnx")

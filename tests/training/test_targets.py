@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_teacher import mean_colour_teacher
 
 from diffusers_dedim import MobileFaceNet
 from diffusers_dedim.training import encoder as encoder_module
@@ -47,16 +46,6 @@ class Trained(MobileFaceNet):
 
     def forward(self, crops: Tensor) -> Tensor:
         return nn.functional.normalize(crops.mean((2, 3)) @ self.directions)
-
-
-@pytest.fixture
-def data(faces: Path) -> FaceCrops:
-    return FaceCrops(faces)
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return mean_colour_teacher(tmp_path / "teacher.onnx")
 
 
 def settings(teacher: Path, folder: Path, **changes: Any) -> EncoderConfig:

@@ -27,12 +27,6 @@ from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mi
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
 
-
-@pytest.fixture
-def data(faces: Path) -> FaceCrops:
-    return FaceCrops(faces)
-
-
 SETTINGS: dict[str, Any] = {"output_dir": "out", "data": "faces", "batch_size": 2, "precision": "no"}
 
 

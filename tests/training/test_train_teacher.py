@@ -17,16 +17,6 @@ from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
 
 
 @pytest.fixture
-def data(faces: Path) -> FaceCrops:
-    return FaceCrops(faces)
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return mean_colour_teacher(tmp_path / "teacher.onnx")
-
-
-@pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many crops each call of the teacher's pass embedded."""
     made: list[int] = []
