@@ -84,6 +84,18 @@ def test_a_folder_without_validation_faces_gives_its_training_faces(tmp_path: Pa
     assert len(FaceCrops(tmp_path, "val")) == 6  # no warning: an error here
 
 
+def test_faces_for_validation_are_not_trained_on(tmp_path: Path, faces: Path) -> None:
+    for name in ("tables/val-0.parquet", "tables/faces.parquet", "images/val/a.png", "images/more/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(faces.read_bytes() if name.endswith("parquet") else png())
+    for folder in ("tables", "images"):
+        with pytest.raises(
+            ValueError, match="has a part for validation and none whose name begins with 'train'"
+        ):
+            FaceCrops(tmp_path / folder)
+    assert len(FaceCrops(tmp_path / "images", "val")) == 1
+
+
 @pytest.mark.parametrize(
     "names",
     [

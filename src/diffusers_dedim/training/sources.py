@@ -30,7 +30,8 @@ def open_rows(source: str, split: str, *, with_labels: bool = False) -> Any:
 
     Raises:
         ImportError: datasets is missing; the message has the command that installs it.
-        ValueError: there is no such file or folder, or the folder holds nothing of use.
+        ValueError: there is no such file or folder, the folder holds nothing of use, or there is a part for
+            validation and none for training.
     """
     datasets = import_extra("datasets", "dedim train", 'pip install "diffusers-dedim[train]"')
     path = Path(source)
@@ -42,7 +43,7 @@ def open_rows(source: str, split: str, *, with_labels: bool = False) -> Any:
         raise ValueError(f"data: {source} is neither a .parquet file nor a folder.")
     else:
         names = datasets.get_dataset_split_names(source)
-        found = _choose(split, names)
+        found = _choose(split, names, source)
         rows = datasets.load_dataset(source, split=found or "+".join(names))
     if split != "train" and (found is None or not found.startswith(split)):
         used = "all of it" if found is None else f"its part {found!r}"
@@ -50,13 +51,19 @@ def open_rows(source: str, split: str, *, with_labels: bool = False) -> Any:
     return rows
 
 
-def _choose(split: str, names: Iterable[str]) -> str | None:
-    """The part to take: of that name, of a longer one ("validation"), the training part, or none of them."""
+def _choose(split: str, names: Iterable[str], source: str) -> str | None:
+    """The part to take: of that name, of a longer one ("validation"), the training part, or none of them.
+
+    Raises:
+        ValueError: the rest would be trained on together with the part for validation.
+    """
     ordered = sorted(names)
     for wanted in (split, "train"):
         for name in ordered:
             if name.startswith(wanted):
                 return name
+    if split == "train" and any(name.startswith("val") for name in ordered):
+        raise ValueError(f"data: {source} has a part for validation and none whose name begins with 'train'.")
     return None
 
 
@@ -64,11 +71,13 @@ def _open_folder(datasets: Any, folder: Path, split: str, with_labels: bool) -> 
     """The rows, and the name of the part that they are of."""
     files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
     if files:
-        found, shards = _shards(files, split)
+        found, shards = _shards(files, split, folder)
         return datasets.load_dataset("parquet", data_files=shards, split="train"), found
     if not any(file.suffix.lower() in Image.registered_extensions() for file in folder.rglob("*")):
         raise ValueError(f"data: the folder {folder} holds no .parquet file and no image.")
-    found = _choose(split, (part.name for part in folder.iterdir() if part.is_dir() and _is_part(part.name)))
+    found = _choose(
+        split, (part.name for part in folder.iterdir() if part.is_dir() and _is_part(part.name)), str(folder)
+    )
     labels = {"drop_labels": False} if with_labels else {}
     # without data_files, datasets guesses parts from words in the names of files and people, and leaves the rest out
     where = {"data_dir": str(folder / found if found else folder), "data_files": {"train": "**"}}
@@ -80,9 +89,10 @@ def _is_part(name: str) -> bool:
     return name in ("train", "val", "validation")
 
 
-def _shards(files: Sequence[Path], split: str) -> tuple[str | None, list[str]]:
-    for wanted in (split, "train"):
-        shards = [str(file) for file in files if file.name.startswith(wanted)]
-        if shards:
-            return wanted, shards
-    return None, [str(file) for file in files]
+def _shards(files: Sequence[Path], split: str, folder: Path) -> tuple[str | None, list[str]]:
+    """The part's name and its files, or None and all of them."""
+    first = _choose(split, (file.name for file in files), str(folder))
+    if first is None:
+        return None, [str(file) for file in files]
+    part = split if first.startswith(split) else "train"
+    return part, [str(file) for file in files if file.name.startswith(part)]
