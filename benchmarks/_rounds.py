@@ -139,11 +139,11 @@ def measure_batches(
         with peak_memory(pipe.device) as memory:
             total, in_steps, judging = _run(pipe, timed, faces)
         outside = total - in_steps - judging
-        rounds = calls / preset.num_inference_steps
-        seconds = (in_steps * calls / steps + judging * rounds + outside) / size
+        rounds = calls / preset.unet_calls_per_round
+        seconds = (in_steps * calls / timed.unet_calls_per_round + judging * rounds + outside) / size
         floor = sum(operations / rates[dtype] for dtype, operations in flops)
         results[str(size)] = {
-            "seconds_per_call_per_face": number(in_steps / steps / size, 6),
+            "seconds_per_call_per_face": number(in_steps / timed.unet_calls_per_round / size, 6),
             "seconds_per_face": number(seconds),
             "faces_per_second": number(1 / seconds, 3),
             "share_of_floor": number(floor * size / (in_steps + judging)),
@@ -185,7 +185,7 @@ def _flops(pipe: Any, preset: DeDiMPreset, face: NDArray[np.uint8]) -> list[tupl
     """Number type and operations of the denoiser, and of everything else, in one face's round."""
     x_t = torch.zeros(1, 3, *face.shape[:2], device=pipe.device, dtype=pipe.unet.dtype)
     with torch.no_grad():
-        denoiser = count_flops(lambda: pipe.unet(x_t, 0)) * preset.num_inference_steps
+        denoiser = count_flops(lambda: pipe.unet(x_t, 0)) * preset.unet_calls_per_round
     everything = count_flops(lambda: _protect(pipe, preset, [face]))
     # what is outside the round (landmarks, two more calls of the recogniser) is counted too: a hundredth of it
     return [(pipe.unet.dtype, denoiser), (torch.float32, max(everything - denoiser, 0))]

@@ -122,7 +122,7 @@ def _measure_preset(
     extrapolated = cut < preset.max_rounds
     calls, seconds = values["unet_calls_per_face"], values["seconds_per_face"]
     if extrapolated:
-        calls = float(preset.max_rounds * preset.num_inference_steps)
+        calls = float(preset.max_rounds * preset.unet_calls_per_round)
     if extrapolated and values["faces"]:
         # the rounds alone: faces are found, aligned and pasted once, however many rounds there are
         seconds = number(seconds + (preset.max_rounds / cut - 1) * sum(in_rounds) / values["faces"])

@@ -242,9 +242,8 @@ class DeDiMPipeline(ComposablePipeline):
         calls = count(1)
 
         def denoise(x_t: Tensor, timestep: int) -> Tensor:
-            bar.set_postfix_str(
-                f"{next(calls)} denoiser calls, {len(x_t)} faces left"
-            )  # "paper" takes minutes
+            # "paper" takes minutes
+            bar.set_postfix_str(f"{next(calls)} denoiser calls, now {len(x_t)} images")
             return self._predict_noise(x_t, timestep)
 
         sample = self._sampler(settings, callback)(
@@ -265,7 +264,8 @@ class DeDiMPipeline(ComposablePipeline):
         scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
         return partial(
             sample_dedim, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
-            threshold=settings.sampler_threshold, guidance=callback, pipeline=CallbackView(self, scheduler),
+            threshold=settings.sampler_threshold, guidance=callback, error_correction=settings.error_correction,
+            pipeline=CallbackView(self, scheduler),
         )  # fmt: skip
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from diffusers_dedim.error_correction import correct_denoiser
 from diffusers_dedim.guidance import match_probability
 
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
@@ -25,7 +26,7 @@ class SampleResult:
         probability_history: per face, the match probability (Eq. 4) before and after each of its rounds; it
             never rises.
         rounds: per face, how many rounds were run.
-        unet_calls: per face, how many denoiser calls were spent.
+        unet_calls: per face, how many images the denoiser was called on: with ``error_correction`` two a step.
         reached_threshold: per face, whether its probability fell below the threshold.
     """
 
@@ -48,6 +49,7 @@ def sample_dedim(
     max_rounds: int,
     generators: list[torch.Generator],
     guidance: StepCallback | None = None,
+    error_correction: float = 0.0,
     pipeline: Any = None,
     x_0: Tensor | None = None,
     probability: Tensor | None = None,
@@ -65,6 +67,8 @@ def sample_dedim(
         max_rounds: L.
         generators: one per face, so that a face's result does not depend on its batch.
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
+        error_correction: share in [0, 1] of the denoiser's error that is put right (`CorrectedDenoiser`); 0 is
+            the paper's.
         pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
         x_0, probability: crops ``[N, 3, H, W]`` and probabilities ``[N]`` at which earlier rounds ended, to go on
             from there; None for the beginning.
@@ -92,8 +96,9 @@ def sample_dedim(
         fixed = {"x_org": x_org[active], "mask": mask[active], "reference": reference[active]}
         noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
         x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
+        denoise = correct_denoiser(unet, scheduler, error_correction, fixed["x_org"], noise, faces)
         for step_index, timestep in enumerate(timesteps):  # line 4
-            eps = unet(x_t, timestep)  # [n, 3, H, W]
+            eps = denoise(x_t, timestep)  # [n, 3, H, W] [D16]
             x_prev = scheduler.step(eps, timestep, x_t, generator=faces).prev_sample  # lines 5-6
             if guidance is not None:  # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
                 tensors = {"sample": x_t, "prev_sample": x_prev, "noise_pred": eps, **fixed}
@@ -115,7 +120,7 @@ def sample_dedim(
         crops=x_0,
         probability_history=history,
         rounds=rounds,
-        unet_calls=[count * len(timesteps) for count in rounds],
+        unet_calls=[count * len(timesteps) * (2 if error_correction else 1) for count in rounds],
         reached_threshold=(probability < threshold).tolist(),
     )
 

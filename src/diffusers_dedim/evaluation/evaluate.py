@@ -44,9 +44,9 @@ WHITE = "white"
 
 # What decides a protected photo besides the weights: a change of these empties the cache.
 _METHOD_CODE = (
-    "baselines", "blocks", "callbacks", "components", "encoders", "evaluation/method", "evaluation/robustness",
-    "face_records", "faces", "generators", "guidance", "memory", "photo_inputs", "pipeline_dedim", "precision",
-    "presets", "sampling", "schedule", "solvers",
+    "baselines", "blocks", "callbacks", "components", "encoders", "error_correction", "evaluation/method",
+    "evaluation/robustness", "face_records", "faces", "generators", "guidance", "memory", "photo_inputs",
+    "pipeline_dedim", "precision", "presets", "sampling", "schedule", "solvers",
 )  # fmt: skip
 
 
