@@ -99,8 +99,39 @@ def test_a_preset_counts_both_and_knows_its_range() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     x_org, mask = faces(1)
-    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"error_correction: expected a share in \[0, 1\], got"):
         run(x_org, mask, (1,), error_correction=share)
+    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got"):
+        CorrectedDenoiser(toy_unet, make_scheduler(), share, x_org, x_org, seeded(1))
+
+
+def test_one_generator_for_two_faces_is_refused() -> None:
+    x_org, mask = faces(2)
+    with pytest.raises(ValueError, match="generators: expected another one for each face"):
+        sample_dedim(
+            x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(make_scheduler(), [30, 10]),
+            face_encoder=ToyEncoder(SIZE).double(), threshold=0.0, max_rounds=1, generators=seeded(1) * 2,
+            error_correction=0.5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SCHEDULERS)
+def test_a_callback_that_differentiates_may_be_followed_by_another_round(solver: type | None) -> None:
+    x_org, mask = faces(1)
+    scheduler: Any = make_scheduler()
+    scheduler = scheduler if solver is None else solver.from_config(scheduler.config)  # type: ignore[attr-defined]
+
+    def push(_: Any, step_index: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.enable_grad():
+            moved = tensors["prev_sample"].clone().requires_grad_() * 0.99
+        return {**tensors, "prev_sample": moved}
+
+    sample = sample_dedim(
+        x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(scheduler, dedim_timesteps(200, 3)),
+        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False), threshold=0.0, max_rounds=3,
+        generators=seeded(1), guidance=push, error_correction=0.7,
+    )  # fmt: skip
+    assert not sample.crops.requires_grad
 
 
 def test_the_scheduler_is_left_alone() -> None:

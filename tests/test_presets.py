@@ -59,6 +59,8 @@ def test_overrides_replace_and_none_keeps() -> None:
         ),
         ({"threshold": float("nan")}, "threshold: expected a probability strictly between 0 and 1"),
         ({"max_rounds": 0}, "max_rounds: expected a whole number of at least 1, got 0."),
+        ({"max_rounds": 3.0}, "max_rounds: expected a whole number of at least 1, got 3.0."),
+        ({"start_timestep": 99.5}, "start_timestep: expected a whole number of at least 1, got 99.5."),
         ({"guidance_scale": -1}, "guidance_scale: expected a finite number of 0 or more, got -1."),
         (
             {"guidance": "log-probability"},

@@ -256,6 +256,8 @@ def test_something_else_is_no_scheduler() -> None:
          "scheduler: this DDIMScheduler ends a round with noise left in the face"),
         (lambda: EulerDiscreteScheduler.from_config(CONFIG, final_sigmas_type="sigma_min"),
          "scheduler: this EulerDiscreteScheduler ends a round with noise left in the face"),
+        (lambda: DDPMScheduler.from_config(CONFIG, variance_type="fixed_large"),
+         "scheduler: expected variance_type 'fixed_small' (that of Eq. 3), got 'fixed_large' in DDPMScheduler"),
         (lambda: EulerDiscreteScheduler.from_config(CONFIG, use_karras_sigmas=True),
          "scheduler: this EulerDiscreteScheduler does not take a round's timesteps: Cannot set `timesteps` with"),
         (lambda: DPMSolverMultistepScheduler.from_config(CONFIG, use_flow_sigmas=True),

@@ -2,7 +2,7 @@
 
 A community pipeline has to stand alone: diffusers copies this file into its module cache and imports it there,
 so it may need nothing but diffusers and torch. It therefore repeats the sampler of the package `diffusers-dedim`,
-which also finds the faces in a photo, pastes the result back, and has a preset of 16 to 18 denoiser calls a face.
+which also finds the faces in a photo, pastes the result back, and has a preset of some 30 denoiser calls a face.
 This file is the paper's own setting. A test compares both on the same seed.
 
 It lowers automatic matching by face recognition; it does not make anybody anonymous.

@@ -40,7 +40,7 @@ class SampledFace:
         face: as it was added.
         crop: ``[3, H, W]``, x_0 of the last accepted round.
         probability_history: match probability (Eq. 4) before and after each of its rounds; it never rises.
-        unet_calls: denoiser calls spent on it.
+        unet_calls: images the denoiser was called on for it.
         reached_threshold: whether its probability fell below the threshold.
         error: what the sampler raised for this face alone; its crop must not be used then.
     """

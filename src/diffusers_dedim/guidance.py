@@ -137,7 +137,8 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
 
     Args:
         step_size: root mean square of the push over the masked pixels, in [-1, 1] units; 0 or more.
-        stop_similarity: cosine in [-1, 1) below which a face is pushed no further.
+        stop_similarity: cosine in [-1, 1) below which a face is pushed no further; to end a round below the sampler's
+            threshold it must lie below that (the default lies below those of the presets "fast" and "strong").
         views: 1 for the face alone, 2 for the face and its mirror image; with both the push depends less on
             quirks of the one recogniser, and holds better against others.
         smoothing: standard deviation in crop px, 0 or more, of a Gaussian over the push; single pixels that
@@ -162,7 +163,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     def __init__(
         self,
         step_size: float = 0.015,
-        stop_similarity: float = -0.2,
+        stop_similarity: float = -0.45,
         views: int = 2,
         smoothing: float = 0.8,
         cutoff_step_ratio: float = 0.7,

@@ -239,11 +239,11 @@ class DeDiMPipeline(ComposablePipeline):
             device
         )
         check_embeddings(self.face_encoder(x_org), len(batch))
-        calls = count(1)
+        calls, images_a_face = count(1), settings.unet_calls_per_round // settings.num_inference_steps
 
         def denoise(x_t: Tensor, timestep: int) -> Tensor:
             # "paper" takes minutes
-            bar.set_postfix_str(f"{next(calls)} denoiser calls, now {len(x_t)} images")
+            bar.set_postfix_str(f"step {next(calls)}, {len(x_t) // images_a_face} faces left")
             return self._predict_noise(x_t, timestep)
 
         sample = self._sampler(settings, callback)(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 from diffusers.callbacks import PipelineCallback
@@ -65,8 +66,10 @@ class DeDiMPreset:
                 f"threshold_margin: expected 0 or more and less than the threshold {self.threshold}, "
                 f"got {self.threshold_margin}."
             )
-        if self.max_rounds < 1 or self.max_rounds != int(self.max_rounds):
-            raise ValueError(f"max_rounds: expected a whole number of at least 1, got {self.max_rounds}.")
+        for name in ("start_timestep", "num_inference_steps", "max_rounds"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         if not 0 <= self.guidance_scale < math.inf:  # also refuses nan
             raise ValueError(
                 f"guidance_scale: expected a finite number of 0 or more, got {self.guidance_scale}."
@@ -77,7 +80,7 @@ class DeDiMPreset:
         self.make_guidance()
 
     def make_guidance(self) -> PipelineCallback | None:
-        """Build the step callback; None where the scale is 0 (plain DDPM)."""
+        """Build the step callback; None where the scale is 0 (no guidance)."""
         if self.guidance_scale == 0:
             return None
         if self.guidance == "log_probability":

@@ -25,7 +25,7 @@ class FaceResult:
             recogniser that guided; another one sees another number.
         probability: the same as the match probability of Eq. 4 in [0, 1], (cosine + 1) / 2.
         rounds: rounds that were run, 1..L.
-        unet_calls: denoiser calls spent.
+        unet_calls: images the denoiser was called on, two a step with ``error_correction``.
         reached_threshold: whether the face ended below the threshold; False means that it is NOT protected as asked.
     """
 

@@ -65,7 +65,7 @@ def sample_dedim(
         face_encoder: maps crops to unit embeddings ``[N, D]``; judges each round's result.
         threshold: h, a probability below 1; a face is done when its match probability is below it, at 0 never.
         max_rounds: L.
-        generators: one per face, so that a face's result does not depend on its batch.
+        generators: one per face, each another, so that a face's result does not depend on its batch.
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
         error_correction: share in [0, 1] of the denoiser's error that is put right (`CorrectedDenoiser`); 0 is
             the paper's.
@@ -77,13 +77,13 @@ def sample_dedim(
         The crops and the record of each face.
 
     Raises:
-        ValueError: a tensor has another shape or range, the threshold is no probability, there are no rounds, or
-            the number of generators is not that of the faces.
+        ValueError: a tensor has another shape or range, the threshold is no probability, there are no rounds,
+            ``error_correction`` is no share, or the generators are not one for each face.
 
     Source:
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
     """
-    _check(x_org, mask, threshold, max_rounds, generators)
+    _check(x_org, mask, threshold, max_rounds, generators, error_correction)
     reference = face_encoder(x_org)  # v_0, [N, D]
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
@@ -102,7 +102,7 @@ def sample_dedim(
             x_prev = scheduler.step(eps, timestep, x_t, generator=faces).prev_sample  # lines 5-6
             if guidance is not None:  # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
                 tensors = {"sample": x_t, "prev_sample": x_prev, "noise_pred": eps, **fixed}
-                x_prev = guidance(pipeline, step_index, timestep, tensors)["prev_sample"]
+                x_prev = guidance(pipeline, step_index, timestep, tensors)["prev_sample"].detach()
             x_t = x_prev  # line 8
         candidate = fixed["mask"] * x_t + (1 - fixed["mask"]) * fixed["x_org"]  # line 9
         candidate_probability = match_probability(face_encoder(candidate), fixed["reference"])
@@ -126,8 +126,9 @@ def sample_dedim(
 
 
 def _check(
-    x_org: Tensor, mask: Tensor, threshold: float, max_rounds: int, generators: list[torch.Generator]
-) -> None:
+    x_org: Tensor, mask: Tensor, threshold: float, max_rounds: int, generators: list[torch.Generator],
+    error_correction: float,
+) -> None:  # fmt: skip
     """Refuse what would be broadcast, or fail in the middle."""
     if x_org.ndim != 4 or x_org.shape[1] != 3:
         raise ValueError(f"x_org: expected crops [N, 3, H, W], got {list(x_org.shape)}.")
@@ -146,3 +147,7 @@ def _check(
         raise ValueError(
             f"generators: expected one for each of the {len(x_org)} faces, got {len(generators)}."
         )
+    if not 0 <= error_correction <= 1:  # also refuses nan
+        raise ValueError(f"error_correction: expected a share in [0, 1], got {error_correction}.")
+    if error_correction and len(set(map(id, generators))) < len(generators):
+        raise ValueError("generators: expected another one for each face, got one of them twice.")

@@ -47,6 +47,11 @@ def check_scheduler(scheduler: Any) -> None:
             f"scheduler: this {name} ends a round with noise left in the face; set final_sigmas_type='zero' or, "
             "with DDIM, set_alpha_to_one=True."
         )
+    if config.get("variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log"):
+        raise ValueError(
+            f"scheduler: expected variance_type 'fixed_small' (that of Eq. 3), got {config.variance_type!r} in {name}; "
+            "a larger one leaves noise in the face, a learned one the denoiser does not predict."
+        )
 
 
 def prepare_scheduler(scheduler: Any, timesteps: Sequence[int], trained: Tensor | None = None) -> Any:
@@ -76,7 +81,7 @@ def prepare_scheduler(scheduler: Any, timesteps: Sequence[int], trained: Tensor 
         )
     # float32 products of betas that were saved as text agree to about 1e-6
     if trained is not None and (
-        len(trained) != len(levels) or not torch.allclose(levels.double(), trained.double().cpu(), atol=1e-4)
+        len(trained) != len(levels) or not torch.allclose(levels.double(), trained.cpu().double(), atol=1e-4)
     ):
         raise ValueError(
             f"scheduler: the noise schedule of this {name} is not the one that the pipeline's denoiser came with; "
@@ -130,6 +135,13 @@ class SolverStepper:
             _set_sigmas(solver, self._order)
         self._fresh = _state(solver)
         self._last: dict[str, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SolverStepper:
+        """Give a stepper of its own with an empty memory: what a round left in it may be part of a graph."""
+        twin = copy.copy(self)
+        twin.solver, twin._last = copy.copy(self.solver), {}
+        _set_state(twin.solver, self._fresh)
+        return twin
 
     @property
     def config(self) -> Any:

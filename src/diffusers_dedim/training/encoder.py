@@ -34,8 +34,8 @@ class EncoderTask(FaceTask):
         teacher: gives embedding and feature maps (`Teacher`).
         teacher_train, teacher_val: its unit embeddings ``[N, D]`` of the plain crops (`teacher_embeddings`).
         config: the settings. ``max_noise`` is the standard deviation, in [-1, 1] units, up to which noise is
-            added to half of the student's crops; guidance feeds it images at t <= 100, whose noise goes up to
-            0.167. ``relation_weight`` and ``feature_weight`` are the weights of the second and third term.
+            added to half of the student's crops; the paper's guidance feeds it images at t <= 100, whose noise
+            goes up to 0.167. ``relation_weight`` and ``feature_weight`` are the weights of the second and third term.
         student: network to train, a new one by default. Where ``config.initial_weights`` says that it was trained
             before, the directions of PCA are turned to those that it answers in (`fit_targets`).
         targets: those that the training began with, where it is gone on with; fitted by default.
