@@ -54,6 +54,7 @@ def run_scaling(options: argparse.Namespace, load_pipeline: Callable[[str], Any]
         print(f"scaling: {count} photos, {workers} workers", file=sys.stderr, flush=True)
         photos = [record.read_bytes() for record in records[:count]]
         rows.append(_measure(photos, workers, options, load_pipeline))
+        print(rows[-1], file=sys.stderr, flush=True)  # a run that is stopped has not measured for nothing
     return {
         "rows": rows,
         "preset": options.preset,
