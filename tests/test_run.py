@@ -186,6 +186,7 @@ def test_output_linked_to_an_input_is_refused(tmp_path: Path) -> None:
     source = photo_folder(tmp_path / "in" / "sub", 1).parent
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").symlink_to(source / "sub", target_is_directory=True)
+    Manifest.start(tmp_path / "out", {})
     with pytest.raises(RunError, match="would overwrite an input"):
         FolderRun([source], tmp_path / "out", overwrite=True)
 
@@ -213,8 +214,35 @@ def test_filled_output_folder_needs_a_word(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exclude each other"):
         FolderRun([source], tmp_path / "out", resume=True, overwrite=True)
     (tmp_path / "out" / MANIFEST_NAME).unlink()
-    with pytest.raises(RunError, match=f"has no {MANIFEST_NAME}"):
-        FolderRun([source], tmp_path / "out", resume=True)
+    for word in ("resume", "overwrite"):
+        with pytest.raises(RunError, match=f"has no {MANIFEST_NAME}, so there is no run to "):
+            FolderRun([source], tmp_path / "out", **{word: True})
+
+
+def test_overwriting_takes_no_file_that_no_run_has_written(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    write_photo(source / "torn.png").write_bytes(b"")
+    write_photo(out / "torn.png")  # somebody's own photos, with the names that cameras give
+    write_photo(out / "00.png")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(RunError, match="so there is no run to replace; choose another folder"):
+        FolderRun([source], out, overwrite=True)
+    protect(source / "01.png", tmp_path / "run")
+    shutil.move(tmp_path / "run" / MANIFEST_NAME, out)  # nor beside the results of a run
+    with pytest.raises(RunError, match=r"00\.png and 1 more: would be replaced, and no run that"):
+        FolderRun([source], out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != MANIFEST_NAME} == before
+
+
+def test_overwriting_takes_the_results_of_every_run_before(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source, out)
+    protect(source / "00.png", out, overwrite=True)
+    shutil.copy(out / "00.png", out / "02.not-protected.png")
+    dead = UnderWay(out, ())
+    dead.begin("02.png")  # and was killed between its file and its record
+    assert len(protect(source, out, overwrite=True).protected) == 3
+    assert written(out) == ["00.png", "01.png", "02.png"]
 
 
 def test_overwriting_does_not_leave_an_older_result_that_passes_for_the_new_one(tmp_path: Path) -> None:
@@ -313,8 +341,11 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
 
 def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    write_photo(source / "torn.png")
+    protect(source, out)
     (source / "torn.png").write_bytes(b"")
-    (out / "torn.png").mkdir(parents=True)  # in place of a file that may not be removed
+    (out / "torn.png").unlink()
+    (out / "torn.png").mkdir()  # in place of a file that may not be removed
     result = protect(source, out, overwrite=True)
     assert len(result.protected) == 2
     (failure,) = result.failures

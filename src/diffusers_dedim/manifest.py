@@ -102,12 +102,15 @@ class Manifest:
 
     @classmethod
     def start(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
-        """Begin a new manifest, replacing any other one.
+        """Begin a new manifest, replacing any other one; what that one's runs have left is named in the header.
 
         Raises:
             OSError: the folder cannot be written.
         """
+        earlier = sorted(name for name in outputs_of_runs(out) if os.path.lexists(out / name))
         header = {"kind": "run", "version": _VERSION, "settings": dict(settings)}
+        if earlier:
+            header["earlier_outputs"] = earlier
         write_atomic(out / MANIFEST_NAME, _line(header))
         return cls(out / MANIFEST_NAME, {})
 
@@ -152,22 +155,44 @@ def open_manifest(
     """The manifest of ``out`` to go on with, or ``None`` to begin a new one.
 
     Raises:
-        RunError: the folder is not empty and neither flag is set, both are, or there is nothing to resume.
+        RunError: the folder is not empty and neither flag is set, both are, or there is no run to resume or replace.
     """
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other; give one of them")
     found = out.iterdir() if out.exists() else ()
     entries = [path for path in found if not path.name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    if not entries or overwrite:
+    if not entries:
         return None
-    if not resume:
+    if not resume and not overwrite:
         raise RunError(
             f"{out}: the output folder is not empty; go on with a stopped run (--resume), "
-            "replace its files (--overwrite), or choose another folder"
+            "replace its results (--overwrite), or choose another folder"
         )
     if not (out / MANIFEST_NAME).is_file():
-        raise RunError(f"{out}: has no {MANIFEST_NAME}, so there is no run to resume; choose another folder")
-    return Manifest.resume(out, settings)
+        # the files may be anybody's: photos of the same names would be replaced, or removed where one fails
+        verb = "replace" if overwrite else "resume"
+        raise RunError(f"{out}: has no {MANIFEST_NAME}, so there is no run to {verb}; choose another folder")
+    return None if overwrite else Manifest.resume(out, settings)
+
+
+def outputs_of_runs(out: Path) -> frozenset[str]:
+    """Names below ``out`` that runs have written by the manifest there; of a damaged one, what can be read.
+
+    Raises:
+        OSError: the manifest cannot be read.
+    """
+    path = out / MANIFEST_NAME
+    found: set[str] = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            earlier = row.get("earlier_outputs")
+            names = [row.get("output"), *(earlier if isinstance(earlier, list) else ())]
+            found.update(name for name in names if isinstance(name, str))
+    return frozenset(found)
 
 
 def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:

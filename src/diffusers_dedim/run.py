@@ -13,8 +13,16 @@ from pathlib import Path
 from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.image_io import save_photo
-from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord, open_manifest, sha256, still_holds
-from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
+from diffusers_dedim.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PhotoRecord,
+    open_manifest,
+    outputs_of_runs,
+    sha256,
+    still_holds,
+)
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, display_name, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
     Pipeline,
@@ -24,7 +32,7 @@ from diffusers_dedim.run_batch import (
     record_outcome,
     write_failure,
 )
-from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay, names_under_way
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
 
@@ -76,7 +84,8 @@ class FolderRun:
         settings: what decides the result.
         resume: go on with the run whose manifest is in ``out``. What was written, and photos
             without a protectable face, are not done again unless the input or output file has changed.
-        overwrite: begin anew in a folder that is not empty.
+        overwrite: begin anew in a folder with the results of a run, which are replaced; files that no run has
+            written are not.
 
     Raises:
         RunError: the inputs or the folder do not allow the run; nothing has been written.
@@ -101,6 +110,8 @@ class FolderRun:
         self.settings = settings or RunSettings()
         self.plan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        if overwrite:
+            _refuse_foreign(self.plan.jobs, self.out)
         self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished = {
@@ -233,6 +244,21 @@ class FolderRun:
         for target in (job.target, job.partial_target):
             if target != keep:
                 target.unlink(missing_ok=True)
+
+
+def _refuse_foreign(jobs: Sequence[PhotoJob], out: Path) -> None:
+    """A file that no run has written would be replaced, or removed where its namesake fails."""
+    under_way = names_under_way(out)
+    targets = [path for job in jobs if job.name not in under_way for path in (job.target, job.partial_target)]
+    found = {path.relative_to(out).as_posix(): path for path in targets if os.path.lexists(path)}
+    ours = outputs_of_runs(out)
+    foreign = [path for name, path in found.items() if name not in ours]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise RunError(
+            f"{display_name(str(foreign[0]))}{more}: would be replaced, and no run that {MANIFEST_NAME} tells of has "
+            "written it; move it away, or choose another folder"
+        )
 
 
 def _stamp(out: Path) -> tuple[int, int] | None:
