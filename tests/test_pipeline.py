@@ -420,3 +420,13 @@ def test_the_bar_shows_that_a_long_batch_is_alive(
     shown = capsys.readouterr().err
     assert "1 denoiser calls, now 1 images" in shown
     assert "1/1" in shown
+
+
+def test_a_pil_photo_keeps_its_transparency_and_profile(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    photo = Image.fromarray(crop)
+    photo.putalpha(Image.fromarray(crop[..., 0]))
+    photo.info["icc_profile"] = b"Display P3"
+    (out,) = protect(pipe, photo, output_type="pil").images
+    assert (out.mode, out.info["icc_profile"]) == ("RGBA", b"Display P3")
+    np.testing.assert_array_equal(np.asarray(out)[..., 3], crop[..., 0])
+    assert (np.asarray(out)[..., :3] != crop).any()
