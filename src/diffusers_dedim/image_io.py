@@ -11,10 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.image_metadata import filtered_exif
+from diffusers_dedim.image_metadata import filtered_exif, turn_upright
 from diffusers_dedim.image_modes import (
     NOTE_16_BIT,
     PixelArray,
@@ -67,6 +67,7 @@ class Photo:
         exif: filtered EXIF block (orientation 1, no thumbnail), written only on request.
         grey: whether it came as greyscale and is written as greyscale.
         notes: what reading could not keep, in words, e.g. "16 bits a channel became 8".
+        exif_notes: what ``exif`` could not keep, for where it is written.
     """
 
     pixels: PixelArray
@@ -76,6 +77,7 @@ class Photo:
     exif: bytes | None = None
     grey: bool = False
     notes: tuple[str, ...] = ()
+    exif_notes: tuple[str, ...] = ()
 
 
 def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
@@ -155,9 +157,9 @@ def photo_from_image(image: Image.Image) -> Photo:
     file_format = image.format or "PNG"
     icc_profile = image.info.get("icc_profile") or None
     notes = [NOTE_16_BIT] if is_16_bit(image) else []
-    exif = filtered_exif(image)
+    exif, exif_notes = filtered_exif(image)
     grey = is_grey(image)
-    upright = ImageOps.exif_transpose(image)
+    upright = turn_upright(image)
     if upright.mode == "CMYK":
         upright, note = cmyk_to_srgb(upright, icc_profile)
         notes.append(note)
@@ -169,7 +171,7 @@ def photo_from_image(image: Image.Image) -> Photo:
     if file_format in _MULTI_FRAME_KEPT_FIRST:
         notes.append("only the main picture of a multi-picture JPEG is written")
     written_as = _WRITTEN_AS.get(file_format, file_format if file_format in _READ_FORMATS else "PNG")
-    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes))
+    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes), exif_notes)
 
 
 def save_photo(

@@ -209,7 +209,8 @@ def record_outcome(done: ProtectedPhoto, settings: RunSettings) -> tuple[PhotoRe
     )
     if isinstance(outcome, Exception):
         return record, None
-    record = replace(record, faces=outcome[1], notes=item.photo.notes)
+    exif_notes = item.photo.exif_notes if settings.keep_metadata else ()
+    record = replace(record, faces=outcome[1], notes=(*item.photo.notes, *exif_notes))
     if status == "protected":
         return record, item.job.target
     changed = not np.array_equal(outcome[0], item.photo.pixels)
