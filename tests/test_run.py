@@ -22,7 +22,7 @@ from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
-from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay, names_under_way
 
 
 def write_photo(path: Path, flag: tuple[int, int, int] = (90, 90, 90)) -> Path:
@@ -453,6 +453,37 @@ def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         FolderRun([photo_folder(tmp_path / "in", 9)], tmp_path / "out").execute(FakePipeline(), on_done=stop)
     assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
+
+
+def test_a_written_photo_is_recorded_before_the_next_is_done(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    under_way: set[str] = set()
+
+    class StoppedInTheSecond(FakePipeline):
+        def _protect(self, pixels: np.ndarray, *rest: object) -> tuple[np.ndarray, list[object]]:
+            if tuple(pixels[0, 0]) == (90, 90, 1):
+                for _ in range(500):  # the first is written meanwhile
+                    if b"ended" in (out / UNDER_WAY_NAME).read_bytes():
+                        break
+                    time.sleep(0.01)
+                under_way.update(names_under_way(out))
+                raise KeyboardInterrupt
+            return super()._protect(pixels, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        protect(source, out, StoppedInTheSecond(), batch_size=1)
+    assert under_way == {"01.png"}
+    assert [job.name for job in FolderRun([source], out, resume=True).pending] == ["01.png"]
+
+
+def test_the_longest_names_are_protected(tmp_path: Path) -> None:
+    name = "x" * 241 + ".png"  # the mark of an unprotected photo takes 14 more: above 255
+    write_photo(tmp_path / "in" / name)
+    write_photo(tmp_path / "in" / f"y{name[1:]}", fake.NOT_REACHED)
+    result = protect(tmp_path / "in", tmp_path / "out")
+    assert written(tmp_path / "out") == [name]
+    (failure,) = result.failures
+    assert failure.reason == "1 of 1 faces still match (similarity 0.40)"
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path: Path) -> None:

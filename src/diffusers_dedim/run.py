@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -173,38 +174,45 @@ class FolderRun:
         try:
             with (
                 closing(UnderWay(self.out, names)) as under_way,
-                closing(self._protect_pending(pipe, batch_size, under_way)) as finished,
+                closing(self._protect_pending(pipe, batch_size, under_way, manifest)) as finished,
             ):
-                for record in finished:
-                    manifest.append([record])
-                    under_way.end(record.name)
-                    yield record
+                yield from finished
         finally:
             self._stamp = _stamp(self.out)
 
     def _protect_pending(
-        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay
+        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay, manifest: Manifest
     ) -> Generator[PhotoRecord, None, None]:
         """Yield the records of all photos, those first that earlier runs may have died of."""
+
+        def settle(done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
+            # in the writer's thread, the only one that settles anything while it lives: a stop or a kill during the
+            # next photo, which may take minutes, neither has this one done again nor blames it
+            record = self._finish(done)
+            manifest.append([record])
+            under_way.end(record.name)
+            return record
+
         deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
         for job in self.pending:
             if deaths[job.name] >= MOST_DEATHS:
-                yield self._without_result(job, PhotoRecord(job.name, "error", _DEADLY))
+                yield settle(self._without_result(job, PhotoRecord(job.name, "error", _DEADLY)))
         for job in self.pending:
             if 0 < deaths[job.name] < MOST_DEATHS:
-                yield from self._protect_jobs(pipe, [job], batch_size, under_way)
+                yield from self._protect_jobs(pipe, [job], batch_size, under_way, settle)
         others = [job for job in self.pending if not deaths[job.name]]
-        yield from self._protect_jobs(pipe, others, batch_size, under_way)
+        yield from self._protect_jobs(pipe, others, batch_size, under_way, settle)
 
     def _protect_jobs(
-        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay
-    ) -> Generator[PhotoRecord, None, None]:
-        """Yield a record for each photo once its file, if any, is on disk; memory is flat in their number."""
+        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay,
+        settle: Callable[[ProtectedPhoto | PhotoRecord], PhotoRecord],
+    ) -> Generator[PhotoRecord, None, None]:  # fmt: skip
+        """Yield a record for each photo once it is settled; memory is flat in their number."""
         from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
         loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(pipe, loaded, self.settings, batch_size)
-        yield from map_ahead(self._finish, protected, threads=1, ahead=_PHOTOS_AHEAD)
+        yield from map_ahead(settle, protected, threads=1, ahead=_PHOTOS_AHEAD)
 
     def _load(self, under_way: UnderWay, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         under_way.begin(job.name)
@@ -243,7 +251,16 @@ class FolderRun:
         """Remove an earlier run's output: left there, it would pass for the result of this one."""
         for target in (job.target, job.partial_target):
             if target != keep:
-                target.unlink(missing_ok=True)
+                _remove(target)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, if it is there; the mark of an unprotected one may make its name longer than any file's."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
 
 
 def _refuse_foreign(jobs: Sequence[PhotoJob], out: Path) -> None:
