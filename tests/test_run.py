@@ -370,6 +370,21 @@ def test_a_file_larger_than_memory_is_listed(tmp_path: Path, monkeypatch: pytest
     ]
 
 
+def test_a_photo_whose_pixels_are_larger_than_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Image.Image) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(image_io, "split_rgb_alpha", refuse)
+    result = protect(photo_folder(tmp_path / "in", 1), tmp_path / "out")
+    assert [(record.status, record.reason) for record in result.failures] == [
+        ("error", "the photo does not fit into memory")
+    ]
+    with pytest.raises(MemoryError):
+        read_photo(tmp_path / "in" / "00.png")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_with_the_name_of_a_photo_blocks_nobody(tmp_path: Path) -> None:
     source = photo_folder(tmp_path / "in", 1)

@@ -18,6 +18,7 @@ from diffusers_dedim.image_metadata import filtered_exif, turn_upright
 from diffusers_dedim.image_modes import (
     NOTE_16_BIT,
     PixelArray,
+    bmp_with_alpha,
     cmyk_to_srgb,
     is_16_bit,
     is_grey,
@@ -96,6 +97,7 @@ def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
 
     Raises:
         UnreadablePhotoError: empty, truncated, too large, of another kind, or not readable; names the file.
+        MemoryError: its pixels do not fit into memory.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -118,7 +120,7 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
     """The same as :func:`read_photo` for the bytes of a file.
 
     Raises:
-        UnreadablePhotoError: as :func:`read_photo`, without a file name.
+        UnreadablePhotoError, MemoryError: as :func:`read_photo`, without a file name.
     """
     if not data:
         raise UnreadablePhotoError("the file is empty (0 bytes)")
@@ -136,6 +138,8 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
         raise UnreadablePhotoError(f"not a photo in a known format ({known})") from error
     except Image.DecompressionBombError as error:  # a GIF whose later frames are larger
         raise UnreadablePhotoError(f"too large, limit {max_pixels} pixels: {error}") from error
+    except MemoryError:  # the file is sound, and another machine, or a later try, may have room for it
+        raise
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise UnreadablePhotoError(f"damaged or truncated ({error})") from error
 
@@ -223,6 +227,8 @@ def encode_photo(photo: Photo, pixels: PixelArray, keep_metadata: bool = False) 
         options.pop("compression", None)  # libtiff, which compresses, fails on EXIF and GPS directories
     buffer = BytesIO()
     image = join_rgb_alpha(pixels, photo.alpha, grey=photo.grey)
+    if photo.format == "BMP" and photo.alpha is not None:
+        return bmp_with_alpha(image.convert("RGBA"))
     image.save(buffer, format=photo.format, **options)
     return buffer.getvalue()
 
