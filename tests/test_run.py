@@ -15,7 +15,7 @@ import pytest
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
-from diffusers_dedim import image_io
+from diffusers_dedim import __version__, image_io
 from diffusers_dedim.folder_lock import LOCK_NAME, lock_folder
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
@@ -291,6 +291,7 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-20])
     run = FolderRun([source], out, resume=True)
+    assert manifest.read_bytes() == whole[:-20]  # a dry run ends here, and another run may hold the folder
     assert [job.name for job in run.pending] == ["02.png"]
     run.execute(FakePipeline())
     assert [json.loads(line).get("name") for line in manifest.read_bytes().splitlines()] == [
@@ -303,6 +304,27 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     manifest.write_bytes(b'{"kind": "other"}\n')
     with pytest.raises(RunError, match="not a manifest of this version"):
         FolderRun([source], out, resume=True)
+
+
+def test_another_version_does_not_go_on(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    protect(source / "00.png", out)
+    manifest = out / MANIFEST_NAME
+    header, *records = manifest.read_bytes().splitlines(keepends=True)
+    row = json.loads(header)
+    assert row["package"] == __version__
+
+    def give(**changed: object) -> None:
+        manifest.write_bytes(json.dumps(changed).encode() + b"\n" + b"".join(records))
+
+    give(**{**row, "package": "0.0.9"})
+    with pytest.raises(RunError, match=rf"was made by dedim 0\.0\.9, and this is {__version__}"):
+        FolderRun([source], out, resume=True)
+    del row["package"]
+    give(**row)  # a manifest of before
+    result = protect(source, out, resume=True)
+    assert result.resumed == 1
+    assert result.notes[0].startswith("the manifest does not say which version of dedim began this run")
 
 
 def test_record_survives_the_manifest_with_any_name(tmp_path: Path) -> None:

@@ -279,6 +279,8 @@ def _summarise(result: RunResult, report_path: Path | None) -> None:
     )
     if result.other_files:
         typer.echo(f"{result.other_files} other files are no photos and were passed over.")
+    for note in result.notes:
+        typer.echo(f"Note: {note}.")
     for record in result.protected:
         for note in record.notes:
             typer.echo(f"Note: {display_name(record.name)}: {note}.")

@@ -55,6 +55,7 @@ class RunResult:
         resumed: how many of them an earlier run had finished.
         other_files: files passed over because they are no photos.
         seconds: duration of this run.
+        notes: what concerns no single photo, in words.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class RunResult:
     resumed: int
     other_files: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def protected(self) -> tuple[PhotoRecord, ...]:
@@ -162,6 +164,7 @@ class FolderRun:
         return RunResult(
             self.out, self.settings, jobs, tuple(records[job.name] for job in jobs),
             len(self.finished), self.plan.other_files, time.monotonic() - started,
+            self._manifest.notes if self._manifest else (),
         )  # fmt: skip
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
