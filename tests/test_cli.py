@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +117,39 @@ def test_unknown_preset_and_weights_stop_the_run_before_it_begins(source: Path, 
     assert result.exit_code == 2
     assert f"weights {tmp_path / 'weights'} cannot be loaded:" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_device_and_no_pipeline_is_told_in_one_line(source: Path, tmp_path: Path) -> None:
+    run = ("run", source, "-o", tmp_path / "out")
+    result = dedim(*run, "--device", "gpu")
+    assert result.exit_code == 2, result.output
+    assert "device 'gpu' cannot be used: " in result.stderr
+    bundled, weights = Path(cli.__file__).parent / "weights", tmp_path / "weights"
+    shutil.copytree(bundled, weights)
+    index = json.loads((weights / "model_index.json").read_text())
+    other = {"scheduler": ["diffusers", "LCMScheduler"]}
+    for changed, text in (({**index, **other}, "LCMScheduler"), ({"unet": index["unet"]}, "_class_name")):
+        (weights / "model_index.json").write_text(json.dumps(changed))
+        result = dedim(*run, "--weights", weights, "--device", "cpu")
+        assert result.exit_code == 2, result.output
+        assert f"weights {weights} cannot be loaded: " in result.stderr
+        assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_knows_the_presets(source: Path, tmp_path: Path) -> None:
+    result = dedim("run", source, "-o", tmp_path / "out", "--dry-run", "--preset", "quick")
+    assert result.exit_code == 2
+    assert "preset: expected one of ['fast'" in result.stderr
+
+
+def test_a_name_that_the_console_cannot_print_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(cli, "app", lambda **_: print("\u5bb6.png"))
+    cli.main()
+    console.flush()
+    assert console.buffer.getvalue().split() == [b"?.png"]
 
 
 def test_interrupt_is_told_and_can_be_resumed(

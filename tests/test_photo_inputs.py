@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_dedim.photo_inputs import from_pixels, to_pixel_list
+from diffusers_dedim.photo_inputs import from_pixels, take_photos, to_pixel_list
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 TENSOR = torch.from_numpy(RGB).permute(2, 0, 1).float() / 127.5 - 1
@@ -64,6 +64,24 @@ def test_bf16_rounding_past_1_is_let_through() -> None:
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_there_and_back_is_exact(output_type: str) -> None:
     np.testing.assert_array_equal(to_pixel_list(from_pixels(RGB, output_type))[0], RGB)
+
+
+@pytest.mark.parametrize(("mode", "back"), [("RGBA", "RGBA"), ("RGB", "RGB"), ("LA", "RGBA"), ("L", "RGB")])
+def test_what_is_hidden_stays_hidden_and_the_profile_goes_along(mode: str, back: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    alpha = Image.fromarray(RGB[..., 1])
+    if mode.endswith("A"):
+        image.putalpha(alpha)
+    image.info["icc_profile"] = b"Display P3"
+    (pixels,), (beside,) = take_photos(image)
+    out = from_pixels(pixels, "pil", beside)
+    assert out.mode == back
+    np.testing.assert_array_equal(np.asarray(out)[..., :3], pixels)
+    if back == "RGBA":
+        np.testing.assert_array_equal(np.asarray(out)[..., 3], RGB[..., 1])
+    # a profile of grey does not describe three channels
+    assert out.info.get("icc_profile") == (b"Display P3" if mode.startswith("RGB") else None)
+    assert from_pixels(pixels, "np", beside) is pixels
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from toys import MEAN_FACE, ToyEncoder, ToyLandmarker, tiny_preset, tiny_unet
 
 from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
-from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face, landmark_mask
+from diffusers_dedim.face_records import measure_faces
+from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face, landmark_mask, whole_crop
 
 Pixels = NDArray[np.uint8]
 # Settings that no toy face can reach, and that every one reaches at once.
@@ -420,3 +421,41 @@ def test_the_bar_shows_that_a_long_batch_is_alive(
     shown = capsys.readouterr().err
     assert "step 1, 1 faces left" in shown
     assert "1/1" in shown
+
+
+def test_a_pil_photo_keeps_its_transparency_and_profile(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    photo = Image.fromarray(crop)
+    photo.putalpha(Image.fromarray(crop[..., 0]))
+    photo.info["icc_profile"] = b"Display P3"
+    (out,) = protect(pipe, photo, output_type="pil").images
+    assert (out.mode, out.info["icc_profile"]) == ("RGBA", b"Display P3")
+    np.testing.assert_array_equal(np.asarray(out)[..., 3], crop[..., 0])
+    assert (np.asarray(out)[..., :3] != crop).any()
+
+
+def test_scores_need_no_float64_on_the_device(
+    pipe: DeDiMPipeline, crop: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apple's MPS has none; a tensor that has not gone through ``cpu()`` stands for one on it."""
+    made: set[int] = set()
+    to_double, to_cpu = torch.Tensor.double, torch.Tensor.cpu
+
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return to_double(tensor)
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        result = to_cpu(tensor)
+        made.add(id(result))
+        return result
+
+    aligned = whole_crop(crop)
+    landmarks, crops = pipe.landmarker(aligned.crop[None]), aligned.crop[None]
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    (record,) = measure_faces(
+        [crop], [(0, aligned)], crops, landmarks, pipe.face_encoder,
+        rounds=[1], unet_calls=[1], threshold=0.5,
+    )  # fmt: skip
+    np.testing.assert_allclose(record.landmarks, MEAN_FACE.numpy(), atol=1e-4)  # float32 points

@@ -15,14 +15,14 @@ import pytest
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
-from diffusers_dedim import image_io
+from diffusers_dedim import __version__, image_io
 from diffusers_dedim.folder_lock import LOCK_NAME, lock_folder
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
-from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay, names_under_way
 
 
 def write_photo(path: Path, flag: tuple[int, int, int] = (90, 90, 90)) -> Path:
@@ -186,6 +186,7 @@ def test_output_linked_to_an_input_is_refused(tmp_path: Path) -> None:
     source = photo_folder(tmp_path / "in" / "sub", 1).parent
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").symlink_to(source / "sub", target_is_directory=True)
+    Manifest.start(tmp_path / "out", {})
     with pytest.raises(RunError, match="would overwrite an input"):
         FolderRun([source], tmp_path / "out", overwrite=True)
 
@@ -213,8 +214,35 @@ def test_filled_output_folder_needs_a_word(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exclude each other"):
         FolderRun([source], tmp_path / "out", resume=True, overwrite=True)
     (tmp_path / "out" / MANIFEST_NAME).unlink()
-    with pytest.raises(RunError, match=f"has no {MANIFEST_NAME}"):
-        FolderRun([source], tmp_path / "out", resume=True)
+    for word in ("resume", "overwrite"):
+        with pytest.raises(RunError, match=f"has no {MANIFEST_NAME}, so there is no run to "):
+            FolderRun([source], tmp_path / "out", **{word: True})
+
+
+def test_overwriting_takes_no_file_that_no_run_has_written(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    write_photo(source / "torn.png").write_bytes(b"")
+    write_photo(out / "torn.png")  # somebody's own photos, with the names that cameras give
+    write_photo(out / "00.png")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(RunError, match="so there is no run to replace; choose another folder"):
+        FolderRun([source], out, overwrite=True)
+    protect(source / "01.png", tmp_path / "run")
+    shutil.move(tmp_path / "run" / MANIFEST_NAME, out)  # nor beside the results of a run
+    with pytest.raises(RunError, match=r"00\.png and 1 more: would be replaced, and no run that"):
+        FolderRun([source], out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != MANIFEST_NAME} == before
+
+
+def test_overwriting_takes_the_results_of_every_run_before(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source, out)
+    protect(source / "00.png", out, overwrite=True)
+    shutil.copy(out / "00.png", out / "02.not-protected.png")
+    dead = UnderWay(out, ())
+    dead.begin("02.png")  # and was killed between its file and its record
+    assert len(protect(source, out, overwrite=True).protected) == 3
+    assert written(out) == ["00.png", "01.png", "02.png"]
 
 
 def test_overwriting_does_not_leave_an_older_result_that_passes_for_the_new_one(tmp_path: Path) -> None:
@@ -263,6 +291,7 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-20])
     run = FolderRun([source], out, resume=True)
+    assert manifest.read_bytes() == whole[:-20]  # a dry run ends here, and another run may hold the folder
     assert [job.name for job in run.pending] == ["02.png"]
     run.execute(FakePipeline())
     assert [json.loads(line).get("name") for line in manifest.read_bytes().splitlines()] == [
@@ -275,6 +304,27 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     manifest.write_bytes(b'{"kind": "other"}\n')
     with pytest.raises(RunError, match="not a manifest of this version"):
         FolderRun([source], out, resume=True)
+
+
+def test_another_version_does_not_go_on(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    protect(source / "00.png", out)
+    manifest = out / MANIFEST_NAME
+    header, *records = manifest.read_bytes().splitlines(keepends=True)
+    row = json.loads(header)
+    assert row["package"] == __version__
+
+    def give(**changed: object) -> None:
+        manifest.write_bytes(json.dumps(changed).encode() + b"\n" + b"".join(records))
+
+    give(**{**row, "package": "0.0.9"})
+    with pytest.raises(RunError, match=rf"was made by dedim 0\.0\.9, and this is {__version__}"):
+        FolderRun([source], out, resume=True)
+    del row["package"]
+    give(**row)  # a manifest of before
+    result = protect(source, out, resume=True)
+    assert result.resumed == 1
+    assert result.notes[0].startswith("the manifest does not say which version of dedim began this run")
 
 
 def test_record_survives_the_manifest_with_any_name(tmp_path: Path) -> None:
@@ -313,8 +363,11 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
 
 def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    write_photo(source / "torn.png")
+    protect(source, out)
     (source / "torn.png").write_bytes(b"")
-    (out / "torn.png").mkdir(parents=True)  # in place of a file that may not be removed
+    (out / "torn.png").unlink()
+    (out / "torn.png").mkdir()  # in place of a file that may not be removed
     result = protect(source, out, overwrite=True)
     assert len(result.protected) == 2
     (failure,) = result.failures
@@ -337,6 +390,21 @@ def test_a_file_larger_than_memory_is_listed(tmp_path: Path, monkeypatch: pytest
     assert [(record.name, record.status, record.reason) for record in result.failures] == [
         ("01.png", "error", "the file does not fit into memory")
     ]
+
+
+def test_a_photo_whose_pixels_are_larger_than_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Image.Image) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(image_io, "split_rgb_alpha", refuse)
+    result = protect(photo_folder(tmp_path / "in", 1), tmp_path / "out")
+    assert [(record.status, record.reason) for record in result.failures] == [
+        ("error", "the photo does not fit into memory")
+    ]
+    with pytest.raises(MemoryError):
+        read_photo(tmp_path / "in" / "00.png")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -422,6 +490,37 @@ def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         FolderRun([photo_folder(tmp_path / "in", 9)], tmp_path / "out").execute(FakePipeline(), on_done=stop)
     assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
+
+
+def test_a_written_photo_is_recorded_before_the_next_is_done(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    under_way: set[str] = set()
+
+    class StoppedInTheSecond(FakePipeline):
+        def _protect(self, pixels: np.ndarray, *rest: object) -> tuple[np.ndarray, list[object]]:
+            if tuple(pixels[0, 0]) == (90, 90, 1):
+                for _ in range(500):  # the first is written meanwhile
+                    if b"ended" in (out / UNDER_WAY_NAME).read_bytes():
+                        break
+                    time.sleep(0.01)
+                under_way.update(names_under_way(out))
+                raise KeyboardInterrupt
+            return super()._protect(pixels, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        protect(source, out, StoppedInTheSecond(), batch_size=1)
+    assert under_way == {"01.png"}
+    assert [job.name for job in FolderRun([source], out, resume=True).pending] == ["01.png"]
+
+
+def test_the_longest_names_are_protected(tmp_path: Path) -> None:
+    name = "x" * 241 + ".png"  # the mark of an unprotected photo takes 14 more: above 255
+    write_photo(tmp_path / "in" / name)
+    write_photo(tmp_path / "in" / f"y{name[1:]}", fake.NOT_REACHED)
+    result = protect(tmp_path / "in", tmp_path / "out")
+    assert written(tmp_path / "out") == [name]
+    (failure,) = result.failures
+    assert failure.reason == "1 of 1 faces still match (similarity 0.40)"
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from test_pipeline import face_at
 from toys import tiny_preset
 
 from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.faces import align_face
 from diffusers_dedim.image_io import read_photo
 from diffusers_dedim.presets import PRESETS
 from diffusers_dedim.run import FolderRun
@@ -66,3 +68,28 @@ def test_faces_that_were_skipped_are_noted(pipe: DeDiMPipeline, source: Path, tm
     assert len(record.faces) == 1
     refused = FolderRun([source / "1.png"], tmp_path / "out2", RunSettings(preset="tiny")).execute(pipe)
     assert [record.status for record in refused.records] == ["face_too_small"]
+
+
+def test_a_grey_photo_is_judged_without_the_colours_that_are_not_written(
+    pipe: DeDiMPipeline, crop: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", tiny_preset(threshold=0.999, max_rounds=1))
+    pipe.face_detector = lambda photo: [face_at(0, 0, 112)]
+    predict, drift = pipe._predict_noise, torch.tensor([1.0, -0.5, 0.2]).view(3, 1, 1)
+    monkeypatch.setattr(pipe, "_predict_noise", lambda x_t, timestep: predict(x_t, timestep) + drift)
+    Image.fromarray(crop).convert("L").save(tmp_path / "grey.png")
+    before = read_photo(tmp_path / "grey.png").pixels
+    coloured = pipe(before, preset="tiny", generator=generators(3, ["grey.png"]), output_type="np").images[0]
+    assert (coloured != coloured[..., :1]).any()
+    settings = RunSettings(preset="tiny", seed=3)
+    (record,) = FolderRun([tmp_path / "grey.png"], tmp_path / "out", settings).execute(pipe).protected
+    assert Image.open(tmp_path / "out" / "grey.png").mode == "L"
+    after = read_photo(tmp_path / "out" / "grey.png").pixels
+
+    def similarity(pixels: NDArray[np.uint8]) -> float:
+        crops = torch.stack([align_face(photo, face_at(0, 0, 112)).crop for photo in (before, pixels)])
+        first, second = pipe.face_encoder(crops)
+        return float(first @ second)
+
+    assert record.faces[0].similarity == pytest.approx(similarity(after), abs=1e-4)  # float32, clamped
+    assert abs(similarity(coloured) - similarity(after)) > 1e-3

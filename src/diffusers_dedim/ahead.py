@@ -17,7 +17,8 @@ def map_ahead(
     """Yield ``function(item)`` in the order of the items, computed in threads before it is asked for.
 
     Items are taken in the consumer's thread, at most ``ahead`` more than were yielded, so memory does not grow
-    with their number. A result that is ready is not held back for the next item's sake.
+    with their number. A result that is ready waits while the next item is taken, which may be long: what must not wait,
+    such as the record of a written file, ``function`` does itself.
 
     Args:
         function: called in a thread; what it raises is raised here, at that item's turn.

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from diffusers_dedim import __version__
-from diffusers_dedim.cli_errors import plain_errors
+from diffusers_dedim.cli_errors import plain_errors, print_any_name
 from diffusers_dedim.cli_options import DeviceOption, WeightsOption
 from diffusers_dedim.demo.cli import demo_command
 from diffusers_dedim.errors import DeDiMError
@@ -57,6 +57,7 @@ class SmallFaces(str, Enum):
 
 def main() -> None:
     """Run the command line; the entry point of the ``dedim`` script."""
+    print_any_name()
     app(prog_name="dedim")
 
 
@@ -138,6 +139,7 @@ def run(
         else:
             folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
             if dry_run:
+                _check_preset(settings)
                 _list_jobs(folder_run)
                 return
             pipe = _load_for(settings, weights, device) if folder_run.pending else None
@@ -206,21 +208,30 @@ def _load_pipeline(weights: str | None, device: str | None) -> Any:
     logging.disable_progress_bar()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        pipe: Any = DeDiMPipeline.from_pretrained(weights, dtype=fast_dtype(chosen))
-    except (OSError, ValueError) as error:
-        raise DeDiMError(f"weights {weights or 'in the package'} cannot be loaded: {error}") from error
+        dtype = fast_dtype(chosen)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for such a device
+        raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
+    try:
+        pipe: Any = DeDiMPipeline.from_pretrained(weights, dtype=dtype)
+    except Exception as error:  # diffusers raises almost any type on a folder that holds something else
+        why = error if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise DeDiMError(f"weights {weights or 'in the package'} cannot be loaded: {why}") from error
     try:
         pipe.to(chosen)
-    except (RuntimeError, AssertionError) as error:  # what torch raises for a device it lacks
+    except (RuntimeError, AssertionError) as error:
         raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
     return pipe
 
 
-def _load_for(settings: RunSettings, weights: str | None, device: str | None) -> Any:
-    """Load the pipeline for a run; a wrong preset is an error here, not one in every photo."""
-    from diffusers_dedim.presets import resolve_preset
+def _check_preset(settings: RunSettings) -> None:
+    from diffusers_dedim.presets import resolve_preset  # imports PyTorch
 
     resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
+
+
+def _load_for(settings: RunSettings, weights: str | None, device: str | None) -> Any:
+    """Load the pipeline for a run; a wrong preset is an error here, not one in every photo."""
+    _check_preset(settings)
     pipe = _load_pipeline(weights, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -268,6 +279,8 @@ def _summarise(result: RunResult, report_path: Path | None) -> None:
     )
     if result.other_files:
         typer.echo(f"{result.other_files} other files are no photos and were passed over.")
+    for note in result.notes:
+        typer.echo(f"Note: {note}.")
     for record in result.protected:
         for note in record.notes:
             typer.echo(f"Note: {display_name(record.name)}: {note}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 import typer
 
@@ -28,3 +30,9 @@ def plain_errors(interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.echo(interrupted, err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def print_any_name() -> None:
+    """Print ``?`` for what stdout cannot: a Chinese file name on a Windows console of code page 1252 ended the run."""
+    if isinstance(sys.stdout, TextIOWrapper):  # tests and notebooks put other things there
+        sys.stdout.reconfigure(errors="replace")

@@ -50,7 +50,7 @@ def measure_faces(
     )
     probability = match_probability(embedding, reference).tolist()
     before = match_probability(reference, reference).tolist()
-    points = landmarks.double().cpu().numpy()
+    points = landmarks.cpu().double().numpy()  # in this order: Apple's MPS has no float64
     return [
         FaceResult(
             image_index=index,

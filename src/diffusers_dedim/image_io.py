@@ -11,13 +11,14 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.image_metadata import filtered_exif
+from diffusers_dedim.image_metadata import filtered_exif, turn_upright
 from diffusers_dedim.image_modes import (
     NOTE_16_BIT,
     PixelArray,
+    bmp_with_alpha,
     cmyk_to_srgb,
     is_16_bit,
     is_grey,
@@ -67,6 +68,7 @@ class Photo:
         exif: filtered EXIF block (orientation 1, no thumbnail), written only on request.
         grey: whether it came as greyscale and is written as greyscale.
         notes: what reading could not keep, in words, e.g. "16 bits a channel became 8".
+        exif_notes: what ``exif`` could not keep, for where it is written.
     """
 
     pixels: PixelArray
@@ -76,6 +78,7 @@ class Photo:
     exif: bytes | None = None
     grey: bool = False
     notes: tuple[str, ...] = ()
+    exif_notes: tuple[str, ...] = ()
 
 
 def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
@@ -94,6 +97,7 @@ def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ph
 
     Raises:
         UnreadablePhotoError: empty, truncated, too large, of another kind, or not readable; names the file.
+        MemoryError: its pixels do not fit into memory.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -116,7 +120,7 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
     """The same as :func:`read_photo` for the bytes of a file.
 
     Raises:
-        UnreadablePhotoError: as :func:`read_photo`, without a file name.
+        UnreadablePhotoError, MemoryError: as :func:`read_photo`, without a file name.
     """
     if not data:
         raise UnreadablePhotoError("the file is empty (0 bytes)")
@@ -134,6 +138,8 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
         raise UnreadablePhotoError(f"not a photo in a known format ({known})") from error
     except Image.DecompressionBombError as error:  # a GIF whose later frames are larger
         raise UnreadablePhotoError(f"too large, limit {max_pixels} pixels: {error}") from error
+    except MemoryError:  # the file is sound, and another machine, or a later try, may have room for it
+        raise
     except Exception as error:  # Pillow's decoders raise almost any type on damaged files
         raise UnreadablePhotoError(f"damaged or truncated ({error})") from error
 
@@ -155,9 +161,9 @@ def photo_from_image(image: Image.Image) -> Photo:
     file_format = image.format or "PNG"
     icc_profile = image.info.get("icc_profile") or None
     notes = [NOTE_16_BIT] if is_16_bit(image) else []
-    exif = filtered_exif(image)
+    exif, exif_notes = filtered_exif(image)
     grey = is_grey(image)
-    upright = ImageOps.exif_transpose(image)
+    upright = turn_upright(image)
     if upright.mode == "CMYK":
         upright, note = cmyk_to_srgb(upright, icc_profile)
         notes.append(note)
@@ -169,7 +175,7 @@ def photo_from_image(image: Image.Image) -> Photo:
     if file_format in _MULTI_FRAME_KEPT_FIRST:
         notes.append("only the main picture of a multi-picture JPEG is written")
     written_as = _WRITTEN_AS.get(file_format, file_format if file_format in _READ_FORMATS else "PNG")
-    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes))
+    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes), exif_notes)
 
 
 def save_photo(
@@ -221,6 +227,8 @@ def encode_photo(photo: Photo, pixels: PixelArray, keep_metadata: bool = False) 
         options.pop("compression", None)  # libtiff, which compresses, fails on EXIF and GPS directories
     buffer = BytesIO()
     image = join_rgb_alpha(pixels, photo.alpha, grey=photo.grey)
+    if photo.format == "BMP" and photo.alpha is not None:
+        return bmp_with_alpha(image.convert("RGBA"))
     image.save(buffer, format=photo.format, **options)
     return buffer.getvalue()
 

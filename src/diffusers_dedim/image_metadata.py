@@ -6,8 +6,12 @@ thumbnail, maker notes, Photoshop and XMP blocks) and each of them would show th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
 from PIL import Image
-from PIL.ExifTags import IFD, Base
+from PIL.ExifTags import GPS, IFD, Base
 
 _KEPT_TAGS = (
     Base.ImageDescription, Base.Make, Base.Model, Base.XResolution, Base.YResolution,
@@ -26,36 +30,92 @@ _KEPT_DETAILS = frozenset((
     Base.Contrast, Base.Saturation, Base.Sharpness, Base.LensSpecification, Base.LensMake, Base.LensModel,
 ))  # fmt: skip
 
+# Without the two of free bytes, and without what the standard does not know: vendors put anything there.
+_KEPT_POSITION = frozenset(GPS) - {GPS.GPSProcessingMethod, GPS.GPSAreaInformation}
+_MOST_BYTES = 4  # of a value without a type, such as a version: more could be a preview under a kept tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_Block = dict[int, Any]
 
-def filtered_exif(image: Image.Image) -> bytes | None:
-    """EXIF block that is safe beside the protected pixels, or ``None`` where the photo has none.
+
+def filtered_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
+    """EXIF block that is safe beside the protected pixels, and what of it could not be kept.
 
     Kept: camera, date, artist, copyright, description, resolution, exposure data and GPS position.
     Dropped: thumbnail, maker notes, and any tag not listed here. The orientation tag is 1, because the
-    pixels are upright once read.
+    pixels are upright once read. A listed tag of a type that cannot be written is left out with a note:
+    odd EXIF is no reason to refuse a sound photo.
 
     Args:
         image: a photo as Pillow opened it; its pixels are not read.
 
     Returns:
-        A block for the ``exif`` argument of ``PIL.Image.Image.save``.
+        A block for the ``exif`` argument of ``PIL.Image.Image.save``, or None where the photo has none; notes
+        in words.
 
     Example:
         >>> from PIL import Image
-        >>> filtered_exif(Image.new("RGB", (8, 8))) is None
-        True
+        >>> filtered_exif(Image.new("RGB", (8, 8)))
+        (None, ())
     """
-    source = image.getexif()
-    if not source:
-        return None
-    kept = Image.Exif()
-    for tag in _KEPT_TAGS:
-        if tag in source:
-            kept[tag] = source[tag]
+    try:
+        source = image.getexif()
+        if not source:
+            return None, ()
+        main: _Block = {tag: source[tag] for tag in _KEPT_TAGS if tag in source and not _is_long(source[tag])}
+    except Exception:  # Pillow raises almost any type on odd EXIF, here and below
+        return None, ("the EXIF block is damaged and was left out",)
+    kept, lost = Image.Exif(), list[str]()
+    for tag, value in main.items():
+        if _can_be_written({tag: value}):
+            kept[tag] = value
+        else:
+            lost.append(Base(tag).name)
     kept[Base.Orientation] = 1
-    details, position = source.get_ifd(IFD.Exif), source.get_ifd(IFD.GPSInfo)
-    if details:
-        kept.get_ifd(IFD.Exif).update({k: v for k, v in details.items() if k in _KEPT_DETAILS})
-    if position:
-        kept.get_ifd(IFD.GPSInfo).update(position)
-    return kept.tobytes()
+    for block, allowed, name in ((IFD.Exif, _KEPT_DETAILS, Base), (IFD.GPSInfo, _KEPT_POSITION, GPS)):
+        try:
+            found = source.get_ifd(block)
+        except Exception:
+            lost.append(block.name)
+            continue
+        wanted = {tag: value for tag, value in found.items() if tag in allowed and not _is_long(value)}
+        good = {tag: value for tag, value in wanted.items() if _can_be_written({tag: value}, block)}
+        lost += [name(tag).name for tag in wanted if tag not in good]
+        if good:
+            kept.get_ifd(block).update(good)
+    notes = (f"EXIF tags that cannot be written were left out: {', '.join(lost)}",) if lost else ()
+    return kept.tobytes(), notes
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation of the EXIF block; what is none of the eight counts as upright.
+
+    Pillow's own `exif_transpose` writes the rest of the block anew on the way, which fails on odd tags.
+
+    Example:
+        >>> turn_upright(Image.new("RGB", (8, 4))).size
+        (8, 4)
+    """
+    image.load()  # first: a TIFF is turned here, and says so by dropping the tag
+    orientation = None
+    with suppress(Exception):
+        orientation = image.getexif().get(Base.Orientation)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) > _MOST_BYTES
+
+
+def _can_be_written(tags: Mapping[int, Any], block: IFD | None = None) -> bool:
+    trial = Image.Exif()
+    (trial if block is None else trial.get_ifd(block)).update(tags)
+    try:
+        trial.tobytes()
+    except Exception:
+        return False
+    return True

@@ -10,12 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusers_dedim import __version__
 from diffusers_dedim.folder_lock import LOCK_NAME
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, write_atomic
 from diffusers_dedim.photo_jobs import PhotoJob, RunError
 
 MANIFEST_NAME = "dedim-manifest.jsonl"
-_VERSION = 1
+_VERSION = 1  # of the file's layout
+_NO_PACKAGE = (
+    "the manifest does not say which version of dedim began this run; where it was another one, its photos were "
+    "protected with other settings"
+)
 
 Status = Literal["protected", "not_protected", "no_face", "face_too_small", "unreadable", "error"]
 """What became of a photo. Only "protected" is written under its own name."""
@@ -86,38 +91,50 @@ class PhotoRecord:
 
 
 class Manifest:
-    """The file ``dedim-manifest.jsonl`` in an output folder: a header with the settings, then records.
+    """The file ``dedim-manifest.jsonl`` in an output folder: a header with settings and package version, then records.
 
     Each record is appended, flushed and synced after its photo is on disk, so a photo that is listed is
     there, and one that is there but not listed is done again over the same name. A last line torn by a kill
-    is cut off.
+    is cut off before the next one is written.
 
     Attributes:
         records: latest record of each photo by name, in the order they were first written.
+        notes: what a user who goes on should know, in words.
     """
 
-    def __init__(self, path: Path, records: dict[str, PhotoRecord]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        records: dict[str, PhotoRecord],
+        notes: tuple[str, ...] = (),
+        whole: int | None = None,
+    ) -> None:
         self._path = path
+        self._whole = whole  # bytes up to a torn line
         self.records = records
+        self.notes = notes
 
     @classmethod
     def start(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
-        """Begin a new manifest, replacing any other one.
+        """Begin a new manifest, replacing any other one; what that one's runs have left is named in the header.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        header = {"kind": "run", "version": _VERSION, "settings": dict(settings)}
+        earlier = sorted(name for name in outputs_of_runs(out) if os.path.lexists(out / name))
+        header = {"kind": "run", "version": _VERSION, "package": __version__, "settings": dict(settings)}
+        if earlier:
+            header["earlier_outputs"] = earlier
         write_atomic(out / MANIFEST_NAME, _line(header))
         return cls(out / MANIFEST_NAME, {})
 
     @classmethod
     def resume(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
-        """Go on with the manifest of a stopped run.
+        """Go on with the manifest of a stopped run; nothing is written yet.
 
         Raises:
-            RunError: it was made with other settings, or is not a manifest of this version.
-            OSError: it cannot be read or repaired.
+            RunError: it was made with other settings or by another version, or is not a manifest.
+            OSError: it cannot be read.
         """
         path = out / MANIFEST_NAME
         data = path.read_bytes()
@@ -126,11 +143,11 @@ class Manifest:
         if not rows:
             raise RunError(f"{path}: is empty; start again with --overwrite")
         _check_header(path, rows[0], settings)
-        if len(whole) < len(data):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
         records = (_record(path, number, row) for number, row in enumerate(rows[1:], start=2))
-        return cls(path, {record.name: record for record in records})
+        return cls(
+            path, {record.name: record for record in records},
+            () if "package" in rows[0] else (_NO_PACKAGE,), len(whole) if len(whole) < len(data) else None,
+        )  # fmt: skip
 
     def append(self, records: Iterable[PhotoRecord]) -> None:
         """Add finished photos; on return they are on disk.
@@ -140,6 +157,9 @@ class Manifest:
         """
         new = list(records)
         with self._path.open("ab") as file:
+            if self._whole is not None:
+                file.truncate(self._whole)
+                self._whole = None
             file.write(b"".join(_line({"kind": "photo", **asdict(record)}) for record in new))
             file.flush()
             os.fsync(file.fileno())
@@ -152,22 +172,44 @@ def open_manifest(
     """The manifest of ``out`` to go on with, or ``None`` to begin a new one.
 
     Raises:
-        RunError: the folder is not empty and neither flag is set, both are, or there is nothing to resume.
+        RunError: the folder is not empty and neither flag is set, both are, or there is no run to resume or replace.
     """
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other; give one of them")
     found = out.iterdir() if out.exists() else ()
     entries = [path for path in found if not path.name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
-    if not entries or overwrite:
+    if not entries:
         return None
-    if not resume:
+    if not resume and not overwrite:
         raise RunError(
             f"{out}: the output folder is not empty; go on with a stopped run (--resume), "
-            "replace its files (--overwrite), or choose another folder"
+            "replace its results (--overwrite), or choose another folder"
         )
     if not (out / MANIFEST_NAME).is_file():
-        raise RunError(f"{out}: has no {MANIFEST_NAME}, so there is no run to resume; choose another folder")
-    return Manifest.resume(out, settings)
+        # the files may be anybody's: photos of the same names would be replaced, or removed where one fails
+        verb = "replace" if overwrite else "resume"
+        raise RunError(f"{out}: has no {MANIFEST_NAME}, so there is no run to {verb}; choose another folder")
+    return None if overwrite else Manifest.resume(out, settings)
+
+
+def outputs_of_runs(out: Path) -> frozenset[str]:
+    """Names below ``out`` that runs have written by the manifest there; of a damaged one, what can be read.
+
+    Raises:
+        OSError: the manifest cannot be read.
+    """
+    path = out / MANIFEST_NAME
+    found: set[str] = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            earlier = row.get("earlier_outputs")
+            names = [row.get("output"), *(earlier if isinstance(earlier, list) else ())]
+            found.update(name for name in names if isinstance(name, str))
+    return frozenset(found)
 
 
 def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
@@ -205,6 +247,12 @@ def _parse(path: Path, number: int, row: bytes) -> dict[str, object]:
 def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[str, object]) -> None:
     if header.get("kind") != "run" or header.get("version") != _VERSION:
         raise RunError(f"{path}: not a manifest of this version of dedim; start again with --overwrite")
+    package = header.get("package", __version__)
+    if package != __version__:
+        raise RunError(
+            f"{path}: was made by dedim {package}, and this is {__version__}, whose presets may be others; "
+            "resume with that version, or start again with --overwrite"
+        )
     then = header.get("settings")
     if not isinstance(then, dict):
         raise RunError(f"{path}: line 1 is damaged; start again with --overwrite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,57 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_dedim.image_io import photo_from_image
+from diffusers_dedim.image_modes import join_rgb_alpha
 
 PhotoInput = Image.Image | NDArray[Any] | Tensor
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 
+@dataclass(frozen=True, eq=False)
+class BesidePixels:
+    """What a PIL image has beside its RGB pixels; arrays and tensors have nothing.
+
+    Attributes:
+        alpha: uint8 ``[H, W]`` in [0, 255], or None.
+        icc_profile: colour profile the RGB pixels are in, or None (taken as sRGB).
+    """
+
+    alpha: NDArray[np.uint8] | None = None
+    icc_profile: bytes | None = None
+
+
+_NOTHING = BesidePixels()
+
+
 def to_pixel_list(image: PhotoInput | Sequence[PhotoInput]) -> list[NDArray[np.uint8]]:
+    """The first part of `take_photos`: uint8 RGB arrays ``[H, W, 3]``.
+
+    Raises:
+        ValueError, TypeError: as `take_photos`.
+
+    Example:
+        >>> [pixels.shape for pixels in to_pixel_list(torch.zeros(2, 3, 10, 20))]
+        [(10, 20, 3), (10, 20, 3)]
+    """
+    return take_photos(image)[0]
+
+
+def take_photos(
+    image: PhotoInput | Sequence[PhotoInput],
+) -> tuple[list[NDArray[np.uint8]], list[BesidePixels]]:
     """Turn a photo, a batch or a list of photos into uint8 RGB arrays ``[H, W, 3]``; never resized or clipped.
+
+    Returns:
+        The arrays, and what each photo has beside them, for `from_pixels`.
 
     Raises:
         ValueError: the list is empty, or an array or tensor has another shape, type or range.
         TypeError: an item is neither image, array nor tensor.
 
     Example:
-        >>> [pixels.shape for pixels in to_pixel_list(torch.zeros(2, 3, 10, 20))]
-        [(10, 20, 3), (10, 20, 3)]
+        >>> _, (beside,) = take_photos(Image.new("RGBA", (20, 10)))
+        >>> beside.alpha.shape
+        (10, 20)
     """
     items: list[Any]
     if isinstance(image, (Tensor, np.ndarray)):
@@ -35,16 +72,19 @@ def to_pixel_list(image: PhotoInput | Sequence[PhotoInput]) -> list[NDArray[np.u
         items = list(image) if isinstance(image, (list, tuple)) else [image]
     if not items:
         raise ValueError("image: the list is empty; give at least one photo.")
-    return [_to_pixels(item) for item in items]
+    taken = [_take(item) for item in items]
+    return [pixels for pixels, _ in taken], [beside for _, beside in taken]
 
 
-def _to_pixels(item: Any) -> NDArray[np.uint8]:
+def _take(item: Any) -> tuple[NDArray[np.uint8], BesidePixels]:
     if isinstance(item, Image.Image):
-        return photo_from_image(item).pixels
+        photo = photo_from_image(item)
+        # a profile of a grey photo describes one channel, and three come out
+        return photo.pixels, BesidePixels(photo.alpha, None if photo.grey else photo.icc_profile)
     if isinstance(item, np.ndarray):
-        return _array_to_pixels(item)
+        return _array_to_pixels(item), _NOTHING
     if isinstance(item, Tensor):
-        return _tensor_to_pixels(item)
+        return _tensor_to_pixels(item), _NOTHING
     raise TypeError(
         f"image: expected PIL images, numpy arrays or torch tensors, got {type(item).__name__}; "
         "open a file with PIL.Image.open or diffusers_dedim.image_io.read_photo."
@@ -73,10 +113,20 @@ def _tensor_to_pixels(tensor: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def from_pixels(pixels: NDArray[np.uint8], output_type: str) -> Any:
-    """Turn uint8 RGB ``[H, W, 3]`` into the asked type: "pil", "np" (as is) or "pt" (``[3, H, W]`` in [-1, 1])."""
+def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixels = _NOTHING) -> Any:
+    """Turn uint8 RGB ``[H, W, 3]`` into the asked type.
+
+    Args:
+        pixels: of a photo.
+        output_type: "pil" (RGB, or RGBA where there is an alpha; the profile in ``info["icc_profile"]``), "np" (as
+            is) or "pt" (``[3, H, W]`` in [-1, 1]).
+        beside: what the photo came with beside its pixels.
+    """
     if output_type == "pil":
-        return Image.fromarray(pixels)
+        image = join_rgb_alpha(pixels, beside.alpha, grey=False)
+        if beside.icc_profile is not None:
+            image.info["icc_profile"] = beside.icc_profile
+        return image
     if output_type == "np":
         return pixels
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1

@@ -18,6 +18,7 @@ from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, landmark_mask, paste_back
 from diffusers_dedim.generators import child_generator
+from diffusers_dedim.image_modes import as_written
 from diffusers_dedim.memory import in_parts
 from diffusers_dedim.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.presets import DeDiMPreset
@@ -36,6 +37,7 @@ class StreamPhoto:
         generator: as for the pipeline; None draws from torch's global one.
         faces: found already, photo px; None where they are still to be found.
         error: why the photo cannot be protected, where that is known already; it is passed on.
+        grey: it will be written as greyscale: the result is, so that what is measured is what is written.
     """
 
     owner: Any
@@ -43,6 +45,7 @@ class StreamPhoto:
     generator: torch.Generator | None = None
     faces: Sequence[Face] | None = None
     error: Exception | None = None
+    grey: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +181,7 @@ def _paste_and_measure(
     for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
         # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
         pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
+    pixels = as_written(pixels, grey=opened.photo.grey)  # colours that are lost may be what hid the face
     records = measure_faces(
         [pixels], [(0, aligned) for aligned in opened.faces], opened.x_org, opened.landmarks,
         pipe.face_encoder, threshold=settings.threshold, batch_size=slots,

@@ -32,7 +32,7 @@ from diffusers_dedim.faces import (
     whole_crop,
 )
 from diffusers_dedim.generators import child_generator, photo_generators
-from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, to_pixel_list
+from diffusers_dedim.photo_inputs import OUTPUT_TYPES, PhotoInput, from_pixels, take_photos
 from diffusers_dedim.precision import fast_dtype, mapped_device
 from diffusers_dedim.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
@@ -180,7 +180,8 @@ class DeDiMPipeline(ComposablePipeline):
                 they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
-            output_type: "pil", "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
+            output_type: "pil" (RGB; RGBA where a PIL image came with transparency, and a colour photo's profile in
+                ``info["icc_profile"]``), "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
             return_dict: False returns the tuple (images, faces).
 
         Returns:
@@ -200,7 +201,7 @@ class DeDiMPipeline(ComposablePipeline):
             threshold=threshold,
         )
         _check_call(output_type, batch_size, small_faces, aligned and select_faces is not None)
-        photos = to_pixel_list(image)
+        photos, beside = take_photos(image)
         generators = photo_generators(generator, len(photos))
         found: list[tuple[int, AlignedFace]] = []
         for index, photo in enumerate(photos):
@@ -223,7 +224,7 @@ class DeDiMPipeline(ComposablePipeline):
                 results += self._protect_batch(photos, batch, settings, callback, children, bar)
         warn_unreached(results, settings.threshold, stacklevel=4)  # the line that called the pipeline
         self.maybe_free_model_hooks()
-        images = [from_pixels(photo, output_type) for photo in photos]
+        images = [from_pixels(photo, output_type, kept) for photo, kept in zip(photos, beside, strict=True)]
         return DeDiMOutput(images, results) if return_dict else (images, results)
 
     def _protect_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,8 +14,16 @@ from pathlib import Path
 from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.image_io import save_photo
-from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord, open_manifest, sha256, still_holds
-from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
+from diffusers_dedim.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PhotoRecord,
+    open_manifest,
+    outputs_of_runs,
+    sha256,
+    still_holds,
+)
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, display_name, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
     Pipeline,
@@ -24,7 +33,7 @@ from diffusers_dedim.run_batch import (
     record_outcome,
     write_failure,
 )
-from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay
+from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay, names_under_way
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory
 
@@ -46,6 +55,7 @@ class RunResult:
         resumed: how many of them an earlier run had finished.
         other_files: files passed over because they are no photos.
         seconds: duration of this run.
+        notes: what concerns no single photo, in words.
     """
 
     out: Path
@@ -55,6 +65,7 @@ class RunResult:
     resumed: int
     other_files: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def protected(self) -> tuple[PhotoRecord, ...]:
@@ -76,7 +87,8 @@ class FolderRun:
         settings: what decides the result.
         resume: go on with the run whose manifest is in ``out``. What was written, and photos
             without a protectable face, are not done again unless the input or output file has changed.
-        overwrite: begin anew in a folder that is not empty.
+        overwrite: begin anew in a folder with the results of a run, which are replaced; files that no run has
+            written are not.
 
     Raises:
         RunError: the inputs or the folder do not allow the run; nothing has been written.
@@ -101,6 +113,8 @@ class FolderRun:
         self.settings = settings or RunSettings()
         self.plan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        if overwrite:
+            _refuse_foreign(self.plan.jobs, self.out)
         self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished = {
@@ -150,6 +164,7 @@ class FolderRun:
         return RunResult(
             self.out, self.settings, jobs, tuple(records[job.name] for job in jobs),
             len(self.finished), self.plan.other_files, time.monotonic() - started,
+            self._manifest.notes if self._manifest else (),
         )  # fmt: skip
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
@@ -162,38 +177,45 @@ class FolderRun:
         try:
             with (
                 closing(UnderWay(self.out, names)) as under_way,
-                closing(self._protect_pending(pipe, batch_size, under_way)) as finished,
+                closing(self._protect_pending(pipe, batch_size, under_way, manifest)) as finished,
             ):
-                for record in finished:
-                    manifest.append([record])
-                    under_way.end(record.name)
-                    yield record
+                yield from finished
         finally:
             self._stamp = _stamp(self.out)
 
     def _protect_pending(
-        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay
+        self, pipe: Pipeline, batch_size: int | None, under_way: UnderWay, manifest: Manifest
     ) -> Generator[PhotoRecord, None, None]:
         """Yield the records of all photos, those first that earlier runs may have died of."""
+
+        def settle(done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
+            # in the writer's thread, the only one that settles anything while it lives: a stop or a kill during the
+            # next photo, which may take minutes, neither has this one done again nor blames it
+            record = self._finish(done)
+            manifest.append([record])
+            under_way.end(record.name)
+            return record
+
         deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
         for job in self.pending:
             if deaths[job.name] >= MOST_DEATHS:
-                yield self._without_result(job, PhotoRecord(job.name, "error", _DEADLY))
+                yield settle(self._without_result(job, PhotoRecord(job.name, "error", _DEADLY)))
         for job in self.pending:
             if 0 < deaths[job.name] < MOST_DEATHS:
-                yield from self._protect_jobs(pipe, [job], batch_size, under_way)
+                yield from self._protect_jobs(pipe, [job], batch_size, under_way, settle)
         others = [job for job in self.pending if not deaths[job.name]]
-        yield from self._protect_jobs(pipe, others, batch_size, under_way)
+        yield from self._protect_jobs(pipe, others, batch_size, under_way, settle)
 
     def _protect_jobs(
-        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay
-    ) -> Generator[PhotoRecord, None, None]:
-        """Yield a record for each photo once its file, if any, is on disk; memory is flat in their number."""
+        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay,
+        settle: Callable[[ProtectedPhoto | PhotoRecord], PhotoRecord],
+    ) -> Generator[PhotoRecord, None, None]:  # fmt: skip
+        """Yield a record for each photo once it is settled; memory is flat in their number."""
         from diffusers_dedim.run_stream import protect_photos  # imports PyTorch
 
         loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(pipe, loaded, self.settings, batch_size)
-        yield from map_ahead(self._finish, protected, threads=1, ahead=_PHOTOS_AHEAD)
+        yield from map_ahead(settle, protected, threads=1, ahead=_PHOTOS_AHEAD)
 
     def _load(self, under_way: UnderWay, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         under_way.begin(job.name)
@@ -232,7 +254,31 @@ class FolderRun:
         """Remove an earlier run's output: left there, it would pass for the result of this one."""
         for target in (job.target, job.partial_target):
             if target != keep:
-                target.unlink(missing_ok=True)
+                _remove(target)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, if it is there; the mark of an unprotected one may make its name longer than any file's."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+
+
+def _refuse_foreign(jobs: Sequence[PhotoJob], out: Path) -> None:
+    """A file that no run has written would be replaced, or removed where its namesake fails."""
+    under_way = names_under_way(out)
+    targets = [path for job in jobs if job.name not in under_way for path in (job.target, job.partial_target)]
+    found = {path.relative_to(out).as_posix(): path for path in targets if os.path.lexists(path)}
+    ours = outputs_of_runs(out)
+    foreign = [path for name, path in found.items() if name not in ours]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise RunError(
+            f"{display_name(str(foreign[0]))}{more}: would be replaced, and no run that {MANIFEST_NAME} tells of has "
+            "written it; move it away, or choose another folder"
+        )
 
 
 def _stamp(out: Path) -> tuple[int, int] | None:

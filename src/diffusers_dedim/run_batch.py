@@ -22,7 +22,7 @@ from diffusers_dedim.errors import (
     UnreadablePhotoError,
 )
 from diffusers_dedim.image_io import Photo, decode_photo
-from diffusers_dedim.image_modes import PixelArray
+from diffusers_dedim.image_modes import PixelArray, as_written
 from diffusers_dedim.manifest import FaceRecord, PhotoRecord, Status, sha256
 from diffusers_dedim.photo_jobs import PhotoJob
 
@@ -111,6 +111,8 @@ def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
         return LoadedPhoto(job, decode_photo(data), digest)
     except UnreadablePhotoError as error:
         return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
+    except MemoryError:
+        return PhotoRecord(job.name, "error", "the photo does not fit into memory", source_sha256=digest)
     except Exception as error:  # whatever a file provokes in a decoder, the run goes on to the next
         reason = f"cannot be decoded ({type(error).__name__}: {error})"
         return PhotoRecord(job.name, "error", reason, source_sha256=digest)
@@ -155,9 +157,9 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
         )
     if len(out.images) != len(loaded):
         raise RuntimeError(f"the pipeline returned {len(out.images)} images for {len(loaded)} photos")
-    for index, image in enumerate(out.images):
+    for index, (item, image) in enumerate(zip(loaded, out.images, strict=True)):
         faces = tuple(face_record(face) for face in out.faces if face.image_index == index)
-        yield np.asarray(image.convert("RGB")), faces
+        yield as_written(np.asarray(image.convert("RGB")), grey=item.photo.grey), faces
 
 
 def face_record(face: Any) -> FaceRecord:
@@ -209,7 +211,8 @@ def record_outcome(done: ProtectedPhoto, settings: RunSettings) -> tuple[PhotoRe
     )
     if isinstance(outcome, Exception):
         return record, None
-    record = replace(record, faces=outcome[1], notes=item.photo.notes)
+    exif_notes = item.photo.exif_notes if settings.keep_metadata else ()
+    record = replace(record, faces=outcome[1], notes=(*item.photo.notes, *exif_notes))
     if status == "protected":
         return record, item.job.target
     changed = not np.array_equal(outcome[0], item.photo.pixels)

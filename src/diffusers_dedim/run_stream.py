@@ -80,7 +80,7 @@ def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPh
     if isinstance(item, PhotoRecord):
         return StreamPhoto(item, _NO_PIXELS, error=UnreadablePhotoError(item.reason))
     own = generators(seed, [item.job.name])
-    return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces)
+    return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces, grey=item.photo.grey)
 
 
 def _note_small(item: LoadedPhoto, found: Sequence[Face] | None) -> LoadedPhoto:

@@ -94,6 +94,15 @@ class UnderWay:
             self._path.unlink(missing_ok=True)
 
 
+def names_under_way(out: Path) -> frozenset[str]:
+    """Photos in whose course earlier runs have died: their outputs may be on disk without a record.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return frozenset(_read(out / UNDER_WAY_NAME))
+
+
 def _line(event: str, name: str) -> bytes:
     # ASCII also carries names that are not valid UTF-8, as in the manifest
     return json.dumps([event, name]).encode("ascii") + b"\n"

@@ -110,8 +110,9 @@ def run_ray(
         absent = [*absent_records(names, records, refused), *source.damaged]
         records.update(_record(absent, manifest, on_done))
     return RunResult(
-        folder, settings, (), tuple(records.values()), len(finished), 0, time.monotonic() - started
-    )
+        folder, settings, (), tuple(records.values()), len(finished), 0, time.monotonic() - started,
+        manifest.notes,
+    )  # fmt: skip
 
 
 def _start_ray(workers: int, accelerators: float) -> None:
