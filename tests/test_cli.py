@@ -121,9 +121,10 @@ def test_unknown_preset_and_weights_stop_the_run_before_it_begins(source: Path, 
 
 def test_what_is_no_device_and_no_pipeline_is_told_in_one_line(source: Path, tmp_path: Path) -> None:
     run = ("run", source, "-o", tmp_path / "out")
-    result = dedim(*run, "--device", "gpu")
-    assert result.exit_code == 2, result.output
-    assert "device 'gpu' cannot be used: " in result.stderr
+    for more in ((), ("--ray", 1)):
+        result = dedim(*run, "--device", "gpu", *more)
+        assert result.exit_code == 2, result.output
+        assert "device 'gpu' cannot be used: " in result.stderr
     bundled, weights = Path(cli.__file__).parent / "weights", tmp_path / "weights"
     shutil.copytree(bundled, weights)
     index = json.loads((weights / "model_index.json").read_text())

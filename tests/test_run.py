@@ -271,6 +271,12 @@ def test_resume_does_only_what_is_missing_changed_or_broken(tmp_path: Path) -> N
     assert FolderRun([source], out, resume=True).pending[0].name == "crash.png"
 
 
+def test_what_a_file_manager_leaves_does_not_fill_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"")
+    assert len(protect(photo_folder(tmp_path / "in"), tmp_path / "out").protected) == 3
+
+
 def test_resume_into_a_missing_folder_begins(tmp_path: Path) -> None:
     assert len(protect(photo_folder(tmp_path / "in"), tmp_path / "out", resume=True).protected) == 3
 

@@ -17,6 +17,7 @@ from diffusers_dedim.photo_jobs import PhotoJob, RunError
 
 MANIFEST_NAME = "dedim-manifest.jsonl"
 _VERSION = 1  # of the file's layout
+_OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in folders that look empty
 _NO_PACKAGE = (
     "the manifest does not say which version of dedim began this run; where it was another one, its photos were "
     "protected with other settings"
@@ -177,7 +178,8 @@ def open_manifest(
     if resume and overwrite:
         raise RunError("resume and overwrite exclude each other; give one of them")
     found = out.iterdir() if out.exists() else ()
-    entries = [path for path in found if not path.name.startswith((TEMPORARY_PREFIX, LOCK_NAME))]
+    nobodys = (TEMPORARY_PREFIX, LOCK_NAME, *_OF_FILE_MANAGERS)
+    entries = [path for path in found if not path.name.startswith(nobodys)]
     if not entries:
         return None
     if not resume and not overwrite:

@@ -32,6 +32,10 @@ def run_on_ray(
     resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        torch.device(chosen)  # whether it is there is the workers' business
+    except RuntimeError as error:
+        raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
+    try:
         return run_ray(paths, out, settings, load, accelerators=int(chosen.startswith("cuda")), **options)
     except ImportError as error:
         raise DeDiMError(str(error)) from error
