@@ -141,7 +141,8 @@ def test_schedulers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.split("|")[1].strip() for row in rows[1:]] == [
         "DDPM", "DDIM", "Euler", "DPM-Solver++", "DPM-Solver++ SDE",
     ]  # fmt: skip
-    assert all(row.split("|")[2:4] == [" 1 ", " 3 "] for row in rows[1:])
+    # three steps, the original beside the face
+    assert all(row.split("|")[2:4] == [" 1 ", " 6 "] for row in rows[1:])
 
 
 def run_two_processes(workplace: Path) -> subprocess.CompletedProcess[str]:
