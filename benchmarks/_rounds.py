@@ -19,11 +19,12 @@ from torch import Tensor
 from benchmarks._common import number
 from benchmarks._measure import count_flops, matmul_rate, now, peak_memory
 from diffusers_dedim.evaluation import Probe
-from diffusers_dedim.faces import align_face, landmark_mask
+from diffusers_dedim.faces import align_face
 from diffusers_dedim.photo_inputs import to_pixel_list
 from diffusers_dedim.presets import PRESETS, DeDiMPreset
 from diffusers_dedim.sampling import sample_dedim
 from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.windowed_denoiser import window_for
 
 MOST_STEPS = 10  # of a round that is timed on batches: a call costs the same at every timestep
 NEVER = 0.001  # a threshold that no face falls below, so that every face stays for the whole round
@@ -83,7 +84,7 @@ def measure_literal(pipe: Any, x_org: Tensor, rounds: int) -> dict[str, Any]:
     scheduler.set_timesteps(timesteps=dedim_timesteps(preset.start_timestep, preset.num_inference_steps))
     x_org = x_org.to(pipe.device)
     with torch.no_grad():
-        mask = landmark_mask(pipe.landmarker(x_org), preset.mask_radius, preset.mask_feather)
+        mask = preset.make_mask(pipe.landmarker(x_org))
 
     def run(timesteps: int, count: int) -> None:
         few = copy.deepcopy(scheduler)
@@ -183,7 +184,9 @@ def _protect(pipe: Any, preset: DeDiMPreset, faces: list[NDArray[np.uint8]], **m
 
 def _flops(pipe: Any, preset: DeDiMPreset, face: NDArray[np.uint8]) -> list[tuple[torch.dtype, int]]:
     """Number type and operations of the denoiser, and of everything else, in one face's round."""
-    x_t = torch.zeros(1, 3, *face.shape[:2], device=pipe.device, dtype=pipe.unet.dtype)
+    whole = (face.shape[0], face.shape[1])
+    size = (preset.denoise_window and window_for(pipe.unet, whole)) or whole
+    x_t = torch.zeros(1, 3, *size, device=pipe.device, dtype=pipe.unet.dtype)
     with torch.no_grad():
         denoiser = count_flops(lambda: pipe.unet(x_t, 0)) * preset.unet_calls_per_round
     everything = count_flops(lambda: _protect(pipe, preset, [face]))

@@ -16,7 +16,7 @@ from diffusers_dedim.callbacks import chain_callbacks
 from diffusers_dedim.components import check_embeddings
 from diffusers_dedim.face_queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.face_records import measure_faces
-from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, landmark_mask, paste_back
+from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, paste_back
 from diffusers_dedim.generators import child_generator
 from diffusers_dedim.image_modes import as_written
 from diffusers_dedim.memory import in_parts
@@ -142,7 +142,7 @@ def _enqueue(
         # a crowd has more faces than there are places
         check_embeddings(in_parts(pipe.face_encoder, x_org, queue.slots), len(faces))
         landmarks = in_parts(pipe.landmarker, x_org, queue.slots)
-        mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)
+        mask = settings.make_mask(landmarks)
         mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
         opened = _OpenPhoto(photo, faces, x_org, landmarks, mask)
         generators = [child_generator(photo.generator) for _ in faces]

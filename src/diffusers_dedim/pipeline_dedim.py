@@ -21,13 +21,13 @@ from diffusers_dedim.components import ComposablePipeline, as_component, check_e
 from diffusers_dedim.encoders import MobileFaceNet
 from diffusers_dedim.face_records import measure_faces
 from diffusers_dedim.faces import (
+    CROP_SIZE,
     AlignedFace,
     FaceChoice,
     FaceDetector,
     LandmarkRegressor,
     find_faces,
     inside_photo,
-    landmark_mask,
     paste_back,
     whole_crop,
 )
@@ -39,6 +39,7 @@ from diffusers_dedim.results import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.sampling import SampleResult, StepCallback, sample_dedim
 from diffusers_dedim.schedule import dedim_timesteps
 from diffusers_dedim.solvers import check_scheduler, prepare_scheduler
+from diffusers_dedim.windowed_denoiser import window_for
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights"
 
@@ -235,7 +236,7 @@ class DeDiMPipeline(ComposablePipeline):
         device = self._execution_device
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
         landmarks = self.landmarker(x_org)  # [N, 51, 2]
-        mask = landmark_mask(landmarks, settings.mask_radius, settings.mask_feather)  # [N, 1, 112, 112]
+        mask = settings.make_mask(landmarks)  # [N, 1, 112, 112]
         mask = mask * torch.stack([inside_photo(face, photos[index].shape) for index, face in batch]).to(
             device
         )
@@ -263,10 +264,11 @@ class DeDiMPipeline(ComposablePipeline):
         """`sample_dedim` with all that does not depend on the faces put in."""
         timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
         scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
+        window = window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None
         return partial(
             sample_dedim, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
             threshold=settings.sampler_threshold, guidance=callback, error_correction=settings.error_correction,
-            pipeline=CallbackView(self, scheduler),
+            window=window, pipeline=CallbackView(self, scheduler),
         )  # fmt: skip
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:

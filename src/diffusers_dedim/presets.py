@@ -8,7 +8,9 @@ from numbers import Integral
 from typing import Literal
 
 from diffusers.callbacks import PipelineCallback
+from torch import Tensor
 
+from diffusers_dedim.faces import keep_eyes, landmark_mask
 from diffusers_dedim.guidance import EstimateGuidance, IdentityGuidance
 from diffusers_dedim.schedule import dedim_timesteps
 
@@ -32,9 +34,12 @@ class DeDiMPreset:
             photo and rounding to 8 bits give some of it back; 0 for the paper.
         mask_radius: pixels around each landmark, in the 112-px crop.
         mask_feather: width in pixels of the smooth rim inside that radius; 0 for the paper's hard mask.
+        keep_eyes: share in [0, 1] of the original that stays in the middle of each eye; 0 for the paper.
         views, smoothing, cutoff_step_ratio: of `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
+        denoise_window: call the denoiser on a window around the mask alone (`WindowedDenoiser`), where that saves
+            anything; False for the paper.
 
     Raises:
         ValueError: a setting is out of its range; the message names it.
@@ -53,6 +58,8 @@ class DeDiMPreset:
     smoothing: float = 0.8
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
+    denoise_window: bool = False
+    keep_eyes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.guidance not in ("log_probability", "estimate"):
@@ -76,6 +83,8 @@ class DeDiMPreset:
             )
         if not 0 <= self.error_correction <= 1:  # also refuses nan
             raise ValueError(f"error_correction: expected a share in [0, 1], got {self.error_correction}.")
+        if not 0 <= self.keep_eyes <= 1:
+            raise ValueError(f"keep_eyes: expected a share in [0, 1], got {self.keep_eyes}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
         self.make_guidance()
 
@@ -92,6 +101,11 @@ class DeDiMPreset:
             smoothing=self.smoothing,
             cutoff_step_ratio=self.cutoff_step_ratio,
         )
+
+    def make_mask(self, landmarks: Tensor) -> Tensor:
+        """Build the mask ``[N, 1, 112, 112]`` in [0, 1] of faces with these landmarks ``[N, 51, 2]``, crop px."""
+        mask = landmark_mask(landmarks, self.mask_radius, self.mask_feather)
+        return keep_eyes(mask, landmarks, self.keep_eyes)
 
     @property
     def unet_calls_per_round(self) -> int:
@@ -112,17 +126,17 @@ PRESETS: dict[str, DeDiMPreset] = {
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.04, casia 0.05, dlib 0.02; PSNR 32.3,
-    # SSIM 0.936; 30 denoiser calls a face; 109 of 110 faces below h. How it was chosen: D16 in docs/paper.md.
+    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.04, casia 0.04, dlib 0.01; PSNR 32.2,
+    # SSIM 0.935; 34 denoiser calls a face; 109 of 110 faces below h. How it was chosen: D16, D17 in docs/paper.md.
     "fast": DeDiMPreset(
         start_timestep=250, num_inference_steps=5, guidance="estimate", guidance_scale=0.04, error_correction=0.7,
-        max_rounds=12, threshold=0.46, threshold_margin=0.06, mask_feather=4.0,
+        max_rounds=12, threshold=0.45, threshold_margin=0.06, mask_feather=4.0, keep_eyes=0.8, denoise_window=True,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
     # -0.09 instead of -0.04 by foamliu, 0.01 instead of 0.05 by casia), for 0.7 dB and 0.007 of SSIM.
     "strong": DeDiMPreset(
         start_timestep=250, num_inference_steps=5, guidance="estimate", guidance_scale=0.04, error_correction=0.7,
-        max_rounds=20, threshold=0.4, threshold_margin=0.06, mask_feather=4.0,
+        max_rounds=20, threshold=0.4, threshold_margin=0.06, mask_feather=4.0, keep_eyes=0.8, denoise_window=True,
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.error_correction import correct_denoiser
 from diffusers_dedim.guidance import match_probability
+from diffusers_dedim.windowed_denoiser import window_denoiser
 
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -50,6 +51,7 @@ def sample_dedim(
     generators: list[torch.Generator],
     guidance: StepCallback | None = None,
     error_correction: float = 0.0,
+    window: tuple[int, int] | None = None,
     pipeline: Any = None,
     x_0: Tensor | None = None,
     probability: Tensor | None = None,
@@ -69,6 +71,8 @@ def sample_dedim(
         guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
         error_correction: share in [0, 1] of the denoiser's error that is put right (`CorrectedDenoiser`); 0 is
             the paper's.
+        window: rows and columns of the part of a crop, around its mask, that the denoiser is called on
+            (`WindowedDenoiser`); None for the whole crop, the paper's.
         pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
         x_0, probability: crops ``[N, 3, H, W]`` and probabilities ``[N]`` at which earlier rounds ended, to go on
             from there; None for the beginning.
@@ -96,7 +100,8 @@ def sample_dedim(
         fixed = {"x_org": x_org[active], "mask": mask[active], "reference": reference[active]}
         noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
         x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
-        denoise = correct_denoiser(unet, scheduler, error_correction, fixed["x_org"], noise, faces)
+        windowed = window_denoiser(unet, scheduler, window, fixed["x_org"], fixed["mask"])
+        denoise = correct_denoiser(windowed, scheduler, error_correction, fixed["x_org"], noise, faces)
         for step_index, timestep in enumerate(timesteps):  # line 4
             eps = denoise(x_t, timestep)  # [n, 3, H, W] [D16]
             x_prev = scheduler.step(eps, timestep, x_t, generator=faces).prev_sample  # lines 5-6
@@ -117,12 +122,10 @@ def sample_dedim(
 
     rounds = [len(values) - 1 for values in history]
     return SampleResult(
-        crops=x_0,
-        probability_history=history,
-        rounds=rounds,
+        crops=x_0, probability_history=history, rounds=rounds,
         unet_calls=[count * len(timesteps) * (2 if error_correction else 1) for count in rounds],
         reached_threshold=(probability < threshold).tolist(),
-    )
+    )  # fmt: skip
 
 
 def _check(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_dedim.faces import landmark_mask
+from diffusers_dedim.faces import keep_eyes, landmark_mask
 
 
 def points(count: int = 3, seed: int = 0) -> Tensor:
@@ -84,3 +84,30 @@ def test_result_is_float32_without_gradient() -> None:
 def test_wrong_input_is_named(landmarks: Tensor, radius: float, feather: float, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         landmark_mask(landmarks, radius, feather)
+
+
+def test_the_middle_of_each_eye_keeps_its_share_and_nothing_else_changes() -> None:
+    landmarks = points(2)
+    mask = torch.ones(2, 1, 112, 112)
+    kept = keep_eyes(mask, landmarks, 0.8)
+    for face, face_mask in zip(landmarks, kept[:, 0], strict=True):
+        for eye in (face[19:25].mean(0), face[25:31].mean(0)):
+            x, y = eye.round().int().tolist()
+            assert face_mask[y, x] == pytest.approx(0.2, abs=0.03)  # the middle lies between pixels
+        centres = torch.stack([face[19:25].mean(0), face[25:31].mean(0)]).numpy()
+        ys, xs = np.mgrid[0:112, 0:112]
+        nearest = np.min([np.hypot(xs - x, ys - y) for x, y in centres], axis=0)
+        np.testing.assert_allclose(face_mask, 1 - 0.8 * np.exp(-(nearest**2) / 18), atol=1e-5)
+    assert torch.equal(keep_eyes(mask, landmarks, 0.0), mask)
+    assert float(keep_eyes(mask * 0, landmarks, 1.0).abs().max()) == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_of_the_eyes_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        keep_eyes(torch.ones(1, 1, 112, 112), points(1), share)
+
+
+def test_the_eyes_of_other_landmarks_are_unknown() -> None:
+    with pytest.raises(ValueError, match="51"):
+        keep_eyes(torch.ones(1, 1, 112, 112), torch.zeros(1, 68, 2), 0.5)

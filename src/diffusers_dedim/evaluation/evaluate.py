@@ -47,6 +47,7 @@ _METHOD_CODE = (
     "baselines", "blocks", "callbacks", "components", "encoders", "error_correction", "evaluation/method",
     "evaluation/robustness", "face_records", "faces", "generators", "guidance", "memory", "photo_inputs",
     "pipeline_dedim", "precision", "presets", "sampling", "schedule", "solvers",
+    "windowed_denoiser",
 )  # fmt: skip
 
 
