@@ -2,7 +2,8 @@
 
     python -m benchmarks.score_lines
 
-Compares all pairs of the gallery of LFW (one photo a person, so no pair is of one person). Standard output holds
+Compares all pairs of the gallery of LFW (one photo a person, so no pair is of one person). ``fmr_at``: the share of
+them that reach a threshold h of the sampler (Eq. 4) by the bundled encoder, which guides. Standard output holds
 the JSON object alone. The values belong into ``SCALES`` of ``diffusers_dedim/demo/scores.py``, by fingerprint:
 measure again when the weights have changed.
 """
@@ -28,6 +29,7 @@ from diffusers_dedim.evaluation import (
 )
 from diffusers_dedim.evaluation.verification import threshold_at_fmr
 from diffusers_dedim.faces import FaceDetector
+from diffusers_dedim.presets import PRESETS
 
 FMR = 1e-3
 
@@ -47,24 +49,29 @@ def run_score_lines(options: argparse.Namespace) -> dict[str, Any]:
     lines = {
         recogniser.name: {
             "fingerprint": recogniser.fingerprint,
-            **read_line(gallery.embeddings[recogniser.name]),
+            **read_line(
+                gallery.embeddings[recogniser.name],
+                options.thresholds if recogniser.encoder is encoder else (),  # of the one that guides
+            ),
         }
         for recogniser in recognisers
     }
     return {"fmr": FMR, "recognisers": lines, **environment()}
 
 
-def read_line(embeddings: NDArray[np.float32]) -> dict[str, Any]:
+def read_line(embeddings: NDArray[np.float32], thresholds: Sequence[float] = ()) -> dict[str, Any]:
     """Median cosine of strangers and the threshold at which a share `FMR` of them match.
 
     Args:
         embeddings: ``[N, D]`` unit vectors, one photo a person; rows of nan (no face found) are left out.
+        thresholds: probabilities h (Eq. 4), for ``fmr_at``: the share of strangers at (2 h - 1) or above.
     """
     found = embeddings[~np.isnan(embeddings).any(axis=1)]
     impostor = (found @ found.T)[np.triu_indices(len(found), 1)]
     return {
         "strangers": number(float(np.median(impostor)), 3),
         "line": number(threshold_at_fmr(impostor, FMR), 3),
+        "fmr_at": {f"{h:g}": number(float((impostor >= 2 * h - 1).mean()), 5) for h in thresholds},
         "pairs": len(impostor),
     }
 
@@ -75,6 +82,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--cache", type=Path, help="folder for embeddings (default as for benchmarks.main_job)")
     add("--black-box", nargs="*", default=["dlib"], help="as for benchmarks.main_job")
+    text = "h of the sampler (default: those of the presets, 0.55, 0.7)"
+    presets = sorted({preset.threshold for preset in PRESETS.values()})
+    add("--thresholds", type=float, nargs="*", default=[*presets, 0.55, 0.7], help=text)
     add("--json", type=Path, help="write the JSON object here too")
     return parser.parse_args(words)
 

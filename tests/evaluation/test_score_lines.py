@@ -33,6 +33,9 @@ def test_prints_median_and_line_of_each_recogniser(
         "toy",
         "--json",
         tmp_path / "r.json",
+        "--thresholds",
+        "0.5",
+        "0.1",
     ]
     score_lines.main(list(map(str, words)))
     results = json.loads(capsys.readouterr().out)
@@ -41,6 +44,11 @@ def test_prints_median_and_line_of_each_recogniser(
     line = results["recognisers"]["toy"]
     assert (line["fingerprint"], line["pairs"]) == ("toy", 3)
     assert -1 <= line["strangers"] <= line["line"] <= 1
+    assert results["recognisers"]["bundled"]["fmr_at"] == {
+        "0.5": 0,
+        "0.1": 1,
+    }  # colours lie beyond a right angle
+    assert line["fmr_at"] == {}  # the sampler does not ask this one
     assert results["command"].startswith("python -m benchmarks.score_lines --data ")
     assert {"commit", "torch", "threads"} <= set(results)
     assert json.loads((tmp_path / "r.json").read_text()) == results
