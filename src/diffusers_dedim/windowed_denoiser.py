@@ -49,27 +49,33 @@ class WindowedDenoiser:
         lefts, columns_fit = _place(mask.amax((1, 2)) > 0, size[1])
         self._rows = tops[:, None] + torch.arange(size[0], device=mask.device)  # [N, h]
         self._columns = lefts[:, None] + torch.arange(size[1], device=mask.device)  # [N, w]
-        self._fits = rows_fit & columns_fit
+        fits = rows_fit & columns_fit
+        # looked up once a round: each look waits for the device
+        self._windowed, self._whole = fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
         """Predict the noise in ``x_t`` ``[k * N, 3, H, W]``, k times the faces in their order."""
-        times = len(x_t) // len(self._x_org)
+        count = len(self._x_org)
+        times = len(x_t) // count
         alpha = self._scheduler.alphas_cumprod[timestep].to(x_t.device, x_t.dtype)
         eps: Tensor = (x_t - alpha.sqrt() * self._x_org.repeat(times, 1, 1, 1)) / (1 - alpha).sqrt()
-        fits = self._fits.repeat(times)
-        if fits.any():
-            images = fits.nonzero()[:, 0]
-            faces = images % len(self._x_org)
+        if len(self._windowed):
             window = (
-                images[:, None, None, None],
+                _each_time(self._windowed, count, times)[:, None, None, None],
                 torch.arange(x_t.shape[1], device=x_t.device)[:, None, None],
-                self._rows[faces][:, None, :, None],
-                self._columns[faces][:, None, None, :],
+                self._rows[self._windowed].repeat(times, 1)[:, None, :, None],
+                self._columns[self._windowed].repeat(times, 1)[:, None, None, :],
             )
             eps[window] = self._unet(x_t[window], timestep)
-        if not fits.all():
-            eps[~fits] = self._unet(x_t[~fits], timestep)
+        if len(self._whole):
+            images = _each_time(self._whole, count, times)
+            eps[images] = self._unet(x_t[images], timestep)
         return eps
+
+
+def _each_time(faces: Tensor, count: int, times: int) -> Tensor:
+    """Rows of these faces in a batch that holds all ``count`` faces several times over."""
+    return torch.cat([faces + count * time for time in range(times)])
 
 
 def window_denoiser(

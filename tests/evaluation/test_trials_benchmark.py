@@ -37,18 +37,7 @@ def run(pipe: DeDiMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     data = toy.write_experiment(tmp_path / "e.parquet", people := ["red", "green", "blue"], people)
 
     def call(*words: str) -> dict:
-        fixed = [
-            "--photos",
-            "3",
-            "--places",
-            "2",
-            "--repeats",
-            "1",
-            "--data",
-            str(data),
-            "--black-box",
-            "toy",
-        ]
+        fixed = f"--photos 3 --places 2 --repeats 1 --data {data} --black-box toy".split()
         trials.main([*fixed, *words], load_pipeline=lambda: pipe)
         return json.loads(capsys.readouterr().out)
 
