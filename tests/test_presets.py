@@ -4,9 +4,11 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from toys import tiny_preset
 
 from diffusers_dedim import PRESETS, EstimateGuidance, IdentityGuidance
+from diffusers_dedim.faces import keep_eyes, landmark_mask
 from diffusers_dedim.presets import resolve_preset
 from diffusers_dedim.schedule import dedim_timesteps
 
@@ -16,6 +18,7 @@ def test_the_paper_preset_is_section_4() -> None:
     assert (paper.start_timestep, paper.num_inference_steps) == (100, 100)
     assert (paper.guidance_scale, paper.max_rounds, paper.threshold) == (250, 100, 0.2)
     assert (paper.mask_radius, paper.mask_feather) == (10, 0)
+    assert (paper.keep_eyes, paper.denoise_window, paper.error_correction) == (0, False, 0)
     guidance = paper.make_guidance()
     assert isinstance(guidance, IdentityGuidance)
     assert (guidance.scale, guidance.sigma_power) == (250, 1)  # D2: as Algorithm 2 prints
@@ -85,3 +88,20 @@ def test_an_unknown_name_is_refused() -> None:
         ValueError, match=r"preset: expected one of \[.*'paper'.*\] or a DeDiMPreset, got 'best'"
     ):
         resolve_preset("best")
+
+
+def test_the_mask_is_that_of_the_landmarks_less_the_share_of_the_eyes_that_stays() -> None:
+    landmarks = torch.rand(2, 51, 2, generator=torch.Generator().manual_seed(0)) * 112
+    plain = landmark_mask(landmarks, 10, 4)
+    settings = {"mask_radius": 10, "mask_feather": 4}
+    assert torch.equal(tiny_preset(**settings).make_mask(landmarks), plain)
+    kept = tiny_preset(**settings, keep_eyes=0.8).make_mask(landmarks)
+    assert torch.equal(kept, keep_eyes(plain, landmarks, 0.8))
+    assert not torch.equal(kept, plain)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", ["keep_eyes", "error_correction"])
+def test_a_share_out_of_range_is_refused_by_its_name(name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: expected a share in \[0, 1\]"):
+        tiny_preset(**{name: share})

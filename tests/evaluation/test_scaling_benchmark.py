@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,3 +56,30 @@ def test_more_photos_than_there_are_is_named(tmp_path: Path) -> None:
     data = toy.write_experiment(tmp_path / "e.parquet", ["red"], ["red"])
     with pytest.raises(ValueError, match="--counts: expected at most 2 photos, got 3"):
         scaling.main(["--counts", "3", "--data", str(data)], load_pipeline=load_fake)
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_its_benchmark_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from benchmarks.scaling import _end_with_parent\n"
+        "def child():\n"
+        "    _end_with_parent()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(120)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=child)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    rest, _ = parent.communicate(timeout=30)  # the worker holds the pipe open as long as it lives
+    assert rest == ""
