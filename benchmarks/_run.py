@@ -19,6 +19,7 @@ from diffusers_dedim.evaluation import (
     prepare_probes,
     read_protocol,
 )
+from diffusers_dedim.evaluation.white_box import guided_by
 from diffusers_dedim.faces import FaceDetector
 
 WHITE = "white"  # the recogniser that guides
@@ -72,11 +73,15 @@ def run_benchmark(
 
 
 def open_pipeline(options: argparse.Namespace, load: Callable[[], Any] | None) -> Any:
-    """Make the pipeline: ``load``'s, or that of ``--weights`` or the bundled one; on ``--device``, without bars."""
+    """Make the pipeline: ``load``'s, or that of ``--weights`` or the bundled one; on ``--device``, without bars.
+
+    Where there is a ``--white-box``, that guides.
+    """
     weights = getattr(options, "weights", None)
     pipe = (load or (lambda: DeDiMPipeline.from_pretrained(weights)))().to(options.device)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    guides = getattr(options, "white_box", None)
+    return guided_by(pipe, guides) if guides else pipe
 
 
 def read_people(

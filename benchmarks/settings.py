@@ -103,6 +103,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("methods", nargs="+", metavar="METHOD", help="such as dedim:strong or dedim@h=0.47+s=0.018")
     add("--faces", type=int, default=24)
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
+    add(
+        "--white-box",
+        nargs="+",
+        metavar="FILE.onnx",
+        help="guides instead of the pipeline's own; own: that one beside",
+    )
     add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
     add("--batch-size", type=int, default=16, help="faces per call of the pipeline (default 16)")
     add("--panel", type=Path, help="folder for a before/after picture a method")

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import toy_experiment as toy
+from encoders.test_onnx_encoder import write_model
 from PIL import Image
 from toys import ToyEncoder
 
@@ -310,6 +311,19 @@ def test_settings_are_compared_on_the_same_adults(
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [f"{name}.png" for name in names]
     assert pipe.face_detector is detector
     assert results["command"].startswith("python -m benchmarks.settings dedim@")
+
+
+def test_another_white_box_guides_and_is_the_white_one_of_the_results(
+    faces: Path, tmp_path: Path, pipe: DeDiMPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = write_model(tmp_path / "guide.onnx")
+    words = ["dedim@num_inference_steps=2+L=1", "--data", faces, "--faces", 2, "--black-box", "toy1"]
+    found = []
+    for more in ([], ["--white-box", guide], ["--white-box", "own", guide]):
+        settings.main(list(map(str, [*words, *more])), load_pipeline=lambda: pipe)
+        found.append(json.loads(capsys.readouterr().out)["methods"][0]["similarity"])
+    assert all(set(similarity) == {"white", "toy1"} for similarity in found)
+    assert len({similarity["white"] for similarity in found}) > 1
 
 
 def test_settings_take_adults_alone_and_say_when_there_are_too_few(faces: Path) -> None:

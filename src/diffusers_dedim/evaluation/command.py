@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_dedim.cli_options import DeviceOption, WeightsOption
-from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.evaluate import EvaluationSettings
 from diffusers_dedim.evaluation.lfw import Experiment, read_experiment, reserve_people
@@ -23,6 +22,7 @@ from diffusers_dedim.evaluation.recogniser import Recogniser, load_recogniser
 from diffusers_dedim.evaluation.report import REPORT, RESULTS
 from diffusers_dedim.evaluation.schema import MethodEntry
 from diffusers_dedim.evaluation.session import TARGETS, Session, check_folder
+from diffusers_dedim.evaluation.white_box import guided_by
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import FaceDetector
 
@@ -155,11 +155,7 @@ def _load_pipeline(
 ) -> Any:
     pipe = load(weights, device)
     pipe.set_progress_bar_config(disable=True)
-    if white_box is not None:
-        encoder = OnnxEncoder(white_box, differentiable=True)
-        pipe = type(pipe)(pipe.unet, pipe.scheduler, encoder.to(pipe.device), pipe.landmarker)
-        pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe if white_box is None else guided_by(pipe, [white_box])
 
 
 def _load_transforms(pipe: Any, seed: int) -> dict[str, Any]:
