@@ -44,6 +44,18 @@ def test_only_a_share_is_turned_and_the_generator_decides_which() -> None:
     assert 10 <= int(changed) <= 30
 
 
+def test_only_a_share_is_bent_by_moves_of_the_given_size() -> None:
+    ramp = torch.linspace(0, 1, 112).expand(200, 1, 112, 112)  # one pixel across is 1 / 111
+    bent = turn_heads(ramp, generator(), share=0.0, yaw=0, pitch=0, bend_share=0.5, bend=2.0)
+    moved = ((bent - ramp) * 111)[:, 0, 20:92, 20:92].flatten(1)
+    spread = moved.std(1)
+    assert 70 <= int((spread > 0.1).sum()) <= 130
+    assert moved[spread > 0.1].square().mean().sqrt().item() == pytest.approx(
+        1.5, abs=0.4
+    )  # px: less in between
+    assert not torch.equal(moved[spread > 0.1][0], moved[spread > 0.1][1])
+
+
 @pytest.mark.parametrize("angles", [(30.0, 0.0), (-30.0, 10.0), (0.0, 20.0), (15.0, -15.0)])
 def test_looking_back_from_the_turned_head_finds_the_point(angles: tuple[float, float]) -> None:
     turned = pose._rotate(TEMPLATE, degrees(*angles))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.faces import MIRROR_PERMUTATION
 from diffusers_dedim.training import unet as unet_module
-from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
+from diffusers_dedim.training.augment import add_noise, augment, blend_faces, fill_unknown
 from diffusers_dedim.training.checkpoint import load_network
 from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
@@ -306,6 +306,24 @@ def test_what_the_photo_does_not_reach_is_filled_from_a_complete_crop() -> None:
     assert torch.equal(untouched, images)
     nothing_to_give = fill_unknown(images[:1], known[:1], torch.Generator(), share=1.0)
     assert torch.equal(nothing_to_give, images[:1])
+
+
+def test_a_share_of_the_faces_gets_soft_edged_parts_of_the_one_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 3, 112, 112, generator=generator) * 0.2
+    images[::2, :, 56:] += 0.5  # the even ones are brighter below; the means are made equal
+    images[1::2, :, :56] += 0.5
+    blended = blend_faces(images, generator, share=0.5)
+    changed = (blended - images).abs().flatten(1).amax(1) > 1e-6
+    assert 15 <= int(changed.sum()) <= 45
+    own, other = images[changed], images.roll(1, 0)[changed]
+    other = other + (own - other).mean((2, 3), keepdim=True)
+    assert bool((blended[changed] <= torch.maximum(own, other) + 1e-5).all())
+    assert bool((blended[changed] >= torch.minimum(own, other) - 1e-5).all())
+    weight = (((blended[changed] - own) * (other - own)).sum(1) / (other - own).square().sum(1)).flatten(1)
+    parted = (weight.amin(1) < 0.3) & (weight.amax(1) > 0.7)  # some places are its own, others the other's
+    assert float(parted.float().mean()) > 0.5
+    assert torch.equal(blend_faces(images, generator, share=0.0), images)
 
 
 def test_half_of_the_images_get_noise_up_to_the_limit() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from diffusers_dedim.training.data import to_model_range
 from diffusers_dedim.training.geometry import random_similarity
-from diffusers_dedim.training.pose import turn_heads
+from diffusers_dedim.training.pose import smooth_noise, turn_heads
 
-_SEAM = 7  # pixels over which what was filled in passes into the face
+_SEAM = 15  # pixels over which what was filled in passes into the face
 
 
 def fill_unknown(images: Tensor, known: Tensor, generator: torch.Generator, *, share: float = 0.8) -> Tensor:
@@ -46,8 +46,31 @@ def fill_unknown(images: Tensor, known: Tensor, generator: torch.Generator, *, s
     return torch.where(draw[:, 1, None, None, None] < share, filled, images)
 
 
+def blend_faces(images: Tensor, generator: torch.Generator, *, share: float) -> Tensor:
+    """Give faces some parts of another's: eyes of one, mouth and jaw of the next, with soft borders.
+
+    All crops are aligned alike, so that the result is still one face, of somebody who is not in the data. A teacher
+    answers to it as to any other (mixing is what function matching lives on: Beyer et al. 2022), which shows the
+    student more people than there are photos.
+
+    Args:
+        images: ``[N, 3, H, W]``, aligned.
+        generator: source of the randomness.
+        share: of the images that are blended with the one before them, 0..1.
+
+    Returns:
+        Images of the same shape and type. The other face is brought to the mean colour of the one it goes into.
+    """
+    draw = _Draw(images, generator)
+    others = images.roll(1, 0)
+    others = others + (images - others).mean((2, 3), keepdim=True)
+    field = smooth_noise(len(images), 1, images.shape[-1], generator).to(images)
+    weight = torch.sigmoid(draw.uniform(1, 8) * (field - draw.uniform(-0.3, 0.9)))
+    return torch.where(draw.chance(share), torch.lerp(images, others, weight), images)
+
+
 def augment(images: Tensor, generator: torch.Generator, *, mix_share: float = 0.1) -> Tensor:
-    """Mirror, turn, move, mix, relight, blur, compress and cover: faces and photos that the data does not hold.
+    """Mirror, blend, turn, bend, move, mix, relight, blur, compress and cover: faces and photos not in the data.
 
     Args:
         images: uint8 ``[N, 3, 112, 112]``.
@@ -61,7 +84,8 @@ def augment(images: Tensor, generator: torch.Generator, *, mix_share: float = 0.
     images = to_model_range(_compress(images, generator, share=0.05))
     images = torch.where(draw.chance(0.5), images.flip(3), images)
     covers = images.roll(2, 0).roll((37, 23), (2, 3))  # of other faces, taken from other places
-    images = turn_heads(images, generator, share=0.6, yaw=22, pitch=11)
+    images = blend_faces(images, generator, share=0.4)
+    images = turn_heads(images, generator, share=0.6, yaw=22, pitch=11, bend_share=0.4, bend=2.5)
     images, _ = random_similarity(
         images, images.new_zeros(len(images), 0, 2), generator, max_shift=3, max_scale=0.06, max_degrees=5
     )

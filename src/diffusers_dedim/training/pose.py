@@ -1,4 +1,4 @@
-"""Turned heads from frontal faces: a face bent over a rough head shape and looked at from the side."""
+"""Turned heads from frontal faces, and faces of other proportions, by moving pixels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ _NOSE = (7.0, 8.0, 9.0, 5.0)  # height, spreads, and how far below the centre th
 
 
 def turn_heads(
-    images: Tensor, generator: torch.Generator, *, share: float, yaw: float, pitch: float
-) -> Tensor:
+    images: Tensor, generator: torch.Generator, *, share: float, yaw: float, pitch: float,
+    bend_share: float = 0.0, bend: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Turn and tilt heads as if the camera had moved, and align them to the five-point template again.
 
     Training crops of strongly turned heads are missing from the data; photos hold many. The depth is the same
     smooth bump for everyone, so a turned face is not that person's true other view: right for learning how a
-    teacher answers to such views, and nothing to learn labels from.
+    teacher answers to such views, and nothing to learn labels from. Bent faces have the proportions of nobody in
+    the data: eyes further apart, a longer nose, a fuller mouth.
 
     Args:
         images: ``[N, C, 112, 112]``, aligned.
         generator: source of the randomness.
         share: of the images that are turned, 0..1.
         yaw, pitch: standard deviations in degrees; draws are cut at two of them.
+        bend_share: of the images that are bent, 0..1.
+        bend: standard deviation in pixels of the smooth moves that bend a face, at places 37 px apart.
 
     Returns:
         Images of the same shape; pixels from outside mirror the photo at its border.
@@ -43,11 +47,25 @@ def turn_heads(
     )
     seen = _similarity(points, turned, pixels.expand(count, -1, -1))
     source = (_unrotate(seen, draw) + torch.tensor(_CENTRE)).reshape(count, len(row), len(row), 2)
+    if bend_share:
+        source = source + _bends(count, len(row), generator, bend_share, bend)
     field = nn.functional.interpolate(
         source.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", align_corners=True
     )
     grid = ((2 * field + 1) / size - 1).permute(0, 2, 3, 1).to(images)
     return nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _bends(count: int, size: int, generator: torch.Generator, share: float, bend: float) -> Tensor:
+    """Smooth moves ``[N, size, size, 2]`` in pixels, zero where a face is not bent."""
+    moves = smooth_noise(count, 2, size, generator) * bend
+    return moves.permute(0, 2, 3, 1) * (torch.rand(count, 1, 1, 1, generator=generator) < share)
+
+
+def smooth_noise(count: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw ``[N, channels, size, size]``: 4x4 normal values, about 1 in standard deviation there, cubic in between."""
+    coarse = torch.randn(count, channels, 4, 4, generator=generator)
+    return nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
 
 
 def _depth(points: Tensor) -> Tensor:

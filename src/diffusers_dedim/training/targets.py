@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 from diffusers_dedim.training.teacher import STAGE_SIZES, Teacher
 
-_CROPS = 1000  # that a trained student embeds, to see in which directions it answers
+_CROPS = 6000  # that a trained student embeds, to see in which directions it answers; with 1,000 the turn is too vague
 _MAP_CROPS = 256
 
 
@@ -64,7 +65,7 @@ def fit_targets(
     Args:
         teacher: gives the feature maps.
         student: gives the widths and, where ``trained``, the directions.
-        data: the training faces, of which the first 256 (maps) and 1,000 (embeddings) are shown.
+        data: the training faces, of which the first 256 (maps) and 6,000 spread over all (embeddings) are shown.
         embeddings: the teacher's unit embeddings ``[N, D]`` of the plain crops.
         trained: whether the student was trained before.
 
@@ -77,8 +78,9 @@ def fit_targets(
     student.eval()
     basis = principal_directions(embeddings, student.config.embedding_dim)
     if trained:
-        answers = embed(student, data, min(_CROPS, len(data)))
-        basis = basis @ _rotation(embeddings[: len(answers)] @ basis, answers)
+        places = np.linspace(0, len(data) - 1, min(_CROPS, len(data))).astype(int).tolist()
+        answers = embed(student, Subset(data, places), len(places))
+        basis = basis @ _rotation(nn.functional.normalize(embeddings[places] @ basis), answers)
     images = torch.stack([data[index]["image"] for index in range(min(_MAP_CROPS, len(data)))])
     theirs = _maps(teacher, images)
     ours = _maps(student.embed_with_stages, images if trained else images[:2])
@@ -147,7 +149,7 @@ def _turned(weight: Tensor, bias: Tensor, maps: Tensor, ours: Tensor) -> tuple[T
     return (rotation.T @ weight[:, :, 0, 0])[:, :, None, None], rotation.T @ bias
 
 
-def embed(model: nn.Module, data: FaceCrops, count: int, batch_size: int = 64) -> Tensor:
+def embed(model: nn.Module, data: Dataset[dict[str, Tensor]], count: int, batch_size: int = 64) -> Tensor:
     """Embed the first ``count`` crops; unit vectors ``[count, D]``."""
     device = next(model.parameters()).device
     rows = []
