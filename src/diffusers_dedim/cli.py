@@ -32,6 +32,7 @@ from diffusers_dedim.photo_jobs import display_name
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
 from diffusers_dedim.samples import draw_faces, face_grid
+from diffusers_dedim.threads import wait_briefly
 
 EXIT_NOT_ALL_PROTECTED = 1
 _MOUNTED: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
@@ -58,6 +59,7 @@ class SmallFaces(str, Enum):
 def main() -> None:
     """Run the command line; the entry point of the ``dedim`` script."""
     print_any_name()
+    wait_briefly()
     app(prog_name="dedim")
 
 
