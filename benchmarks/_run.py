@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from benchmarks._common import print_run
-from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
+from diffusers_dedim.components import PlainModule
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
@@ -61,15 +64,23 @@ def run_benchmark(
         measure: (pipeline, recognisers, options) -> what the JSON object holds.
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-        white: whether the pipeline's own recogniser is the first of the recognisers.
+        white: whether the recogniser that guides is the first of the recognisers; each of several (`name_guides`).
     """
 
     def run(options: argparse.Namespace) -> dict[str, Any]:
         pipe = open_pipeline(options, load_pipeline)
-        own = [Recogniser.of(WHITE, pipe.face_encoder)] if white else []
+        own = name_guides(pipe.face_encoder) if white else []
         return measure(pipe, [*own, *map(load_recogniser, options.black_box)], options)
 
     print_run(module, parse, run, arguments)
+
+
+def name_guides(face_encoder: nn.Module) -> list[Recogniser]:
+    """The guide as a recogniser, ``white``; of an ensemble its members, ``white1``, ``white2`` and so on."""
+    guide = face_encoder.module if isinstance(face_encoder, PlainModule) else face_encoder
+    if isinstance(guide, EncoderEnsemble):
+        return [Recogniser.of(f"{WHITE}{place}", member) for place, member in enumerate(guide.encoders, 1)]
+    return [Recogniser.of(WHITE, face_encoder)]
 
 
 def open_pipeline(options: argparse.Namespace, load: Callable[[], Any] | None) -> Any:

@@ -317,13 +317,26 @@ def test_another_white_box_guides_and_is_the_white_one_of_the_results(
     faces: Path, tmp_path: Path, pipe: DeDiMPipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guide = write_model(tmp_path / "guide.onnx")
-    words = ["dedim@num_inference_steps=2+L=1", "--data", faces, "--faces", 2, "--black-box", "toy1"]
+    words = [
+        "dedim@num_inference_steps=2+L=1",
+        "--data",
+        faces,
+        "--faces",
+        2,
+        "--black-box",
+        "toy1",
+        "--panel",
+        tmp_path,
+    ]
     found = []
     for more in ([], ["--white-box", guide], ["--white-box", "own", guide]):
         settings.main(list(map(str, [*words, *more])), load_pipeline=lambda: pipe)
         found.append(json.loads(capsys.readouterr().out)["methods"][0]["similarity"])
-    assert all(set(similarity) == {"white", "toy1"} for similarity in found)
-    assert len({similarity["white"] for similarity in found}) > 1
+    own, other, both = found
+    assert set(own) == set(other) == {"white", "toy1"}
+    assert set(both) == {"white1", "white2", "toy1"}
+    assert own["white"] != other["white"]
+    assert -1 <= min(both.values()) <= max(both.values()) <= 1.001  # rounded to three places
 
 
 def test_settings_take_adults_alone_and_say_when_there_are_too_few(faces: Path) -> None:
