@@ -12,7 +12,7 @@ OWN = "own"
 
 
 def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
-    """A pipeline of the same parts with another recogniser, or several at once (`EncoderEnsemble`).
+    """Return a pipeline of the same parts with another recogniser, or several at once (`EncoderEnsemble`).
 
     Args:
         pipe: a `DeDiMPipeline`.
