@@ -120,6 +120,30 @@ def test_no_file_outside_the_uploads_is_read(
         assert protect(*values).startswith(f"{name}: expected an uploaded file"), value
 
 
+@pytest.mark.parametrize("field", ["photo", "other"])
+def test_the_pages_own_events_read_uploads_alone(
+    client: Any, handlers: DemoHandlers, uploaded: str, tmp_path: Path, field: str
+) -> None:
+    """They are private, but anybody may join their queue by number, with the path of any file."""
+    outside = tmp_path / "private.jpg"
+    outside.write_bytes(picture(1))
+    parts = client.get("/config").json()
+    names = {part["id"]: part["props"].get("elem_id") for part in parts["components"]}
+    event = next(e for e in parts["dependencies"] if field in [names[part] for part in e["inputs"]])
+    others = {"chosen": [], "preset": "fast", "strength": "standard"}
+
+    def join(path: str) -> str:
+        values = {**others, field: {"path": path}}
+        data = [values.get(names[part]) for part in event["inputs"]]
+        asked = {"data": data, "fn_index": event["id"], "session_hash": field}
+        assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+        return str(client.get(f"/gradio_api/queue/data?session_hash={field}").text)
+
+    for path in (str(outside), "/etc/passwd", "/etc/nothing-here", "/dev/zero"):
+        assert f"{field}: expected an uploaded file" in join(path), path
+    assert "expected an uploaded file" not in join(uploaded)
+
+
 def test_what_it_takes(protect: Call, uploaded: str, handlers: DemoHandlers) -> None:
     photo = {"path": uploaded, **MARK}
     _, result = protect(photo, "paper", "stronger", [2], photo)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +10,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers
 from diffusers_dedim.demo.texts import score_table
+from diffusers_dedim.demo.uploads import uploaded_file
 
 _DESCRIPTION = (
     "Protect faces of one photo. Returns the file and its scores; raises an error, and returns no file, where a "
@@ -33,8 +33,8 @@ def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
         faces: list[int] | None = None, second_photo: FileData | None = None,
     ) -> tuple[FileData, dict[str, Any]]:  # fmt: skip
         try:
-            path = _uploaded("photo", photo, cache_dir)
-            other = None if second_photo is None else _uploaded("second_photo", second_photo, cache_dir)
+            path = uploaded_file("photo", photo, cache_dir)
+            other = None if second_photo is None else uploaded_file("second_photo", second_photo, cache_dir)
             view = handlers.protect_file(path, preset, strength, faces, other)
         except DemoError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -47,18 +47,3 @@ def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
         api_description=_DESCRIPTION,
         concurrency_limit=None,  # the handlers have a line, which it shares with the page
     )
-
-
-def _uploaded(name: str, file: Any, cache_dir: str) -> str:
-    """The path of an upload. Gradio checks only what is marked as a file: an unmarked path may name any file here."""
-    path = file.get("path") if isinstance(file, dict) else getattr(file, "path", None)
-    try:
-        resolved = Path(path or "").resolve()
-        is_upload = resolved.is_relative_to(Path(cache_dir).resolve()) and resolved.is_file()
-    except (TypeError, ValueError, OSError):  # no text, or no name that a file can have
-        is_upload = False
-    if not is_upload:
-        raise DemoError(
-            f"{name}: expected an uploaded file; with gradio_client, wrap its path or address in handle_file(...)."
-        )
-    return str(resolved)

@@ -11,9 +11,10 @@ import gradio as gr
 
 from diffusers_dedim.demo import events
 from diffusers_dedim.demo.api import add_api
-from diffusers_dedim.demo.handlers import QUEUE_SIZE, DemoHandlers
+from diffusers_dedim.demo.handlers import QUEUE_SIZE, DemoError, DemoHandlers
 from diffusers_dedim.demo.protect import STRENGTHS
 from diffusers_dedim.demo.texts import PRESET_LABELS
+from diffusers_dedim.demo.uploads import uploaded_file
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"
@@ -44,13 +45,18 @@ def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
         type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"], show_label=False,
         buttons=[], height=height, elem_id=elem_id, placeholder=placeholder,
     )  # fmt: skip
+
+    def uploaded_path(payload: Any) -> str | None:
+        if payload is None or payload.path is None:
+            return None
+        try:  # the page sends uploads; whoever joins the queue by hand may send the path of any file
+            return uploaded_file(elem_id, payload, field.GRADIO_CACHE)
+        except DemoError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
     # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
-    field.preprocess = _uploaded_path  # type: ignore[method-assign]
+    field.preprocess = uploaded_path  # type: ignore[method-assign]
     return field
-
-
-def _uploaded_path(payload: Any) -> str | None:
-    return None if payload is None or payload.path is None else str(payload.path)
 
 
 @dataclass(frozen=True)
