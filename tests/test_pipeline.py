@@ -20,7 +20,7 @@ from toys import MEAN_FACE, ToyEncoder, ToyLandmarker, tiny_preset, tiny_unet
 from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.face_records import measure_faces
-from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face, landmark_mask, whole_crop
+from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face, align_face, landmark_mask, whole_crop
 
 Pixels = NDArray[np.uint8]
 # Settings that no toy face can reach, and that every one reaches at once.
@@ -175,6 +175,17 @@ def test_several_faces_of_a_photo(pipe: DeDiMPipeline, crop: Pixels) -> None:
     np.testing.assert_array_equal(out.images[0][:, 140:175], photo[:, 140:175])
     # the faces of both photos come from equal seeds, but sit in batches of 3 and 1: rounding only
     assert abs(out.images[0].astype(int) - out.images[1]).max() <= 1
+
+
+def test_overlapping_faces_are_measured_when_all_are_done(pipe: DeDiMPipeline, crop: Pixels) -> None:
+    photo = np.full((150, 200, 3), 128, np.uint8)
+    photo[20:132, 20:132] = crop
+    faces = [face_at(20, 20, 112), face_at(50, 20, 112)]
+    pipe.face_detector = lambda _: faces
+    out = protect(pipe, photo, aligned=False, batch_size=1)
+    for face, result in zip(faces, out.faces, strict=True):
+        before, after = (pipe.face_encoder(align_face(p, face).crop[None]) for p in (photo, out.images[0]))
+        assert float((before * after).sum()) == pytest.approx(result.similarity, abs=1e-5)  # float32 rounding
 
 
 def test_the_users_objects_are_left_alone(pipe: DeDiMPipeline, crop: Pixels) -> None:

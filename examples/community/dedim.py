@@ -35,8 +35,9 @@ EXAMPLE_DOC_STRING = """
         ...     face_encoder=face_encoder,
         ... )
         >>> out = pipe(crops, mask, generator=torch.Generator().manual_seed(0), max_rounds=3)
-        >>> out.images[0].save("protected.png")
         >>> out.probabilities  # match probability of each face, (cosine + 1) / 2
+        >>> if all(out.reached_threshold):
+        ...     out.images[0].save("protected.png")
         ```
 """
 

@@ -61,7 +61,8 @@ class DeDiMPipeline(ComposablePipeline):
         >>> from diffusers_dedim import DeDiMPipeline
         >>> pipe = DeDiMPipeline.from_pretrained()  # doctest: +SKIP
         >>> out = pipe(photo)  # doctest: +SKIP
-        >>> out.images[0].save("protected.png")  # doctest: +SKIP
+        >>> if all(face.reached_threshold for face in out.faces):  # doctest: +SKIP
+        ...     out.images[0].save("protected.png")
     """
 
     model_cpu_offload_seq = "landmarker->face_encoder->unet"
@@ -217,12 +218,14 @@ class DeDiMPipeline(ComposablePipeline):
             [guidance or settings.make_guidance(), callback_on_step_end],
             callback_on_step_end_tensor_inputs, self._callback_tensor_inputs,
         )  # fmt: skip
-        results: list[FaceResult] = []
+        measures: list[Callable[[], list[FaceResult]]] = []
         with self.progress_bar(total=len(found)) as bar:
             for start in range(0, len(found), batch_size):
                 batch = found[start : start + batch_size]
                 children = [child_generator(generators[index]) for index, _ in batch]
-                results += self._protect_batch(photos, batch, settings, callback, children, bar)
+                measures.append(self._protect_batch(photos, batch, settings, callback, children, bar))
+        # last, for a face of a later batch may lie over one of an earlier
+        results = [result for measure in measures for result in measure()]
         warn_unreached(results, settings.threshold, stacklevel=4)  # the line that called the pipeline
         self.maybe_free_model_hooks()
         images = [from_pixels(photo, output_type, kept) for photo, kept in zip(photos, beside, strict=True)]
@@ -231,8 +234,8 @@ class DeDiMPipeline(ComposablePipeline):
     def _protect_batch(
         self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
         callback: StepCallback | None, generators: list[torch.Generator], bar: Any,
-    ) -> list[FaceResult]:  # fmt: skip
-        """Sample the faces of one batch, paste them into ``photos`` and measure what came out."""
+    ) -> Callable[[], list[FaceResult]]:  # fmt: skip
+        """Sample the faces of one batch and paste them into ``photos``; call what is returned to measure them there."""
         device = self._execution_device
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
         landmarks = self.landmarker(x_org)  # [N, 51, 2]
@@ -255,8 +258,8 @@ class DeDiMPipeline(ComposablePipeline):
             # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
             photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
         bar.update(len(batch))
-        return measure_faces(
-            photos, batch, x_org, landmarks, self.face_encoder,
+        return partial(
+            measure_faces, photos, batch, x_org, landmarks, self.face_encoder,
             rounds=sample.rounds, unet_calls=sample.unet_calls, threshold=settings.threshold,
         )  # fmt: skip
 
