@@ -126,7 +126,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.04, casia 0.04, dlib 0.01; PSNR 32.2,
+    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.06, casia 0.04, dlib 0.00; PSNR 32.2,
     # SSIM 0.935; 34 denoiser calls a face; 109 of 110 faces below h. How it was chosen: D16, D17 in docs/paper.md.
     "fast": DeDiMPreset(
         start_timestep=250, num_inference_steps=5, guidance="estimate", guidance_scale=0.04, error_correction=0.7,
