@@ -23,6 +23,7 @@ from diffusers_dedim.image_io import (
     write_atomic,
 )
 from diffusers_dedim.image_modes import bmp_with_alpha
+from diffusers_dedim.png_colours import read_colours
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRETS = (b"secret comment", b"secret text", b"GPS secret", b"Maker secret", b"xpacket secret")
@@ -41,13 +42,14 @@ def exif_with_gps(orientation: int = 6) -> Image.Exif:
     return exif
 
 
-def png_16_bit_colour(value: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+
+def png_16_bit_colour(value: int, *chunks: bytes) -> bytes:
     rows = b"".join(b"\0" + np.full((5, 3), value, ">u2").tobytes() for _ in range(4))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)) + b"".join(chunks)
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,37 @@ def test_16_bit_colour_is_noted(tmp_path: Path) -> None:
     photo = read_photo(tmp_path / "deep.png")
     assert photo.notes == ("16 bits a channel became 8",)
     assert photo.pixels[0, 0].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize(("key", "alpha"), [(0x1234, 0), (0x1334, 255)])
+def test_the_transparent_colour_of_16_bits_stays_transparent(tmp_path: Path, key: int, alpha: int) -> None:
+    colour = png_16_bit_colour(0x1234, png_chunk(b"tRNS", struct.pack(">3H", key, key, key)))
+    (tmp_path / "colour.png").write_bytes(colour)
+    assert np.unique(read_photo(tmp_path / "colour.png").alpha).tolist() == [alpha]
+    Image.fromarray(np.array([[0x1234, 0x1235]], np.uint16)).save(tmp_path / "grey.png", transparency=key)
+    assert read_photo(tmp_path / "grey.png").alpha.tolist() == [[alpha, 255]]
+
+
+def test_16_bit_tiff_that_counts_from_white_is_turned_around(tmp_path: Path) -> None:
+    values = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    for photometric, expected in ((0, [255, 0]), (1, [0, 255])):
+        values.save(tmp_path / "deep.tif", tiffinfo={262: photometric})
+        assert read_photo(tmp_path / "deep.tif").pixels[0, :, 0].tolist() == expected
+
+
+def test_what_a_pngs_colours_mean_is_kept_and_nothing_else(tmp_path: Path) -> None:
+    kept = [
+        (b"cICP", bytes([9, 16, 0, 1])), (b"gAMA", struct.pack(">I", 100000)), (b"cHRM", bytes(range(32))),
+    ]  # fmt: skip
+    odd = [(b"sRGB", b"secret text"), (b"tEXt", b"Comment\0secret comment"), (b"tIME", bytes(7))]
+    data = png_16_bit_colour(0x8000, *(png_chunk(*pair) for pair in (*kept, *odd)))
+    (tmp_path / "wide.png").write_bytes(data)
+    photo = read_photo(tmp_path / "wide.png")
+    written = encode_photo(photo, photo.pixels)
+    assert all(png_chunk(*pair) in written for pair in kept)
+    assert not any(name in written for name, _ in odd)
+    assert b"secret" not in written
+    assert read_colours(data[:60]) == tuple(kept[:1])  # broken off in the middle of the second
 
 
 @pytest.mark.parametrize(

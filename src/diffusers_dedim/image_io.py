@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from diffusers_dedim.image_modes import (
     is_grey,
     join_rgb_alpha,
     split_rgb_alpha,
+    white_is_zero,
 )
+from diffusers_dedim.png_colours import ColourChunks, read_colours, write_colours
 
 MAX_PIXELS = 2**27
 """Largest photo read by default, in pixels (134 megapixels; phone cameras reach 108)."""
@@ -69,6 +71,7 @@ class Photo:
         grey: whether it came as greyscale and is written as greyscale.
         notes: what reading could not keep, in words, e.g. "16 bits a channel became 8".
         exif_notes: what ``exif`` could not keep, for where it is written.
+        png_colours: of a PNG, what its colours mean where no profile says it (`read_colours`).
     """
 
     pixels: PixelArray
@@ -79,6 +82,7 @@ class Photo:
     grey: bool = False
     notes: tuple[str, ...] = ()
     exif_notes: tuple[str, ...] = ()
+    png_colours: ColourChunks = ()
 
 
 def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
@@ -130,7 +134,7 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
     try:
         with _open(data) as image:
             _check_size_and_frames(image, max_pixels)
-            return photo_from_image(image)
+            return replace(photo_from_image(image), png_colours=read_colours(data))
     except UnreadablePhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -160,7 +164,8 @@ def photo_from_image(image: Image.Image) -> Photo:
     """
     file_format = image.format or "PNG"
     icc_profile = image.info.get("icc_profile") or None
-    notes = [NOTE_16_BIT] if is_16_bit(image) else []
+    deep = is_16_bit(image)
+    notes = [NOTE_16_BIT] if deep else []
     exif, exif_notes = filtered_exif(image)
     grey = is_grey(image)
     upright = turn_upright(image)
@@ -169,7 +174,9 @@ def photo_from_image(image: Image.Image) -> Photo:
         notes.append(note)
     if image.mode in ("CMYK", "LAB"):
         icc_profile = None  # it describes the colours before the conversion to RGB
-    pixels, alpha = split_rgb_alpha(upright)
+    pixels, alpha = split_rgb_alpha(upright, deep=deep)
+    if deep and white_is_zero(image):
+        pixels = 255 - pixels
     if file_format == "GIF":
         notes.append("GIF is written as PNG, because 256 colours would undo the protection")
     if file_format in _MULTI_FRAME_KEPT_FIRST:
@@ -225,6 +232,8 @@ def encode_photo(photo: Photo, pixels: PixelArray, keep_metadata: bool = False) 
     if keep_metadata and photo.exif is not None:
         options["exif"] = photo.exif
         options.pop("compression", None)  # libtiff, which compresses, fails on EXIF and GPS directories
+    if photo.png_colours:
+        options["pnginfo"] = write_colours(photo.png_colours)
     buffer = BytesIO()
     image = join_rgb_alpha(pixels, photo.alpha, grey=photo.grey)
     if photo.format == "BMP" and photo.alpha is not None:

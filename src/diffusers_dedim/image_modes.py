@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 PixelArray = NDArray[np.uint8]
 
 _MAX_16_BIT = 65535
+_TIFF_PHOTOMETRIC = 262
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 NOTE_16_BIT = "16 bits a channel became 8"
 NOTE_CMYK = "CMYK became sRGB"
@@ -36,8 +37,23 @@ def is_16_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def split_rgb_alpha(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts brightness downwards; Pillow turns such pixels around, but not those of 16 bits.
+
+    Example:
+        >>> white_is_zero(Image.new("I;16", (2, 2)))
+        False
+    """
+    return image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
+
+
+def split_rgb_alpha(image: Image.Image, *, deep: bool = False) -> tuple[PixelArray, PixelArray | None]:
     """Pixels as uint8 RGB ``[H, W, 3]`` in [0, 255] and alpha as uint8 ``[H, W]`` or ``None``.
+
+    Args:
+        image: any mode.
+        deep: whether the file had 16 bits a channel (`is_16_bit`). Pillow has cut those of colours to 8, but not the
+            colour that is transparent: it is cut likewise, so that its neighbours in 16 bits become transparent too.
 
     Raises:
         ValueError: the mode has no known range (floating point, 32-bit integers beyond 16 bits).
@@ -50,9 +66,13 @@ def split_rgb_alpha(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it as 8-bit or 16-bit first")
     if image.mode.startswith("I"):
-        return _grey_from_16_bit(image), None
+        return _grey_from_16_bit(image), _alpha_from_16_bit(image)
     if image.mode == "La":  # Pillow has no step from premultiplied grey to anything but LA
         image = image.convert("LA")
+    key = image.info.get("transparency")
+    if deep and isinstance(key, tuple):
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.has_transparency_data:
         rgba = np.array(image.convert("RGBA"), dtype=np.uint8)
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
@@ -69,6 +89,12 @@ def _grey_from_16_bit(image: Image.Image) -> PixelArray:
         )
     grey = ((values + 128) // 257).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _alpha_from_16_bit(image: Image.Image) -> PixelArray | None:
+    """0 where a pixel has the grey that is transparent, 255 elsewhere; None where no grey is."""
+    key = image.info.get("transparency")
+    return np.where(np.array(image) == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
 
 
 def cmyk_to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, str]:
