@@ -128,7 +128,9 @@ def protect_once(
         print("uncommitted changes: protected photos are not kept for the next run", file=sys.stderr)
     parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
     weights = [Recogniser.of("part", part).fingerprint for part in parts] if kept else []
-    settings = (commit, torch.__version__, method, str(seed), str(aligned), *weights)
+    device = torch.device(getattr(pipe, "device", "cpu")).type
+    setting = (commit, torch.__version__, device, str(getattr(pipe, "scheduler", "")), method, str(seed))
+    settings = (*setting, str(aligned), *weights)
     pieces: list[dict[str, NDArray[Any]]] = []
     for start in tqdm(range(0, len(probes), batch_size), desc=method):
         batch = probes[start : start + batch_size]

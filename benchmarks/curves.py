@@ -66,7 +66,8 @@ def read_log(path: Path) -> Lines:
         lines.append(line)
     if not lines:
         raise ValueError(f"{path}: no step was logged.")
-    return lines
+    # a step may have a line of its loss and one of its figures, and of each the later counts
+    return list({(line["step"], "loss" in line): line for line in lines}.values())
 
 
 def curves_figure(parts: Sequence[Lines], names: Sequence[str] | None = None) -> Any:

@@ -196,6 +196,8 @@ def test_protected_photos_are_kept_for_the_same_commit_only(
     assert again.similarity.tolist() == [0.25, 0.25]
     assert again.reached.tolist() == [True, True]
     assert [protect("def")[1], protect("abc", seed=1)[1]] == [2, 2]
+    pipe.scheduler = "another one"
+    assert protect("abc")[1] == 2
     assert [protect("abc-dirty")[1], protect("abc-dirty")[1], protect("unknown")[1]] == [2, 2, 2]
 
 

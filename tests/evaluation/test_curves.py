@@ -36,7 +36,11 @@ def test_parts_of_a_training_follow_one_another(tmp_path: Path) -> None:
 def test_steps_made_again_after_a_kill_count_once(tmp_path: Path) -> None:
     lines = [{"step": step, "seconds": 60, "loss": 1.0} for step in (25, 50, 75, 50)]
     found = curves.read_log(write_log(tmp_path / "run", *lines, tail='{"step": 75, "sec') / "log.jsonl")
-    assert [line["step"] for line in found] == [25, 50, 50]
+    assert [line["step"] for line in found] == [25, 50]
+    figures = [{"step": 50, "seconds": 60, "psnr_t99": value} for value in (33.0, 34.0)]
+    found = curves.read_log(write_log(tmp_path / "both", *lines[:2], *figures) / "log.jsonl")
+    assert [len(line) for line in found] == [3, 3, 3]
+    assert found[-1]["psnr_t99"] == 34
 
 
 def test_the_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,10 @@ from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.baselines import TIP_IM_PRESETS
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.evaluation import methods
+from diffusers_dedim.evaluation.method_strength import set_strength
 from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, seeded
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.presets import PRESETS, resolve_preset
 
 Pixels = NDArray[np.uint8]
 # Twice the size of the crop, 40 px from the edges: a crop px is two photo px, the crop reaches 40..263.
@@ -140,6 +141,13 @@ def test_a_strength_in_the_name_changes_the_preset(finding: DeDiMPipeline, photo
     assert PRESETS["fast"].max_rounds == 1, "the preset itself stays"
     as_named = make_method("dedim@h=0.55", finding)([photo]).images[0]
     assert np.array_equal(as_named, make_method("dedim", finding)([photo]).images[0])
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.5])
+def test_a_low_threshold_stops_where_the_pipelines_does(threshold: float) -> None:
+    preset = replace(PRESETS["fast"], threshold=0.55, threshold_margin=0.06)
+    named = set_strength("dedim", preset, {"threshold": threshold})
+    assert named.sampler_threshold == resolve_preset(preset, threshold=threshold).sampler_threshold
 
 
 def test_the_pipelines_callers_generators_are_used() -> None:

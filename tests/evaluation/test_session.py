@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,23 @@ def test_a_newly_trained_unet_leaves_what_does_not_use_it(tmp_path: Path) -> Non
         assert made[0]._identity(kept) == made[1]._identity(kept)
     for changed in ("dedim@h=0.5", "ddpm"):
         assert made[0]._identity(changed) != made[1]._identity(changed)
+
+
+def test_a_newly_trained_unet_purifies_anew(tmp_path: Path) -> None:
+    """Whatever was protected, and though the method itself may not use it."""
+    made: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda photos: made.append(name) or photos
+
+    transforms = {name: note(name) for name in ("jpeg-75", "purify-50")}
+    for width in (1, 1, 2):
+        pipe = ToyPipe()
+        pipe.unet = torch.nn.Linear(width, 1)
+        torch.nn.init.ones_(pipe.unet.weight), torch.nn.init.ones_(pipe.unet.bias)
+        session = make_session(tmp_path, Methods(), ("original",), transforms=transforms, pipe=pipe)
+        session.run(tmp_path / "out")
+    assert (made.count("jpeg-75"), made.count("purify-50")) == (2, 4)  # two pieces of probes
 
 
 def test_a_probe_whose_face_is_too_small_is_listed(tmp_path: Path) -> None:

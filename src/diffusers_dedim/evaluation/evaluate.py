@@ -37,6 +37,7 @@ from diffusers_dedim.evaluation.methods import denoises, takes_targets
 from diffusers_dedim.evaluation.probes import Pixels, Probe
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.recogniser import Recogniser
+from diffusers_dedim.evaluation.robustness import uses_denoiser
 from diffusers_dedim.evaluation.schema import MethodEntry, RateEntry
 
 WHITE = "white"
@@ -184,6 +185,8 @@ class Evaluator:
 
     def _transformed(self, name: str, chunk: Chunk, done: Arrays, identity: str) -> Arrays:
         transform = self.transforms[name]
+        if uses_denoiser(name):  # the method itself may not
+            identity = f"{identity} {self._fingerprints[True]}"
         return score_chunk(chunk, lambda: transform(restore_photos(chunk, done)), self.bench, identity, name)
 
     def _rates(

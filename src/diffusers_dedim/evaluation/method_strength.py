@@ -62,6 +62,8 @@ def set_strength(name: str, preset: Preset, strength: dict[str, float]) -> Prese
             if value != int(value):
                 raise ValueError(f"method: {name!r}: expected a whole number for {key}, got {value:g}.")
             changes[key] = int(value)
+    if "threshold" in changes and "threshold_margin" in numbers:  # as `resolve_preset` does
+        changes.setdefault("threshold_margin", min(numbers["threshold_margin"], changes["threshold"] / 2))
     return replace(preset, **changes)  # type: ignore[type-var]
 
 

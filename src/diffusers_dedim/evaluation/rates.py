@@ -91,7 +91,8 @@ def rate_entry(
         transform=subject.transform,
         probes=len(persons),
         rank1=bootstrap_mean(ranks <= 1, persons),
-        rank5=bootstrap_mean(ranks <= 5, persons),
+        # in a gallery of less than five the rank of nobody found must not count
+        rank5=bootstrap_mean(ranks <= min(5, len(gallery.persons)), persons),
         cmc=tuple(
             cmc(similarities, persons, gallery.persons, min(_CMC_RANKS, len(gallery.persons))).tolist()
         ),

@@ -28,6 +28,7 @@ Pixels = NDArray[np.uint8]
 Transform = Callable[[list[Pixels]], list[Pixels]]
 
 BLUR_SIGMA = 1.0  # photo px
+_PURIFY = "purify-"
 PURIFY_TIMESTEPS = (50, 100, 200)  # half, once and twice the paper's t_0
 _STEP_STRIDE = 10  # one denoiser call for each ten of the paper's t
 _CROPS_AT_ONCE = 16
@@ -160,8 +161,18 @@ def make_transforms(
         >>> list(transforms)[-3:]  # doctest: +SKIP
         ['purify-50', 'purify-100', 'purify-200']
     """
-    purifiers = {f"purify-{start}": make_purifier(pipe, start, seed=seed) for start in start_timesteps}
+    purifiers = {f"{_PURIFY}{start}": make_purifier(pipe, start, seed=seed) for start in start_timesteps}
     return {**TRANSFORMS, **purifiers}
+
+
+def uses_denoiser(transform: str) -> bool:
+    """Whether this one of `make_transforms` runs the pipeline's denoiser.
+
+    Example:
+        >>> uses_denoiser("purify-50"), uses_denoiser("jpeg-75")
+        (True, False)
+    """
+    return transform.startswith(_PURIFY)
 
 
 def _content_seed(photo: Pixels, seed: int) -> int:
