@@ -14,7 +14,7 @@ from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffusers_dedim import cli
+from diffusers_dedim import cli, report
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_run_protects_a_folder(pipe: FakePipeline, source: Path, tmp_path: Path)
     result = dedim("run", source, "-o", tmp_path / "out", "--report", "--seed", 1)
     assert result.exit_code == 0, result.output
     assert "2 of 2 photos protected (2 faces)" in result.stdout
-    assert "1 other files are no photos and were passed over." in result.stdout
+    assert "1 other files (no photos, or links to folders) were passed over." in result.stdout
     assert f"Report, to be kept private: {tmp_path / 'out' / 'report.html'}" in result.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "a.jpg", "b.png", "report.html", "dedim-manifest.jsonl"
@@ -60,6 +60,49 @@ def test_failures_are_listed_and_the_status_is_1(pipe: FakePipeline, source: Pat
     again = dedim("run", source, "-o", tmp_path / "out", "--overwrite", "--allow-partial")
     assert again.exit_code == 1
     assert "(similarity 0.40); written as c.not-protected.png\n" in again.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_report_that_cannot_be_written_hides_no_unprotected_photo(
+    pipe: FakePipeline, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    Image.fromarray(photo_array(fake.NO_FACE)).save(source / "c.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_pieces", full)
+        result = dedim("run", source, "-o", tmp_path / "out", "--report")
+    assert result.exit_code == 1, result.output
+    assert "2 of 3 photos protected" in result.stdout
+    assert "  c.png: no face was found, so nothing was protected; not written\n" in result.stderr
+    assert "The report was not written (" in result.stderr
+    (source / "c.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_pieces", full)
+        assert dedim("run", source, "-o", tmp_path / "out", "--report", "--resume").exit_code == 1
+    assert dedim("run", source, "-o", tmp_path / "out", "--report", "--resume").exit_code == 0
+
+
+def test_a_report_of_somebody_elses_is_not_replaced(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    dedim("run", source, "-o", out)
+    (out / "report.html").write_text("my own page")
+    for word in ("--resume", "--overwrite"):
+        result = dedim("run", source, "-o", out, "--report", word)
+        assert result.exit_code == 2
+        assert "report.html: is no report of a run and would be replaced; move it away" in result.stderr
+    assert (out / "report.html").read_text() == "my own page"
+    assert len(pipe.calls) == 1  # it is said before the work
+    (out / "report.html").unlink()
+    for _ in range(2):  # and a run's own is
+        assert dedim("run", source, "-o", out, "--report", "--resume").exit_code == 0
+
+
+def test_the_help_tells_every_exit_status() -> None:
+    text = " ".join(dedim("run", "--help").stdout.split())
+    for words in ("0 all photos protected", "1 some not", "2 an error ended the run", "130 Ctrl-C"):
+        assert words in text
 
 
 def test_resume_after_the_end_loads_no_pipeline(

@@ -16,12 +16,17 @@ from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 
 from diffusers_dedim import faces
-from diffusers_dedim.manifest import PhotoRecord
+from diffusers_dedim.manifest import Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError
-from diffusers_dedim.ray import ids, run
+from diffusers_dedim.ray import ids, run, sources
 from diffusers_dedim.ray.attempts import ATTEMPTS_NAME, attempts_folder, survive
-from diffusers_dedim.ray.stages import FindFaces, Protect, parse_record
+from diffusers_dedim.ray.names import pack_name, possible_outputs, unpack_name
+from diffusers_dedim.ray.plan import plan_rows, refuse_foreign_files, remove_torn_parts
+from diffusers_dedim.ray.recorder import Recorder
+from diffusers_dedim.ray.sources import read_rows
+from diffusers_dedim.ray.stages import FindFaces, Protect, Write, parse_record, part_name
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.under_way import UNDER_WAY_NAME, all_under_way, names_under_way
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -100,8 +105,9 @@ def test_a_batch_that_goes_well_leaves_no_journal_and_a_run_no_folder(tmp_path: 
 
 
 def find(stage: FindFaces, names: list[str]) -> list[str]:
-    table = arrow.table({"id": names, "data": [photo_bytes(index) for index in range(len(names))]})
-    return stage(table).column("id").to_pylist()
+    data = [photo_bytes(index) for index in range(len(names))]
+    table = arrow.table({"id": [pack_name(name) for name in names], "data": data})
+    return [unpack_name(name) for name in stage(table).column("id").to_pylist()]
 
 
 def test_of_rows_with_one_id_the_first_is_taken_however_often_it_comes(
@@ -120,7 +126,7 @@ def test_an_actor_gives_results_in_the_order_of_the_rows(tmp_path: Path) -> None
     problem = '{"name": "1.png", "status": "error", "reason": "no", "faces": [], "notes": []}'
     table = arrow.table(
         {
-            "id": names,
+            "id": [pack_name(name) for name in names],
             "data": [photo_bytes(index) for index in range(5)],
             "faces": [b""] * 5,
             "problem": ["", problem, "", "", ""],
@@ -160,6 +166,11 @@ def test_ids_are_read_beforehand(tmp_path: Path) -> None:
     assert damaged[0].name == "a.tar"
     assert damaged[0].status == "unreadable"
     assert damaged[0].reason.startswith("the archive is damaged after 2 photos (")
+    odd = write_tar(tmp_path / "b.tar", ["a.png", "caf\udce9.png"])
+    with pytest.raises(
+        RunError, match=r"b\.tar: the name caf\?\.png is no UTF-8, which Ray needs; rename it"
+    ):
+        list(ids.tar_ids(odd, damaged))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +180,9 @@ def test_ids_are_read_beforehand(tmp_path: Path) -> None:
         (["a.png", "a", "a.png"], {"a": "a.png"}),
         (["A.png", "a.png"], {"a.png": "A.png"}),
         (["x/a.not-protected.png", "x/a.png"], {"x/a.png": "x/a.not-protected.png"}),
+        (["a", "a.not-protected.png"], {"a.not-protected.png": "a"}),
+        (["a.png", "a.not-protected"], {"a.not-protected": "a.png"}),
+        (["e\u0301.png", "\u00c9.png"], {"\u00c9.png": "e\u0301.png"}),
         (["a.png", "a.png.jpeg", "b/a.png", "", "/", "../a"], {}),
     ],
 )
@@ -177,6 +191,116 @@ def test_names_that_share_a_file_are_found(names: list[str], refused: dict[str, 
         name: f"would be written to the same file as {first!r}; ids must differ"
         for name, first in refused.items()
     }
+
+
+def relative(name: str, out: Path) -> list[str]:
+    return [path.relative_to(out).as_posix() for path in possible_outputs(name, out)]
+
+
+def test_where_a_result_may_lie(tmp_path: Path) -> None:
+    assert relative("x/a.gif", tmp_path) == ["x/a.gif.png", "x/a.gif.not-protected.png"]
+    assert relative("a", tmp_path)[:2] == ["a.png", "a.jpeg"]
+    assert "a.not-protected.tiff" in relative("a", tmp_path)
+    assert relative("../a", tmp_path) == relative("", tmp_path) == []
+    assert relative("x/.dedim-tmp-1.png", tmp_path) == relative(".dedim-lock", tmp_path) == []
+
+
+def file_record(name: str, **fields: Any) -> PhotoRecord:
+    return PhotoRecord(name, "protected", **{"output": name, **fields})
+
+
+def test_a_ray_run_refuses_files_that_no_run_has_written(tmp_path: Path) -> None:
+    Manifest.start(tmp_path, {}).append([file_record("ours.png")])
+    for name in ("ours.png", "bare.webp", "b.not-protected.png"):
+        (tmp_path / name).write_bytes(b"somebody's")
+    refuse_foreign_files(plan_rows(["ours.png", "new.png", "../bad"], tmp_path, {}, files=True), tmp_path)
+    for name in ("bare", "b.png"):
+        with pytest.raises(RunError, match=r"would be replaced, and no run that .* has written it"):
+            refuse_foreign_files(plan_rows([name], tmp_path, {}, files=True), tmp_path)
+        with all_under_way(tmp_path, [name]):  # a killed run may have written it
+            refuse_foreign_files(plan_rows([name], tmp_path, {}, files=True), tmp_path)
+
+
+def test_photos_are_under_way_until_the_run_ends_well(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), all_under_way(tmp_path, {"a.png"}):
+        raise KeyboardInterrupt
+    with all_under_way(tmp_path, {"b.png"}):
+        assert names_under_way(tmp_path) == {"a.png", "b.png"}
+    assert not (tmp_path / UNDER_WAY_NAME).exists()
+
+
+def test_a_record_leaves_no_other_result_of_its_photo(tmp_path: Path) -> None:
+    names = ["a.png", "a.not-protected.png", "b.png", "c.png", "c.jpeg", "d.png", "other.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"old or new")
+    recorder = Recorder(Manifest.start(tmp_path, {}), tmp_path, frozenset({"a.png", "b.png", "c"}))
+    new = [
+        file_record("a.png"), PhotoRecord("b.png", "no_face"), file_record("c", output="c.jpeg"),
+        PhotoRecord("d.png", "error", "shares a file"),
+    ]  # fmt: skip
+    assert recorder.record(new) == {record.name: record for record in new}
+    assert sorted(path.name for path in tmp_path.glob("*.*g")) == ["a.png", "c.jpeg", "d.png", "other.png"]
+    (tmp_path / "a.not-protected.png").mkdir()  # in place of what cannot be removed
+    (record,) = recorder.record([file_record("a.png")]).values()
+    assert (record.status, record.output) == ("error", None)
+    assert record.reason.startswith("a result of an earlier run cannot be removed (")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_beside_parts_only_results_of_runs_are_removed(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"old")
+    recorder = Recorder(Manifest.start(tmp_path, {}), tmp_path, frozenset({"a.png", "b.png"}), {"a.png"})
+    part = part_name("0" * 20, 2)
+    new = [file_record("a.png", output=part), file_record("b.png", output=part)]
+    assert [record.output for record in recorder.record(new).values()] == [part] * 2
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["b.png"]
+
+
+def test_only_parts_that_are_recorded_whole_stand(tmp_path: Path) -> None:
+    whole, torn = part_name("0" * 20, 2), part_name("1" * 20, 2)
+    for part in (whole, torn):
+        (tmp_path / part).write_bytes(b"")
+    rows = {"a": whole, "b": whole, "c": torn, "d": part_name("2" * 20, 1)}
+    records = {name: file_record(name, output=part) for name, part in rows.items()}
+    plan = plan_rows([*rows, "e", "e"], tmp_path, records, files=False)
+    assert plan.finished.keys() == {"a", "b"}
+    assert plan.pending == {"c", "d", "e"}
+    assert plan.repeated == {"e"}
+    remove_torn_parts(tmp_path, records)
+    assert [path.name for path in tmp_path.iterdir()] == [whole]
+
+
+@pytest.mark.parametrize("output", ["files", "parquet"])
+def test_a_name_that_is_no_unicode_goes_through_all_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Any
+) -> None:
+    monkeypatch.setattr(faces, "detect_faces", lambda pixels: [])
+    source, out, name = tmp_path / "in", tmp_path / "out", os.fsdecode(b"caf\xe9.png")
+    source.mkdir()
+    out.mkdir()
+    (source / "fine.png").write_bytes(photo_bytes())
+    try:
+        (source / name).write_bytes(photo_bytes())
+    except OSError:
+        pytest.skip("the file system takes only valid UTF-8")
+    data = SimpleNamespace(from_items=lambda items: items)
+    monkeypatch.setattr(sources, "import_ray_data", lambda: data)
+    (source / "notes.txt").touch()
+    rows = read_rows([source], out, 1)
+    assert rows.ids == (name, "fine.png")
+    assert rows.other_files == 1
+    found = FindFaces(out)(arrow.Table.from_pylist(rows.rows))
+    protected = Protect(FakePipeline, RunSettings(seed=1), out, None)(found)
+    written = Write(out, output)(protected).column("record").to_pylist()
+    assert [(record.name, record.status) for record in map(parse_record, written)] == [
+        (name, "protected"), ("fine.png", "protected")
+    ]  # fmt: skip
+    if output == "files":
+        assert (out / name).is_file()
+    else:
+        (part,) = out.glob("part-*.parquet")
+        assert parquet.read_table(part).column("id").to_pylist() == ["caf\\udce9.png", "fine.png"]
 
 
 def test_rows_without_a_record_get_one_that_says_how_many_are_missing() -> None:

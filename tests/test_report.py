@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusers_dedim import report
 from diffusers_dedim.manifest import MANIFEST_NAME
+from diffusers_dedim.photo_jobs import RunError
 from diffusers_dedim.report import FACE_SIDE, PHOTO_SIDE, render_report, write_report
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
@@ -76,6 +77,18 @@ def test_photo_that_has_gone_is_left_out(result: RunResult) -> None:
 def test_page_is_written_where_asked(result: RunResult, tmp_path: Path) -> None:
     assert write_report(result, tmp_path / "other.html") == tmp_path / "other.html"
     assert not (result.out / "report.html").exists()
+
+
+def test_somebody_elses_page_is_not_replaced_and_a_report_is(result: RunResult, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for content in (b"", b"<!DOCTYPE html><title>Holiday</title>"):
+        page.write_bytes(content)
+        with pytest.raises(
+            RunError, match=r"page\.html: is no report of a run and would be replaced; move it"
+        ):
+            write_report(result, page)
+        assert page.read_bytes() == content
+    assert write_report(result) == write_report(result)
 
 
 def many_photos(tmp_path: Path, count: int) -> RunResult:

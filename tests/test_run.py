@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+import unicodedata
 from pathlib import Path
 
 import fake_pipeline as fake
@@ -20,6 +21,8 @@ from diffusers_dedim.folder_lock import LOCK_NAME, lock_folder
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, read_photo
 from diffusers_dedim.manifest import MANIFEST_NAME, Manifest, PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
+from diffusers_dedim.ray.attempts import ATTEMPTS_NAME
+from diffusers_dedim.report import REPORT_NAME
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
 from diffusers_dedim.under_way import MOST_DEATHS, UNDER_WAY_NAME, UnderWay, names_under_way
@@ -271,6 +274,59 @@ def test_resume_does_only_what_is_missing_changed_or_broken(tmp_path: Path) -> N
     assert FolderRun([source], out, resume=True).pending[0].name == "crash.png"
 
 
+def test_a_resume_with_other_inputs_says_what_it_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert protect(write_photo(tmp_path / "1" / "a.png"), out).notes == ()
+    note = "1 result of an earlier run was replaced or removed: its input has changed"
+    assert protect(write_photo(tmp_path / "2" / "a.png", (90, 90, 1)), out, resume=True).notes == (note,)
+    assert protect(tmp_path / "2", out, resume=True).notes == ()
+    assert protect(write_photo(tmp_path / "3" / "a.png", fake.NO_FACE), out, resume=True).notes == (note,)
+    assert written(out) == []
+    assert protect(write_photo(tmp_path / "4" / "a.png"), out, resume=True).notes == ()  # nothing was there
+
+
+def test_resume_takes_no_file_that_no_run_has_written(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source / "00.png", out)
+    for name in ("01.png", "02.not-protected.png"):
+        (out / name).write_bytes(b"my own")
+    with pytest.raises(
+        RunError, match=r"01\.png and 1 more: would be replaced, and no run that .*move it away"
+    ):
+        FolderRun([source], out, resume=True)
+    assert (out / "01.png").read_bytes() == b"my own"
+    dead = UnderWay(out, ())
+    for name in ("01.png", "02.png"):
+        dead.begin(name)  # and was killed between its file and its record
+    assert len(protect(source, out, resume=True).protected) == 3
+    assert written(out) == ["00.png", "01.png", "02.png"]
+
+
+def test_what_a_killed_run_wrote_is_no_strangers_to_the_run_after_the_next(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    protect(source / "00.png", out)
+    shutil.copy(out / "00.png", out / "01.png")
+    UnderWay(out, ()).begin("01.png")  # and was killed before its record
+    protect(source / "00.png", out, overwrite=True)  # does not get there
+    assert len(protect(source, out, resume=True).protected) == 2
+
+
+def test_a_photo_that_cannot_be_recorded_leaves_no_file_that_would_be_a_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "append", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        protect(source, out)
+    monkeypatch.undo()
+    assert written(out) == []
+    assert len(protect(source, out, resume=True).protected) == 2
+
+
 def test_what_a_file_manager_leaves_does_not_fill_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"")
@@ -365,6 +421,12 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
     result = protect(source, out)
     assert result.failures[0].reason == "cannot be written (No space left on device)"
     assert written(out) == ["01.png"]
+    monkeypatch.undo()
+    protect(source, out, overwrite=True)
+    monkeypatch.setattr(image_io.Path, "replace", refuse)
+    result = protect(source, out, overwrite=True)
+    assert [record.name for record in result.failures] == ["00.png"]
+    assert written(out) == ["01.png"]  # nor does the older one pass for this run's
 
 
 def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:
@@ -401,7 +463,7 @@ def test_a_file_larger_than_memory_is_listed(tmp_path: Path, monkeypatch: pytest
 def test_a_photo_whose_pixels_are_larger_than_memory_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Image.Image) -> object:
+    def refuse(*_: object, **__: object) -> object:
         raise MemoryError
 
     monkeypatch.setattr(image_io, "split_rgb_alpha", refuse)
@@ -421,9 +483,75 @@ def test_a_pipe_with_the_name_of_a_photo_blocks_nobody(tmp_path: Path) -> None:
     (source / "broken.jpg").symlink_to(source / "gone.png")
     result = protect(source, tmp_path / "out")
     assert [(record.name, record.status) for record in result.records] == [
-        ("00.png", "protected"), ("broken.jpg", "unreadable")
+        ("00.png", "protected"), ("broken.jpg", "unreadable"), ("link.jpg", "protected")
     ]  # fmt: skip
     assert result.other_files == 1
+
+
+def test_a_photo_with_two_names_is_two_photos_and_links_to_folders_are_counted(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_photo(source / "real.png")
+    (source / "alias.png").symlink_to("real.png")
+    write_photo(tmp_path / "elsewhere" / "two.png")
+    (source / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (source / ".hidden").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    result = protect(source, tmp_path / "out")
+    assert written(tmp_path / "out") == ["alias.png", "real.png"]
+    assert [record.status for record in result.records] == ["protected"] * 2
+    assert result.other_files == 1
+
+
+def test_the_files_of_an_earlier_run_are_passed_over(tmp_path: Path) -> None:
+    old, out = tmp_path / "old", tmp_path / "out"
+    protect(photo_folder(tmp_path / "in", 2), old)
+    for name in (REPORT_NAME, UNDER_WAY_NAME, LOCK_NAME, f"{TEMPORARY_PREFIX}01", f"{ATTEMPTS_NAME}x"):
+        (old / name).write_text("{}")
+    inputs = sorted(old.iterdir())
+    assert len(inputs) == 8
+    result = protect(inputs, out)  # dedim run OLD/* -o OUT
+    assert [record.name for record in result.protected] == ["00.png", "01.png"]
+    assert result.other_files == 6
+    assert len(result.records) == 2
+    assert len(FolderRun(inputs, out, resume=True).finished) == 2  # its manifest is there
+    with pytest.raises(RunError, match="no photos in"):
+        FolderRun([old / MANIFEST_NAME], out)
+
+
+def test_names_that_only_unicode_tells_apart_are_refused(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        write_photo(tmp_path / "in" / unicodedata.normalize(form, "\u00e9.png"))
+    if len(list((tmp_path / "in").iterdir())) == 1:
+        pytest.skip("the file system takes both for one")
+    with pytest.raises(
+        RunError, match=r"would both be written to .* nor ways to write an accent; rename one"
+    ):
+        plan_jobs([tmp_path / "in"], tmp_path / "out")
+
+
+RAW = ["a.hif", "b.nrw", "c.pef", "d.srw", "e.crw", "f.psd"]
+
+
+def test_rarer_endings_are_read_or_listed(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in RAW:
+        (source / name).write_bytes(b"some camera's own format")
+    photo, other = Image.fromarray(photo_array()), Image.fromarray(photo_array((90, 90, 1)))
+    photo.save(source / "k.nef", "TIFF")  # the preview that such a file begins with
+    photo.save(source / "g.mpo", "MPO", save_all=True, append_images=[other])
+    photo.save(source / "h.pjpeg", "JPEG", progressive=True)
+    photo.save(source / "i.apng", "PNG")
+    photo.save(source / "j.apng", "PNG", save_all=True, append_images=[other])
+    result = protect(source, tmp_path / "out")
+    assert [record.name for record in result.protected] == ["g.mpo.jpg", "h.pjpeg", "i.apng"]
+    assert written(tmp_path / "out") == ["g.mpo.jpg", "h.pjpeg", "i.apng"]
+    formats = [Image.open(tmp_path / "out" / name).format for name in written(tmp_path / "out")]
+    assert formats == ["JPEG", "JPEG", "PNG"]
+    failures = {record.name: record.reason for record in result.failures}
+    assert list(failures) == [*RAW, "j.apng", "k.nef"]
+    assert failures["k.nef"].startswith("raw photos are not supported: only a preview")
+    assert failures["j.apng"].startswith("has 2 frames")
+    assert result.other_files == 0
 
 
 class Deadly(FakePipeline):
@@ -625,11 +753,12 @@ def test_killed_runs_go_on_and_lose_and_double_nothing(tmp_path: Path) -> None:
             os.waitpid(child, 0)
         for name in (path for path in written(out) if not path.startswith(".dedim-")):
             assert read_photo(out / name).pixels.shape == (32, 48, 3)
+    run = FolderRun([source], out, resume=True)
     (out / UNDER_WAY_NAME).unlink(missing_ok=True)  # the kills came from outside
-    done = len(FolderRun([source], out, resume=True).finished)
+    done = len(run.finished)
     assert done > 0
     pipe = FakePipeline()
-    result = protect(source, out, pipe, resume=True)
+    result = run.execute(pipe)
     assert sum(pipe.calls) == 50 - done
     assert written(out) == [f"{index:02}.png" for index in range(50)]
     assert [record.status for record in result.records] == ["protected"] * 50

@@ -301,6 +301,37 @@ run_ray([Path(sys.argv[1])], Path(sys.argv[2]), RunSettings(seed=1), Slow, worke
 """
 
 
+def test_overwriting_takes_only_results_and_leaves_no_old_one(cluster, tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    (source / "notes.txt").touch()
+    run([source], out)
+    (out / "03.png").write_bytes(b"my own")
+    before = (out / MANIFEST_NAME).read_bytes()
+    (source / "03.png").write_bytes(photo_bytes(3))
+    for word in ("overwrite", "resume"):
+        with pytest.raises(RunError, match=r"03\.png: would be replaced, and no run that"):
+            run([source], out, **{word: True})
+    assert (out / "03.png").read_bytes() == b"my own"
+    assert (out / MANIFEST_NAME).read_bytes() == before
+    (out / "03.png").unlink()
+    (source / "01.png").write_bytes(photo_bytes(1, fake.NOT_REACHED))
+    result = run([source], out, overwrite=True)
+    assert [record.name for record in result.failures] == ["01.png"]
+    assert written(out) == ["00.png", "02.png", "03.png"]
+    assert result.other_files == 1
+
+
+def test_a_name_that_is_no_unicode_takes_no_other_down(cluster, tmp_path: Path) -> None:
+    source, out, name = photo_folder(tmp_path / "in", 3), tmp_path / "out", os.fsdecode(b"caf\xe9.png")
+    try:
+        (source / name).write_bytes(photo_bytes(4))
+    except OSError:
+        pytest.skip("the file system takes only valid UTF-8")
+    assert len(run([source], out).protected) == 4
+    assert name in written(out)
+    assert run([source], out, resume=True).resumed == 4
+
+
 def test_a_killed_run_goes_on(cluster, tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 20), tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(source), str(out), str(TESTS), str(TESTS.parent / "src")]

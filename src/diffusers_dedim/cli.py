@@ -28,9 +28,9 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cli import publish, publish_space
 from diffusers_dedim.image_io import write_atomic
 from diffusers_dedim.manifest import PhotoRecord
-from diffusers_dedim.photo_jobs import display_name
 from diffusers_dedim.run import FolderRun, RunResult
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.run_summary import check_report, list_jobs, report_after, summarise
 from diffusers_dedim.samples import draw_faces, face_grid
 from diffusers_dedim.threads import wait_briefly
 
@@ -121,7 +121,8 @@ def run(
     """Protect every face of the photos and write them to OUT, same name, format and size.
 
     A photo that cannot be protected is not written; it is listed at the end with the reason.
-    Exit status: 0 all photos protected, 1 some not, 2 the run could not start.
+    Exit status: 0 all photos protected; 1 some not, or no report; 2 an error ended the run, most often before it
+    began; 130 Ctrl-C.
     """
     with _plain_errors():
         settings = RunSettings(
@@ -140,15 +141,17 @@ def run(
             )  # fmt: skip
         else:
             folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
+            if report:
+                check_report(folder_run.out)
             if dry_run:
                 _check_preset(settings)
-                _list_jobs(folder_run)
+                list_jobs(folder_run)
                 return
             pipe = _load_for(settings, weights, device) if folder_run.pending else None
             result = _execute(folder_run, pipe, batch_size)
-        report_path = _write_report(result) if report else None
-    _summarise(result, report_path)
-    if result.failures:
+        summarise(result)
+        complete = report_after(result) if report else True
+    if result.failures or not complete:
         raise typer.Exit(EXIT_NOT_ALL_PROTECTED)
 
 
@@ -257,39 +260,3 @@ def _execute(folder_run: FolderRun, pipe: Any, batch_size: int | None) -> RunRes
             progress.update(task, advance=1, faces=faces)
 
         return folder_run.execute(pipe, batch_size=batch_size, on_done=advance)
-
-
-def _write_report(result: RunResult) -> Path:
-    from diffusers_dedim.report import write_report  # Jinja is only needed here
-
-    return write_report(result)
-
-
-def _list_jobs(folder_run: FolderRun) -> None:
-    for job in folder_run.pending:
-        typer.echo(f"{display_name(str(job.source))} -> {display_name(str(job.target))}")
-    done = f", {len(folder_run.finished)} done before" if folder_run.finished else ""
-    typer.echo(f"{len(folder_run.pending)} photos to protect{done}. Nothing was written.")
-
-
-def _summarise(result: RunResult, report_path: Path | None) -> None:
-    faces = sum(len(record.faces) for record in result.protected)
-    earlier = f", {result.resumed} of all settled by an earlier run" if result.resumed else ""
-    typer.echo(
-        f"{len(result.protected)} of {len(result.records)} photos protected ({faces} faces) "
-        f"in {result.seconds:.0f} s{earlier}: {display_name(str(result.out))}"
-    )
-    if result.other_files:
-        typer.echo(f"{result.other_files} other files are no photos and were passed over.")
-    for note in result.notes:
-        typer.echo(f"Note: {note}.")
-    for record in result.protected:
-        for note in record.notes:
-            typer.echo(f"Note: {display_name(record.name)}: {note}.")
-    if result.failures:
-        typer.echo(f"{len(result.failures)} not protected:", err=True)
-    for record in result.failures:
-        written = f"; written as {display_name(record.output)}" if record.output else "; not written"
-        typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
-    if report_path is not None:
-        typer.echo(f"Report, to be kept private: {display_name(str(report_path))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ from diffusers_dedim import __version__
 from diffusers_dedim.folder_lock import LOCK_NAME
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, write_atomic
 from diffusers_dedim.photo_jobs import PhotoJob, RunError
+from diffusers_dedim.under_way import names_under_way
 
 MANIFEST_NAME = "dedim-manifest.jsonl"
 _VERSION = 1  # of the file's layout
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in folders that look empty
+_NAMES = re.compile(
+    rb'"(?:name|output)": ("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
+)  # as JSON has them
 _NO_PACKAGE = (
     "the manifest does not say which version of dedim began this run; where it was another one, its photos were "
     "protected with other settings"
@@ -122,7 +127,8 @@ class Manifest:
         Raises:
             OSError: the folder cannot be written.
         """
-        earlier = sorted(name for name in outputs_of_runs(out) if os.path.lexists(out / name))
+        names = outputs_of_runs(out) | names_under_way(out)
+        earlier = sorted(name for name in names if os.path.lexists(out / name))
         header = {"kind": "run", "version": _VERSION, "package": __version__, "settings": dict(settings)}
         if earlier:
             header["earlier_outputs"] = earlier
@@ -195,7 +201,9 @@ def open_manifest(
 
 
 def outputs_of_runs(out: Path) -> frozenset[str]:
-    """Names below ``out`` that runs have written by the manifest there; of a damaged one, what can be read.
+    """Names below ``out`` that runs have written by the manifest there.
+
+    Of a damaged line it is what can be read: a photo is on disk before its line is, which a kill may tear.
 
     Raises:
         OSError: the manifest cannot be read.
@@ -206,6 +214,7 @@ def outputs_of_runs(out: Path) -> frozenset[str]:
         try:
             row = json.loads(line)
         except ValueError:
+            found.update(json.loads(name) for name in _NAMES.findall(line))
             continue
         if isinstance(row, dict):
             earlier = row.get("earlier_outputs")

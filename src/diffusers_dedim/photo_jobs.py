@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.image_io import PHOTO_SUFFIXES, TEMPORARY_PREFIX
 
+READ_SUFFIXES = PHOTO_SUFFIXES | {".mpo", ".pjpeg", ".pjp", ".apng"}
+"""Endings of the photos that are read: also the rarer names of multi-picture and progressive JPEGs, and of PNGs."""
+
 REFUSED_SUFFIXES = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jxl",
-        ".jp2",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".raf",
-        ".orf",
-        ".rw2",
-    ]
+    (
+        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".crw"),
+        *(".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+    )
 )
 """Photos that cannot be read: they are listed as failed, not passed over as if they were no photos."""
+
+OWN_PREFIX = ".dedim-"
+"""Begins the names of the files and folders that runs keep in the output folder while they work."""
+
+_OWN_NAMES = ("dedim-manifest.jsonl", "report.html")  # what they leave there
+_ON_SOME_DISKS = ", where a disk tells neither upper from lower case nor ways to write an accent"
+_WRITTEN_AS = {".gif": ".png", ".mpo": ".jpg"}  # formats that are not written, and the endings that are added
 
 PARTIAL_MARK = ".not-protected"
 """Goes into the name of a photo that was written although a face stayed above the threshold."""
@@ -43,7 +43,7 @@ class PhotoJob:
     """One photo to protect.
 
     Attributes:
-        name: path below the output folder with "/" between parts; unique in a run, also ignoring case.
+        name: path below the output folder with "/" between parts; unique in a run, see `file_key`.
         source: the file to read.
         target: the file to write.
         partial_target: the file to write instead where a face stayed above the threshold.
@@ -57,7 +57,7 @@ class PhotoJob:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Photos of a run in their order, and how many files were passed over because they are no photos."""
+    """Photos of a run in their order, and how many files (no photos) and links to folders were passed over."""
 
     jobs: tuple[PhotoJob, ...]
     other_files: int
@@ -68,7 +68,9 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
 
     Folders are read recursively, in the order of their names; hidden files and folders and links to folders
     are left out, and so is what is no file, such as a pipe: reading it might not end. The tree below each
-    folder is kept, a single file goes directly below ``out``. A GIF called ``a.gif`` becomes ``a.gif.png``.
+    folder is kept, a single file goes directly below ``out``; one with the name of a file that runs keep there
+    themselves, as the manifest, is left out. A file with two names, one of them a link, is two photos. A GIF called
+    ``a.gif`` becomes ``a.gif.png``, a multi-picture JPEG ``a.mpo`` becomes ``a.mpo.jpg``.
 
     Args:
         inputs: files and folders.
@@ -85,23 +87,23 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """
     out_folder = Path(out)
     _check_out(out_folder)
-    jobs: dict[Path, PhotoJob] = {}
+    jobs: dict[tuple[str, Path], PhotoJob] = {}
     others = 0
     for entry in map(Path, inputs):
         _check_input(entry, out_folder)
         found = [(Path(entry.name), entry)] if entry.is_file() else sorted(_walk(entry))
         for relative, source in found:
-            if entry.is_dir() and not _is_photo(source):
+            job = make_job(PurePosixPath(*relative.parts), source, out_folder)
+            passed_over = _is_own_file(job.name) if entry.is_file() else not _is_photo(source)
+            if passed_over:
                 others += 1
             else:
-                jobs.setdefault(
-                    source.resolve(), make_job(PurePosixPath(*relative.parts), source, out_folder)
-                )
+                jobs.setdefault((job.name, source.resolve()), job)
     if not jobs:
         listed = ", ".join(display_name(os.fspath(entry)) for entry in inputs)
-        known = " ".join(sorted(PHOTO_SUFFIXES))
+        known = " ".join(sorted(READ_SUFFIXES))
         raise RunError(f"no photos in {listed or 'an empty list of inputs'} (looked for {known})")
-    _check_clashes(jobs)
+    _check_clashes(jobs.values(), {source for _, source in jobs})
     return JobPlan(tuple(jobs.values()), others)
 
 
@@ -115,6 +117,16 @@ def display_name(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
+def file_key(name: str) -> str:
+    """The same for two names that may be one file: a disk may tell neither upper from lower case nor ways to write é.
+
+    Example:
+        >>> file_key("\u00c9.PNG") == file_key("e\u0301.png")
+        True
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def remove_temporaries(out: Path) -> int:
     """Remove what a killed run left half written below ``out``; returns how many files."""
     leftovers = list(out.rglob(f"{TEMPORARY_PREFIX}*"))
@@ -125,15 +137,16 @@ def remove_temporaries(out: Path) -> int:
 
 def make_job(name: PurePosixPath, source: Path, out: Path) -> PhotoJob:
     """The job of a photo that is called ``name`` below the output folder."""
-    if name.suffix.lower() == ".gif":
-        name = name.with_name(f"{name.name}.png")
+    added = _WRITTEN_AS.get(name.suffix.lower())
+    if added:
+        name = name.with_name(f"{name.name}{added}")
     partial = name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")
     return PhotoJob(str(name), source, out / name, out / partial)
 
 
 def _is_photo(path: Path) -> bool:
     """Whether a file found in a folder is called like a photo, and is a file."""
-    if path.suffix.lower() not in PHOTO_SUFFIXES | REFUSED_SUFFIXES:
+    if path.suffix.lower() not in READ_SUFFIXES | REFUSED_SUFFIXES:
         return False
     try:
         return stat.S_ISREG(path.stat().st_mode)
@@ -141,15 +154,22 @@ def _is_photo(path: Path) -> bool:
         return True  # a broken link, or one that may not be looked at: is recorded as unreadable
 
 
+def _is_own_file(name: str) -> bool:
+    """Whether a job's file would take the place of one that runs keep directly in the output folder."""
+    key = file_key(name)
+    return key in _OWN_NAMES or key.startswith(OWN_PREFIX)
+
+
 def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield (path below the folder, path) of each visible file."""
+    """Yield (path below the folder, path) of each visible file and link to a folder."""
 
     def refuse(error: OSError) -> None:
         raise RunError(f"{display_name(str(error.filename))}: folder cannot be read ({error.strerror})")
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in (*files, *links):
             path = Path(parent, name)
             if not name.startswith("."):
                 yield path.relative_to(folder), path
@@ -158,7 +178,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: the output must be a folder, and a file is there")
-    if not out.exists() and out.suffix.lower() in PHOTO_SUFFIXES:
+    if not out.exists() and out.suffix.lower() in READ_SUFFIXES:
         raise RunError(f"{out}: the output is a folder, and this is the name of a photo; give {out.stem}")
 
 
@@ -178,18 +198,19 @@ def _check_input(entry: Path, out: Path) -> None:
         raise RunError(f"{shown}: the input lies in the output folder {out}; choose another output folder")
 
 
-def _check_clashes(jobs: dict[Path, PhotoJob]) -> None:
+def _check_clashes(jobs: Iterable[PhotoJob], sources: Container[Path]) -> None:
     taken: dict[str, PhotoJob] = {}
-    for job in jobs.values():
+    for job in jobs:
         for target in (job.target, job.partial_target):
-            # casefold: the output may lie on a disk that does not tell upper case from lower
-            other = taken.setdefault(str(target).casefold(), job)
+            other = taken.setdefault(file_key(str(target)), job)
             if other is not job:
+                same = target in (other.target, other.partial_target)
                 raise RunError(
                     f"{display_name(str(other.source))} and {display_name(str(job.source))} would both be "
-                    f"written to {display_name(str(target))}; run them into different output folders"
+                    f"written to {display_name(str(target))}{'' if same else _ON_SOME_DISKS}; rename one, or run them "
+                    "into different output folders"
                 )
-            if target.resolve() in jobs:
+            if target.resolve() in sources:
                 raise RunError(
                     f"{display_name(str(target))}: would overwrite an input; choose another output folder"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from PIL import Image
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.image_io import read_photo, write_pieces
 from diffusers_dedim.manifest import MANIFEST_NAME, FaceRecord, PhotoRecord
-from diffusers_dedim.photo_jobs import PhotoJob, display_name
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, display_name
 from diffusers_dedim.run import RunResult
 
 REPORT_NAME = "report.html"
@@ -27,6 +28,7 @@ FACE_SIDE = 224
 """Side of a face on the page, in pixels: twice the 112 the networks work at."""
 _FACE_MARGIN = 0.25  # of the box on each side, so that chin and hair are seen
 _JPEG_QUALITY = 90
+_TITLE, _HEAD_BYTES = b"<title>dedim: ", 1024  # by which a report is known, and where it is
 
 STATUS_WORDS = {
     "protected": "protected",
@@ -77,6 +79,7 @@ def write_report(result: RunResult, path: Path | None = None) -> Path:
         The path written.
 
     Raises:
+        RunError: a file that is no such page is there; it is not replaced.
         OSError: the page cannot be written.
 
     Example:
@@ -84,8 +87,28 @@ def write_report(result: RunResult, path: Path | None = None) -> Path:
         PosixPath('out/report.html')
     """
     path = path or result.out / REPORT_NAME
+    refuse_foreign_page(path)
     write_pieces(path, (piece.encode("utf-8", "replace") for piece in render_report(result)))
     return path
+
+
+def refuse_foreign_page(path: Path) -> None:
+    """Refuse to replace what is no report of a run.
+
+    Raises:
+        RunError: such a file is there.
+        OSError: it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    if _TITLE not in head:
+        raise RunError(
+            f"{path}: is no report of a run and would be replaced; move it away, or do without a report"
+        )
 
 
 def render_report(result: RunResult) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -12,6 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from diffusers_dedim.ahead import map_ahead
+from diffusers_dedim.earlier_results import (
+    notes_of_replaced,
+    refuse_foreign,
+    remove_results,
+    without_results,
+)
 from diffusers_dedim.folder_lock import lock_folder
 from diffusers_dedim.image_io import save_photo
 from diffusers_dedim.manifest import (
@@ -19,11 +24,10 @@ from diffusers_dedim.manifest import (
     Manifest,
     PhotoRecord,
     open_manifest,
-    outputs_of_runs,
     sha256,
     still_holds,
 )
-from diffusers_dedim.photo_jobs import PhotoJob, RunError, display_name, plan_jobs, remove_temporaries
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
     Pipeline,
@@ -87,8 +91,8 @@ class FolderRun:
         settings: what decides the result.
         resume: go on with the run whose manifest is in ``out``. What was written, and photos
             without a protectable face, are not done again unless the input or output file has changed.
-        overwrite: begin anew in a folder with the results of a run, which are replaced; files that no run has
-            written are not.
+        overwrite: begin anew in a folder with the results of a run, which are replaced. Neither this nor ``resume``
+            replaces a file that no run has written.
 
     Raises:
         RunError: the inputs or the folder do not allow the run; nothing has been written.
@@ -113,8 +117,6 @@ class FolderRun:
         self.settings = settings or RunSettings()
         self.plan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
-        if overwrite:
-            _refuse_foreign(self.plan.jobs, self.out)
         self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished = {
@@ -123,6 +125,10 @@ class FolderRun:
             if job.name in known and still_holds(known[job.name], job, self.out)
         }
         self.pending = tuple(job for job in self.plan.jobs if job.name not in self.finished)
+        self._earlier = {job.name: known[job.name] for job in self.pending if job.name in known}
+        under_way = names_under_way(self.out)
+        new = (job for job in self.pending if job.name not in under_way)
+        refuse_foreign((path for job in new for path in _targets(job)), self.out)
 
     def execute(
         self,
@@ -164,7 +170,7 @@ class FolderRun:
         return RunResult(
             self.out, self.settings, jobs, tuple(records[job.name] for job in jobs),
             len(self.finished), self.plan.other_files, time.monotonic() - started,
-            self._manifest.notes if self._manifest else (),
+            (*(self._manifest.notes if self._manifest else ()), *notes_of_replaced(self._earlier, records)),
         )  # fmt: skip
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
@@ -192,14 +198,18 @@ class FolderRun:
             # in the writer's thread, the only one that settles anything while it lives: a stop or a kill during the
             # next photo, which may take minutes, neither has this one done again nor blames it
             record = self._finish(done)
-            manifest.append([record])
+            try:
+                manifest.append([record])
+            except OSError:  # a file without a record is somebody else's to the next run
+                remove_results([self.out / record.output] if record.output else [])
+                raise
             under_way.end(record.name)
             return record
 
         deaths = {job.name: under_way.deaths[job.name] for job in self.pending}
         for job in self.pending:
             if deaths[job.name] >= MOST_DEATHS:
-                yield settle(self._without_result(job, PhotoRecord(job.name, "error", _DEADLY)))
+                yield settle(without_results(PhotoRecord(job.name, "error", _DEADLY), _targets(job)))
         for job in self.pending:
             if 0 < deaths[job.name] < MOST_DEATHS:
                 yield from self._protect_jobs(pipe, [job], batch_size, under_way, settle)
@@ -220,18 +230,7 @@ class FolderRun:
     def _load(self, under_way: UnderWay, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         under_way.begin(job.name)
         item = load_photo(job)
-        return self._without_result(job, item) if isinstance(item, PhotoRecord) else item
-
-    def _without_result(self, job: PhotoJob, record: PhotoRecord) -> PhotoRecord:
-        """The record of a photo that is not tried, once no earlier result of it is left."""
-        try:
-            self._discard_stale(job)
-        except OSError as error:
-            reason = (
-                f"{record.reason}; a result of an earlier run cannot be removed ({error.strerror or error})"
-            )
-            return replace(record, status="error", reason=reason)
-        return record
+        return without_results(item, _targets(job)) if isinstance(item, PhotoRecord) else item
 
     def _finish(self, done: ProtectedPhoto | PhotoRecord) -> PhotoRecord:
         """Write the photo if all its faces are protected, and say so or say why not."""
@@ -240,45 +239,20 @@ class FolderRun:
         record, target = record_outcome(done, self.settings)
         job, photo, outcome = done.item.job, done.item.photo, done.outcome
         try:
-            self._discard_stale(job, keep=target)
+            remove_results(path for path in _targets(job) if path != target)
             if target is None or isinstance(outcome, Exception):
                 return record
             target.parent.mkdir(parents=True, exist_ok=True)
             data = save_photo(photo, outcome[0], target, self.settings.keep_metadata)
         except Exception as error:
-            return write_failure(record, error)
+            return without_results(write_failure(record, error), _targets(job))
         output = target.relative_to(self.out).as_posix()
         return replace(record, output=output, output_sha256=sha256(data))
 
-    def _discard_stale(self, job: PhotoJob, keep: Path | None = None) -> None:
-        """Remove an earlier run's output: left there, it would pass for the result of this one."""
-        for target in (job.target, job.partial_target):
-            if target != keep:
-                _remove(target)
 
-
-def _remove(path: Path) -> None:
-    """Remove a file, if it is there; the mark of an unprotected one may make its name longer than any file's."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-
-
-def _refuse_foreign(jobs: Sequence[PhotoJob], out: Path) -> None:
-    """A file that no run has written would be replaced, or removed where its namesake fails."""
-    under_way = names_under_way(out)
-    targets = [path for job in jobs if job.name not in under_way for path in (job.target, job.partial_target)]
-    found = {path.relative_to(out).as_posix(): path for path in targets if os.path.lexists(path)}
-    ours = outputs_of_runs(out)
-    foreign = [path for name, path in found.items() if name not in ours]
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise RunError(
-            f"{display_name(str(foreign[0]))}{more}: would be replaced, and no run that {MANIFEST_NAME} tells of has "
-            "written it; move it away, or choose another folder"
-        )
+def _targets(job: PhotoJob) -> tuple[Path, Path]:
+    """Where a result of the job may be; what an earlier run has left there would pass for this one's."""
+    return job.target, job.partial_target
 
 
 def _stamp(out: Path) -> tuple[int, int] | None:

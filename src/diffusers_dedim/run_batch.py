@@ -24,12 +24,17 @@ from diffusers_dedim.errors import (
 from diffusers_dedim.image_io import Photo, decode_photo
 from diffusers_dedim.image_modes import PixelArray, as_written
 from diffusers_dedim.manifest import FaceRecord, PhotoRecord, Status, sha256
-from diffusers_dedim.photo_jobs import PhotoJob
+from diffusers_dedim.photo_jobs import REFUSED_SUFFIXES, PhotoJob
 
 if TYPE_CHECKING:
     import torch
 
     from diffusers_dedim.faces import Face
+
+# Most raw formats are built as TIFF is, with a small picture first, which would be taken for the photo.
+_PREVIEW = (
+    "raw photos are not supported: only a preview in it can be read; convert it to JPEG, PNG or TIFF first"
+)
 
 Pipeline = Callable[..., Any]
 """A ``DeDiMPipeline`` or anything that is called and answers like one."""
@@ -108,7 +113,10 @@ def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
     """Decode the bytes of a job's file, or return the record that says why that cannot be."""
     digest = sha256(data)
     try:
-        return LoadedPhoto(job, decode_photo(data), digest)
+        photo = decode_photo(data)
+        if photo.format == "TIFF" and job.source.suffix.lower() in REFUSED_SUFFIXES:
+            raise UnreadablePhotoError(_PREVIEW)
+        return LoadedPhoto(job, photo, digest)
     except UnreadablePhotoError as error:
         return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
     except MemoryError:

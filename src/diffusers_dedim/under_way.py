@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection, Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -101,6 +102,27 @@ def names_under_way(out: Path) -> frozenset[str]:
         OSError: the file cannot be read.
     """
     return frozenset(_read(out / UNDER_WAY_NAME))
+
+
+@contextmanager
+def all_under_way(out: Path, names: Collection[str]) -> Iterator[None]:
+    """Say that all photos of a run are under way until it ends well: whatever is theirs on disk is no stranger's.
+
+    For runs whose workers write without a record: a kill leaves many such files.
+
+    Args:
+        out: output folder.
+        names: photos that the run may write.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    path = out / UNDER_WAY_NAME
+    if names:
+        earlier = names_under_way(out)
+        write_atomic(path, b"".join(_line("begun", name) for name in sorted({*earlier, *names})))
+    yield
+    path.unlink(missing_ok=True)
 
 
 def _line(event: str, name: str) -> bytes:

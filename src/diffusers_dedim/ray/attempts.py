@@ -33,7 +33,7 @@ def attempts_folder(out: Path) -> Iterator[None]:
 
 def batch_key(stage: str, names: Sequence[str]) -> str:
     """Tells a batch from others, the same each time it is tried."""
-    return hashlib.sha256("\0".join([stage, *names]).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256("\0".join([stage, *names]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def survive(

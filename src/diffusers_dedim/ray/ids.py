@@ -9,12 +9,11 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.image_io import PHOTO_SUFFIXES
 from diffusers_dedim.manifest import PhotoRecord
-from diffusers_dedim.photo_jobs import PARTIAL_MARK, RunError
+from diffusers_dedim.photo_jobs import PARTIAL_MARK, READ_SUFFIXES, RunError, display_name, file_key
+from diffusers_dedim.ray.names import WRITTEN_ENDINGS
 
 _AGAIN = " (again)"
-_WRITTEN = (".png", ".jpeg", ".webp", ".tiff", ".bmp")  # endings that an id without one may get
 _MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key and extensions, as webdataset divides a name
 
 
@@ -33,12 +32,21 @@ def parquet_ids(path: Path, column: str) -> Iterator[str]:
 
 
 def tar_ids(path: Path, damaged: list[PhotoRecord]) -> Iterator[str]:
-    """The ids of a webdataset archive, from its headers; what it says of an archive cut short goes into ``damaged``."""
+    """The ids of a webdataset archive, from its headers; what it says of an archive cut short goes into ``damaged``.
+
+    Raises:
+        RunError: a name in it is no UTF-8; Ray's reader would lose the whole archive.
+    """
     key, extensions, count = None, list[str](), 0
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 match = _MEMBER.fullmatch(member.name) if member.isreg() else None
+                if not is_text(member.name):
+                    raise RunError(
+                        f"{path}: the name {display_name(member.name)} is no UTF-8, which Ray needs; rename it, or "
+                        "unpack the archive and give the folder"
+                    )
                 if match and match[1] != key:
                     if key is not None:
                         yield webdataset_id(key, extensions)
@@ -52,6 +60,11 @@ def tar_ids(path: Path, damaged: list[PhotoRecord]) -> Iterator[str]:
         yield webdataset_id(key, extensions)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is Unicode, and not bytes that Python could not decode."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def webdataset_id(key: str, extensions: Sequence[str]) -> str:
     """``key.extension`` of the photo among a sample's files; the key alone where there is none."""
     photo = photo_extension(extensions)
@@ -60,13 +73,13 @@ def webdataset_id(key: str, extensions: Sequence[str]) -> str:
 
 def photo_extension(extensions: Sequence[str]) -> str | None:
     """The first in the alphabet that belongs to a photo, or None."""
-    return min((name for name in extensions if f".{name.lower()}" in PHOTO_SUFFIXES), default=None)
+    return min((name for name in extensions if f".{name.lower()}" in READ_SUFFIXES), default=None)
 
 
 def shared_targets(names: Sequence[str]) -> dict[str, str]:
     """Names that would be written over an earlier one's file, and the reason for each to be left out.
 
-    ``a`` may become ``a.png``; case counts for nothing, as the output may lie on a disk that does not tell it.
+    ``a`` may become ``a.png``; what a disk may not tell apart is the same, see `file_key`.
 
     Example:
         >>> shared_targets(["a", "b.png", "a.png", "B.png", "b.png"])
@@ -75,10 +88,10 @@ def shared_targets(names: Sequence[str]) -> dict[str, str]:
     names = list(dict.fromkeys(names))  # the same name again is another matter
     places: dict[str, int] = {}
     for place, name in enumerate(names):
-        places.setdefault(name.casefold(), place)
+        places.setdefault(file_key(name), place)
     refused = {}
     for place, name in enumerate(names):
-        for other in _rivals(name.casefold()):
+        for other in _rivals(file_key(name)):
             found = places.get(other, place)
             if names[found] != name:
                 first, second = sorted((found, place))
@@ -89,14 +102,16 @@ def shared_targets(names: Sequence[str]) -> dict[str, str]:
 
 
 def _rivals(name: str) -> Iterator[str]:
-    """Names, in lower case, whose file may be this one's."""
-    yield name
-    path = PurePosixPath(name)
-    bare = path.with_suffix("") if path.name else path
-    if path.suffix in _WRITTEN and bare.suffix not in PHOTO_SUFFIXES:
-        yield str(bare)
-    if PARTIAL_MARK in name:
-        yield name.replace(PARTIAL_MARK, "")
+    """Names, as `file_key` has them, whose file may be this one's."""
+    unmarked = name.replace(PARTIAL_MARK, "")
+    for file in dict.fromkeys((name, unmarked)):
+        yield file
+        path = PurePosixPath(file)
+        bare = path.with_suffix("") if path.name else path
+        if path.suffix in WRITTEN_ENDINGS and bare.suffix not in READ_SUFFIXES:
+            yield str(bare)
+    if name.endswith(PARTIAL_MARK):  # and may become a.not-protected.png, as a.png may
+        yield from (unmarked + ending for ending in WRITTEN_ENDINGS)
 
 
 def absent_records(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +12,17 @@ from typing import Any
 
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.folder_lock import lock_folder
-from diffusers_dedim.manifest import SETTLED, Manifest, PhotoRecord, open_manifest
+from diffusers_dedim.manifest import Manifest, PhotoRecord, open_manifest, outputs_of_runs
 from diffusers_dedim.photo_jobs import RunError, remove_temporaries
 from diffusers_dedim.ray.attempts import attempts_folder
-from diffusers_dedim.ray.ids import absent_records, shared_targets
+from diffusers_dedim.ray.ids import absent_records
+from diffusers_dedim.ray.plan import RowPlan, plan_rows, refuse_foreign_files, remove_torn_parts
+from diffusers_dedim.ray.recorder import Recorder
 from diffusers_dedim.ray.sources import INSTALL, Source, import_ray_data, read_rows
-from diffusers_dedim.ray.stages import FindFaces, Output, Protect, Write, name_of, parse_record
+from diffusers_dedim.ray.stages import FindFaces, Output, Protect, Write
 from diffusers_dedim.run import RunResult
 from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.under_way import all_under_way
 
 ROWS_AT_A_TIME = 64
 """Photos an actor gets at once: the places of its queue stay full for most of them, and a kill costs no more."""
@@ -56,9 +57,10 @@ def run_ray(
     with a seed gets what `dedim run` would give it under the same name. The manifest in ``out`` is the checkpoint, by
     row id: a photo is in it once its output is on disk. A worker that is killed has its rows done again, over the
     same names, and a photo that kills its worker each time is recorded as failed, alone. A killed run goes on with
-    ``resume``, which skips the ids that are settled (inputs are not compared). Rows that nobody brought back, that
-    share an id or would share a file are recorded as failed. On several machines ``inputs`` and ``out`` must be on
-    storage that all of them see.
+    ``resume``, which skips the ids that are settled (inputs are not compared). As in `FolderRun`, files that no run
+    has written are neither replaced nor removed, and no older result of a photo stays beside its record. Rows that
+    nobody brought back, that share an id or would share a file are recorded as failed. On several machines ``inputs``
+    and ``out`` must be on storage that all of them see.
 
     Args:
         inputs: folders and photos, parquet files, or webdataset ``.tar`` files; see `read_rows`.
@@ -92,27 +94,36 @@ def run_ray(
     described = {**asdict(settings), "output": output}
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), attempts_folder(folder):
-        manifest = open_manifest(folder, described, resume=resume, overwrite=overwrite)
-        manifest = manifest or Manifest.start(folder, described)
-        remove_temporaries(folder)
-        finished = _settled(folder, manifest.records)
-        names = [name_of(row_id, folder) for row_id in source.ids]
-        # what is done keeps its file, whoever comes first now
-        refused = (
-            shared_targets(sorted(names, key=lambda name: name not in finished)) if output == "files" else {}
-        )
-        repeated = frozenset(name for name, times in Counter(names).items() if times > 1)
-        find = FindFaces(folder, frozenset({*finished, *refused}), repeated)
+        manifest, plan = _begin(source, folder, described, output, resume, overwrite)
+        find = FindFaces(folder, frozenset({*plan.finished, *plan.refused}), plan.repeated)
         stages = _stages(
             source, find, folder, settings, load, workers, accelerators, output, batch_size, rows_at_a_time
         )
-        records = {**finished, **_collect(stages, manifest, on_done)}
-        absent = [*absent_records(names, records, refused), *source.damaged]
-        records.update(_record(absent, manifest, on_done))
+        # in parts no photo has a file, and only what an earlier run wrote may be removed
+        removable = outputs_of_runs(folder) if output == "parquet" else None
+        recorder = Recorder(manifest, folder, plan.pending, removable, on_done)
+        with all_under_way(folder, plan.pending if output == "files" else ()):
+            records = {**plan.finished, **recorder.collect(stages)}
+            absent = [*absent_records(plan.names, records, plan.refused), *source.damaged]
+            records.update(recorder.record(absent))
     return RunResult(
-        folder, settings, (), tuple(records.values()), len(finished), 0, time.monotonic() - started,
-        manifest.notes,
+        folder, settings, (), tuple(records.values()), len(plan.finished), source.other_files,
+        time.monotonic() - started, manifest.notes,
     )  # fmt: skip
+
+
+def _begin(
+    source: Source, out: Path, settings: Mapping[str, object], output: Output, resume: bool, overwrite: bool
+) -> tuple[Manifest, RowPlan]:
+    """The manifest and the plan; nothing is replaced or removed before the run is known to be allowed."""
+    found = open_manifest(out, settings, resume=resume, overwrite=overwrite)
+    plan = plan_rows(source.ids, out, found.records if found else {}, files=output == "files")
+    if output == "files" and (found or overwrite):  # else the folder is empty
+        refuse_foreign_files(plan, out)
+    manifest = found or Manifest.start(out, settings)
+    remove_torn_parts(out, manifest.records)
+    remove_temporaries(out)
+    return manifest, plan
 
 
 def _start_ray(workers: int, accelerators: float) -> None:
@@ -171,44 +182,3 @@ def _stages(
     return protected.map_batches(
         Write(out, output), batch_size=rows_at_a_time, batch_format="pyarrow", max_retries=_TRIES
     )
-
-
-def _collect(
-    stages: Any, manifest: Manifest, on_done: Callable[[PhotoRecord], None] | None
-) -> dict[str, PhotoRecord]:
-    """Record batch by batch what has been written."""
-    records: dict[str, PhotoRecord] = {}
-    for batch in stages.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        new = [parse_record(text) for text in batch.column("record").to_pylist()]
-        records.update(_record([record for record in new if record.name not in records], manifest, on_done))
-    return records
-
-
-def _record(
-    new: Sequence[PhotoRecord], manifest: Manifest, on_done: Callable[[PhotoRecord], None] | None
-) -> dict[str, PhotoRecord]:
-    manifest.append(new)  # in one write, so that a parquet part is recorded whole
-    for record in new:
-        if on_done is not None:
-            on_done(record)
-    return {record.name: record for record in new}
-
-
-def _settled(out: Path, records: Mapping[str, PhotoRecord]) -> dict[str, PhotoRecord]:
-    """Earlier results that still stand; parts that are not wholly recorded are removed, to be done again."""
-    counts = Counter(record.output for record in records.values())
-    whole: set[str] = set()
-    for part in out.glob("part-*.parquet"):
-        match = re.fullmatch(r"part-[0-9a-f]{20}-(\d+)\.parquet", part.name)
-        if match and counts[part.name] == int(match[1]):
-            whole.add(part.name)
-        elif match:
-            part.unlink()
-
-    def stands(record: PhotoRecord) -> bool:
-        if record.output is None or record.status not in SETTLED:
-            return record.status in SETTLED
-        is_part = re.fullmatch(r"part-[0-9a-f]{20}-\d+\.parquet", record.output)
-        return record.output in whole if is_part else (out / record.output).is_file()
-
-    return {name: record for name, record in records.items() if stands(record)}

@@ -12,6 +12,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.manifest import PhotoRecord
 from diffusers_dedim.photo_jobs import RunError, plan_jobs
 from diffusers_dedim.ray.ids import parquet_ids, photo_extension, tar_ids, webdataset_id
+from diffusers_dedim.ray.names import pack_name
 
 INSTALL = 'pip install "diffusers-dedim[ray]"'
 _ID_COLUMNS = ("id", "__key__", "name")
@@ -23,14 +24,17 @@ class Source:
     """The photos of a run.
 
     Attributes:
-        rows: a dataset whose rows have an ``id`` and either ``data``, the encoded photo, or ``path``, its file.
+        rows: a dataset whose rows have an ``id`` and either ``data``, the encoded photo, or ``path``, its file; ids
+            and paths are packed, see `pack_name`.
         ids: of all rows, in their order; some 100 bytes each.
         damaged: archives that end too early, each as a record.
+        other_files: how many files were passed over because they are no photos.
     """
 
     rows: Any
     ids: tuple[str, ...]
     damaged: tuple[PhotoRecord, ...] = ()
+    other_files: int = 0
 
 
 def import_ray_data() -> Any:
@@ -58,9 +62,13 @@ def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path, retries: int)
     if len(kinds) > 1:
         raise RunError("inputs: give photos and folders, or parquet files, or .tar files, not several kinds")
     if kinds <= {""}:
-        jobs = plan_jobs(inputs, out).jobs
-        items = [{"id": job.name, "path": str(job.source.resolve())} for job in jobs]
-        return Source(data.from_items(items), tuple(job.name for job in jobs))
+        plan = plan_jobs(inputs, out)
+        items = [
+            {"id": pack_name(job.name), "path": pack_name(str(job.source.resolve()))} for job in plan.jobs
+        ]
+        return Source(
+            data.from_items(items), tuple(job.name for job in plan.jobs), other_files=plan.other_files
+        )
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise RunError(f"{missing[0]}: no such file")
@@ -97,7 +105,8 @@ def _from_webdataset(row: Mapping[str, Any]) -> dict[str, Any]:
     }  # no other photo's extensions
     photo = photo_extension(list(files))
     # without a photo it is recorded as unreadable
-    return {"id": webdataset_id(str(row["__key__"]), list(files)), "data": files[photo] if photo else b""}
+    name = webdataset_id(str(row["__key__"]), list(files))
+    return {"id": pack_name(name), "data": files[photo] if photo else b""}
 
 
 def _columns(columns: Sequence[str], shown: str) -> tuple[str, str]:
@@ -116,6 +125,6 @@ def _from_table(key: str, image: str) -> Callable[[Mapping[str, Any]], dict[str,
     def convert(row: Mapping[str, Any]) -> dict[str, Any]:
         value = row[image]
         value = value.get("bytes") if isinstance(value, Mapping) else value
-        return {"id": str(row[key]), "data": b"" if value is None else bytes(value)}
+        return {"id": pack_name(str(row[key])), "data": b"" if value is None else bytes(value)}
 
     return convert

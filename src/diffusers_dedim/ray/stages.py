@@ -7,17 +7,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from diffusers_dedim.ahead import map_ahead
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.image_io import PHOTO_SUFFIXES, encode_photo, write_atomic
+from diffusers_dedim.image_io import encode_photo, write_atomic
 from diffusers_dedim.manifest import PhotoRecord, sha256
-from diffusers_dedim.photo_jobs import PhotoJob, make_job
+from diffusers_dedim.photo_jobs import READ_SUFFIXES
 from diffusers_dedim.ray.attempts import ATTEMPTS_NAME, DIED, Row, batch_key, survive
+from diffusers_dedim.ray.names import job_of, name_of, pack_name, unpack_name
 from diffusers_dedim.run_batch import (
     LoadedPhoto,
     ProtectedPhoto,
@@ -32,26 +33,6 @@ if TYPE_CHECKING:
 
 Output = Literal["files", "parquet"]
 _PHOTOS_AHEAD = 4
-
-
-def job_of(name: str, out: Path) -> PhotoJob:
-    """The job of a row.
-
-    Raises:
-        ValueError: the id would lead out of the output folder.
-    """
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise ValueError(f"the id {name!r} is no path below the output folder; give ids like folder/0001")
-    return make_job(path, Path(name), out)
-
-
-def name_of(row_id: object, out: Path) -> str:
-    """What a row is called in the manifest."""
-    try:
-        return job_of(str(row_id), out).name
-    except ValueError:
-        return str(row_id)  # is recorded with the reason
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ class FindFaces:
 
     def __call__(self, table: Any) -> Any:
         """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
-        rows = [{**row, "id": name_of(row["id"], self.out)} for row in table.to_pylist()]
+        rows = [{**row, "id": name_of(unpack_name(row["id"]), self.out)} for row in table.to_pylist()]
         rows = [row for row in rows if row["id"] not in self.skip]
         key = batch_key("find", [row["id"] for row in rows])
         rows = [row for place, row in enumerate(rows) if self._is_first(row["id"], f"{key}/{place}")]
@@ -80,7 +61,7 @@ class FindFaces:
             self.out, key, rows, lambda some: [self._find(row) for row in some],
             lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
         )  # fmt: skip
-        columns = {"id": "string", "data": "large_binary", "faces": "large_binary", "problem": "string"}
+        columns = {"id": "binary", "data": "large_binary", "faces": "large_binary", "problem": "string"}
         return _table(found, columns)
 
     def _find(self, row: Row) -> Row:
@@ -89,7 +70,7 @@ class FindFaces:
         name = row["id"]
         try:
             job = job_of(name, self.out)
-            data = Path(row["path"]).read_bytes() if row.get("path") else bytes(row["data"])
+            data = Path(unpack_name(row["path"])).read_bytes() if row.get("path") else bytes(row["data"])
             item = decode_job(job, data)
             if isinstance(item, PhotoRecord):
                 return _row(name, problem=item)
@@ -131,12 +112,12 @@ class Protect:
 
     def __call__(self, table: Any) -> Any:
         """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
-        rows = table.to_pylist()
+        rows = [{**row, "id": unpack_name(row["id"])} for row in table.to_pylist()]
         done = survive(
             self._out, batch_key("protect", [row["id"] for row in rows]), rows, self._protect,
             lambda row: _result(PhotoRecord(row["id"], "error", DIED)),
         )  # fmt: skip
-        return _table(done, {"record": "string", "target": "string", "data": "large_binary"})
+        return _table(done, {"record": "string", "target": "binary", "data": "large_binary"})
 
     def _protect(self, rows: list[Row]) -> list[Row]:
         from diffusers_dedim.run_stream import protect_photos  # PyTorch and diffusers
@@ -165,7 +146,7 @@ class Protect:
         except Exception as error:
             return _result(write_failure(record, error))
         name = target.relative_to(self._out).as_posix()
-        if target.suffix.lower() not in PHOTO_SUFFIXES:  # an id without an ending
+        if target.suffix.lower() not in READ_SUFFIXES:  # an id without an ending
             name += "." + photo.format.lower()
         return _result(record, name, data)
 
@@ -193,22 +174,24 @@ class Write:
     def _write_file(self, record: PhotoRecord, row: Row) -> PhotoRecord:
         if not row["target"]:
             return record
-        target = self.out / row["target"]
+        name = unpack_name(row["target"])
+        target = self.out / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, row["data"])
         except OSError as error:
             return write_failure(record, error)
-        return replace(record, output=row["target"], output_sha256=sha256(row["data"]))
+        return replace(record, output=name, output_sha256=sha256(row["data"]))
 
     def _write_part(self, pairs: Sequence[tuple[PhotoRecord, Row]]) -> list[PhotoRecord]:
         written = [(record, row) for record, row in pairs if row["target"]]
         if not written:
             return [record for record, _ in pairs]
-        digest = hashlib.sha256("\n".join(record.name for record, _ in written).encode()).hexdigest()
+        digest = hashlib.sha256(pack_name("\n".join(record.name for record, _ in written))).hexdigest()
         name = part_name(digest, len(written))
         columns = {
-            "id": [record.name for record, _ in written],
+            # a text, as users expect it; the record has the name as it is
+            "id": [record.name.encode("utf-8", "backslashreplace").decode() for record, _ in written],
             "image": [row["data"] for _, row in written],
             "record": [dump_record(record) for record, _ in written],
         }
@@ -242,7 +225,12 @@ def parse_record(text: str) -> PhotoRecord:
 def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: PhotoRecord | None = None) -> Row:
     numbers = [[*face.box, *face.landmarks.ravel(), face.confidence] for face in faces]
     packed = np.array(numbers, dtype=np.float64).tobytes()
-    return {"id": name, "data": data, "faces": packed, "problem": dump_record(problem) if problem else ""}
+    return {
+        "id": pack_name(name),
+        "data": data,
+        "faces": packed,
+        "problem": dump_record(problem) if problem else "",
+    }
 
 
 def _unpack(packed: bytes) -> tuple[Face, ...]:
@@ -254,7 +242,8 @@ def _unpack(packed: bytes) -> tuple[Face, ...]:
 
 
 def _result(record: PhotoRecord, target: str = "", data: bytes = b"") -> Row:
-    return {"name": record.name, "record": dump_record(record), "target": target, "data": data}
+    packed = pack_name(target)
+    return {"name": record.name, "record": dump_record(record), "target": packed, "data": data}
 
 
 def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> Any:
