@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx2torch
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusers_dedim.encoders import OnnxEncoder
+from diffusers_dedim.encoders.onnx import fold_pads
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 
@@ -116,3 +118,62 @@ def test_crops_are_checked_and_answers_too(tmp_path: Path, crops: torch.Tensor) 
         encoder(crops[:, :, :64, :64])
     with pytest.raises(ValueError, match=r"m\.onnx: .* not finite"):
         encoder(crops * torch.inf)
+
+
+def write_padded_model(path: Path, pads: list[int], mode: str, value: float | None, amounts: str) -> Path:
+    """A pad before the mean colour; its amounts as an initializer, a Constant, computed, or of the input."""
+    nodes = {
+        "initializer": [],
+        "constant": [
+            helper.make_node("Constant", [], ["pads"], value=numpy_helper.from_array(np.array(pads)))
+        ],
+        "computed": [helper.make_node("Add", ["stored", "none"], ["pads"])],
+        "of the input": [
+            helper.make_node("Shape", ["face0"], ["shape"]),
+            helper.make_node("Slice", ["shape", "first", "second"], ["batch"]),
+            helper.make_node("Sub", ["batch", "batch"], ["zero"]),
+            helper.make_node("Add", ["stored", "zero"], ["pads"]),
+        ],
+    }[amounts]
+    write_model(path)
+    model = onnx.load(path)
+    inputs = ["face0", "pads", *(["value"] if value is not None else [])]
+    nodes.append(helper.make_node("Pad", inputs, ["padded"], mode=mode))
+    model.graph.node[0].input[0] = "padded"
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    stored = {
+        "pads" if amounts == "initializer" else "stored": np.array(pads),
+        "none": np.zeros(len(pads), np.int64), "first": np.array([0]), "second": np.array([1]),
+    }  # fmt: skip
+    if value is not None:
+        stored["value"] = np.array(value, np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("amounts", ["initializer", "constant", "computed", "of the input"])
+@pytest.mark.parametrize(
+    ("pads", "mode", "value"),
+    [([0, 0, 1, 2, 0, 0, 3, 4], "constant", None), ([0, 0, 1, 2, 0, 0, 3, 4], "constant", 0.5),
+     ([0, 0, 1, 2, 0, 0, 3, 4], "reflect", None), ([0, 0, 1, 2, 0, 0, 3, 4], "edge", None),
+     ([0, 1, 0, 0, 0, -1, 0, 0], "constant", 0.25), ([0] * 8, "constant", None), ([0] * 8, "reflect", None)],
+)  # fmt: skip
+def test_constant_pads_become_numbers_and_compute_the_same(
+    tmp_path: Path, crops: torch.Tensor, pads: list[int], mode: str, value: float | None, amounts: str
+) -> None:
+    path = write_padded_model(tmp_path / "m.onnx", pads, mode, value, amounts)
+    plain, folded = onnx2torch.convert(str(path)), fold_pads(onnx2torch.convert(str(path)))
+    left = [module for module in folded.modules() if type(module).__name__ == "OnnxPadDynamic"]
+    assert len(left) == (amounts == "of the input")
+    ours, theirs = (crops.clone().requires_grad_() for _ in range(2))
+    assert torch.equal(folded(ours), plain(theirs))
+    folded(ours).square().sum().backward()
+    plain(theirs).square().sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+    encoder = OnnxEncoder(path, differentiable=True)
+    torch.testing.assert_close(encoder(crops), OnnxEncoder(path)(crops), atol=1e-5, rtol=0)
+    assert len([module for module in encoder.modules() if type(module).__name__ == "OnnxPadDynamic"]) == len(
+        left
+    )

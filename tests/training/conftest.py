@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
+from accelerate.state import AcceleratorState
 from toy_faces import rows
 from toy_teacher import mean_colour_teacher
 
@@ -26,3 +28,10 @@ def data(faces: Path) -> FaceCrops:
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     return mean_colour_teacher(tmp_path / "teacher.onnx")
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerate() -> Iterator[None]:
+    """accelerate keeps precision and device for the whole process; no test is to meet another's."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

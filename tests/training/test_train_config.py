@@ -112,6 +112,9 @@ def test_dedim_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         (EncoderConfig, {"feature_weight": math.nan}, "feature_weight: expected a number from 0 on, got nan."),
         (EncoderConfig, {"relation_weight": -1}, "relation_weight: expected a number from 0 on, got -1."),
         (EncoderConfig, {"method": "triplet"}, "method: expected 'distill' or 'arcface', got 'triplet'."),
+        (UNetConfig, {"keep_in_memory": True, "num_workers": 2}, "keep_in_memory: expected num_workers 0 beside it"),
+        (EncoderConfig, {"keep_in_memory": True, "num_workers": 1, "method": "arcface"}, "Leave out one of the two."),
+        (LandmarkConfig, {"keep_in_memory": True, "num_workers": 8}, "keep_in_memory: expected num_workers 0"),
         (EncoderConfig, {}, "teacher: --method distill needs one; give --teacher FILE.onnx, or --method arcface"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -17,12 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_dedim.training import data as data_module
+from diffusers_dedim.training.config import UNetConfig
 from diffusers_dedim.training.data import (
     FaceCrops,
     ResumableBatches,
     batches,
     to_model_range,
 )
+from diffusers_dedim.training.face_task import FaceTask
 
 
 def png(size: int = 112, value: int = 0) -> bytes:
@@ -161,12 +165,80 @@ def test_bad_data_is_refused(
         FaceCrops(path, **arguments)
 
 
-@pytest.mark.parametrize("source", ["nowhere.parquet", "/no/where", "./faces", "a/b/c"])
-def test_a_source_that_is_not_there_is_refused(source: str) -> None:
-    with pytest.raises(
-        ValueError, match=re.escape(f"data: {source} is neither a .parquet file nor a folder.")
-    ):
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nowhere.parquet",
+        "/no/where",
+        "./faces",
+        "a/b/c",
+        "nowhere",
+        "here/ffqh",
+        "there/",
+        "../x/y",
+        "a b/c",
+        "a/b.parquet",
+    ],
+)
+def test_a_source_that_is_not_there_is_refused_without_asking_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "get_dataset_split_names", asked.append)
+    text = f"data: there is no such folder or file here: {source}; expected a .parquet file, a folder, or OWNER/NAME"
+    with pytest.raises(ValueError, match=re.escape(text)):
         FaceCrops(source)
+    assert asked == []
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    text = f"data: {tmp_path / 'a.png'} is neither a .parquet file nor a folder."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FaceCrops(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("failing", ["get_dataset_split_names", "load_dataset"])
+def test_where_the_hub_fails_both_mistakes_are_named(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """A mistyped folder looks like a name on the Hub."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach\n 'some-one/ffhq'")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train"])
+    monkeypatch.setattr(datasets, failing, fail)
+    text = (
+        "data: there is no such folder or file here: some-one/ffhq; and as a data set on the Hub it could not be "
+        "opened (Couldn't reach 'some-one/ffhq')."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FaceCrops("some-one/ffhq")
+
+
+@pytest.mark.parametrize("inside", [None, "notes.txt", ".hidden.png", ".hidden/a.png", "__cache__/a.png"])
+def test_a_part_without_images_is_named(tmp_path: Path, inside: str | None) -> None:
+    for name in ("train/", "val/a.png", *([f"train/{inside}"] if inside else [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(png())
+    text = f"data: the folder {tmp_path / 'train'} holds no image, but {tmp_path} does; put the faces of this part"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        FaceCrops(tmp_path)
+    assert len(FaceCrops(tmp_path, "val")) == 1
+
+
+def test_a_path_with_the_signs_of_a_pattern_is_taken_as_it_is(tmp_path: Path, faces: Path) -> None:
+    folder = tmp_path / "a[1]*?"
+    for name in ("images/train/a.png", "images/val/b.png", "images/val/.c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png())
+    (folder / "tables").mkdir()
+    (folder / "tables" / "train[0].parquet").write_bytes(faces.read_bytes())
+    assert len(FaceCrops(folder / "images")) == 1
+    assert len(FaceCrops(folder / "images", "val")) == 1
+    assert len(FaceCrops(folder / "tables")) == 6
+    assert len(FaceCrops(folder / "tables" / "train[0].parquet")) == 6
 
 
 def test_a_folder_with_nothing_of_use_is_refused(tmp_path: Path) -> None:
@@ -196,6 +268,24 @@ def test_resumed_batches_are_those_of_an_uninterrupted_run(start: int) -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("batch_size: 8 is more than the 6 images of the data.")):
         ResumableBatches(6, 8, seed=0)
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_batches_for_cuda_are_in_pinned_memory(
+    data: FaceCrops, monkeypatch: pytest.MonkeyPatch, is_cuda: bool
+) -> None:
+    """There is no GPU here: what is asked of the loader is looked at."""
+    asked: list[bool] = []
+    loader = data_module.DataLoader
+    monkeypatch.setattr(
+        data_module,
+        "DataLoader",
+        lambda *args, pin_memory, **more: asked.append(pin_memory) or loader(*args, **more),
+    )
+    task = FaceTask(data, data, UNetConfig("out", data="faces", batch_size=2))
+    task.model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=is_cuda)]))  # type: ignore[assignment]
+    next(task.batches(0))
+    assert asked == [is_cuda]
 
 
 def test_batches_are_collated(faces: Path) -> None:

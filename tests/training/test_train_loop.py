@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -305,6 +306,17 @@ def test_training_stops_at_a_number_that_is_not_finite(tmp_path: Path, bad: str,
     task, _ = run(tmp_path, resume=True)
     assert task.steps_seen[0] == 3
     assert recorded_step(tmp_path) == 8
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu", "mps"])
+def test_only_for_cuda_batches_are_copied_beside_its_work(kind: str) -> None:
+    """There is no GPU here: what is asked of the tensor is looked at."""
+    asked: list[tuple[Any, bool]] = []
+    accelerator = SimpleNamespace(device=torch.device(kind))
+    value = SimpleNamespace(to=lambda device, non_blocking: asked.append((device, non_blocking)))
+    session: Any = loop._Session(*[None] * 2, accelerator, *[None] * 5)  # type: ignore[arg-type]
+    session.on_device({"image": value})
+    assert asked == [(torch.device(kind), kind == "cuda")]
 
 
 def test_a_model_is_saved_in_shards_and_read_back(tmp_path: Path) -> None:

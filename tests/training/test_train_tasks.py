@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +194,37 @@ class PerfectDenoiser(nn.Module):
 
 def test_psnr_of_a_perfect_denoiser_is_that_of_float32(data: FaceCrops) -> None:
     assert min(x_0_psnr(PerfectDenoiser(data), data, 6).values()) > 100
+
+
+def without_known_pixels(data: FaceCrops, hidden: Collection[int]) -> FaceCrops:
+    changed = FaceCrops(data.source, keep_in_memory=True)
+    for index in hidden:
+        changed[index]["known"][:] = False
+    return changed
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_face_without_known_pixels_does_not_count(data: FaceCrops, batch_size: int) -> None:
+    unet = tiny_unet().eval()
+    each = [
+        x_0_psnr(unet, without_known_pixels(data, {*range(6)} - {index}), 6, batch_size)
+        for index in (0, 1, 4)
+    ]
+    some = x_0_psnr(unet, without_known_pixels(data, {2, 3, 5}), 6, batch_size)
+    for name, value in some.items():
+        # sums of float32 numbers
+        assert value == pytest.approx(sum(figures[name] for figures in each) / 3, rel=1e-6)
+
+
+def test_validation_faces_without_known_pixels_are_refused_before_training(
+    data: FaceCrops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_unet_task(without_known_pixels(data, {0, 1}), monkeypatch)  # two faces are looked at
+    text = f"data: no pixel of the first 2 validation faces of {data.source} is known (alpha 0 everywhere); expected"
+    for refused in (task.identity, lambda: task.validate(task.model)):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            refused()
+    tiny_unet_task(without_known_pixels(data, {0}), monkeypatch).identity()
 
 
 def encoder_task(data: FaceCrops, teacher: Path) -> EncoderTask:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from diffusers_dedim.encoders.types import check_crops
 from diffusers_dedim.extras import import_extra
@@ -72,6 +72,20 @@ class OnnxEncoder(nn.Module):
         Raises:
             ValueError: the crops have another shape, or the file answers with something that is not finite.
         """
+        return nn.functional.normalize(self.answer(crops))
+
+    def answer(self, crops: Tensor) -> Tensor:
+        """Embed aligned crops and leave the vectors the length that the file gives them.
+
+        Args:
+            crops: ``[N, 3, 112, 112]`` RGB in [-1, 1], aligned to the ArcFace template.
+
+        Returns:
+            ``[N, D]`` float32 on the device of the crops.
+
+        Raises:
+            ValueError: the crops have another shape, or the file answers with something that is not finite.
+        """
         check_crops(crops)
         if len(crops) == 0:
             return crops.new_zeros((0, self.embedding_dim), dtype=torch.float32)
@@ -79,7 +93,7 @@ class OnnxEncoder(nn.Module):
         embeddings = torch.cat(pieces)
         if not bool(embeddings.isfinite().all()):
             raise ValueError(f"{self.path}: the model gave embeddings that are not finite for these crops.")
-        return nn.functional.normalize(embeddings)
+        return embeddings
 
     def _run(self, crops: Tensor) -> Tensor:
         """Run one piece, filled up to the file's fixed batch size and cut back afterwards."""
@@ -153,10 +167,72 @@ def _to_torch(path: Path) -> nn.Module:
     """Convert the graph to torch modules, frozen and in evaluation mode."""
     onnx2torch = import_extra("onnx2torch", "OnnxEncoder(differentiable=True)")
     try:
-        module: nn.Module = onnx2torch.convert(str(path))
+        module: nn.Module = fold_pads(onnx2torch.convert(str(path)))
     except Exception as error:  # the converter raises NotImplementedError, KeyError, ...
         raise ValueError(
             f"{path}: onnx2torch cannot convert this graph ({error}); "
             "use differentiable=False to measure with it."
         ) from error
     return module.eval().requires_grad_(False)
+
+
+def fold_pads(graph: fx.GraphModule) -> fx.GraphModule:
+    """Put the amounts of pads that do not depend on the input into a graph of onnx2torch, as plain integers.
+
+    onnx2torch reads them off a tensor in every call: on a GPU each pad then waits for the device, and torch.compile
+    breaks the graph there. What the graph computes stays bit-equal.
+
+    Args:
+        graph: what ``onnx2torch.convert`` gave; changed in place.
+
+    Returns:
+        The graph.
+    """
+    constants = _Constants(graph, garbage_collect_values=False)
+    with torch.no_grad():
+        constants.run()
+    for node in list(graph.graph.nodes):
+        pad = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if type(pad).__name__ == "OnnxPadDynamic":
+            _fold_pad(graph, node, pad, constants.env)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+_UNKNOWN = object()
+
+
+class _Constants(fx.Interpreter):
+    """Compute what does not depend on the input; the rest of ``env`` is `_UNKNOWN`."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        depends = n.op in ("placeholder", "output") or any(self.env[i] is _UNKNOWN for i in n.all_input_nodes)
+        return _UNKNOWN if depends else super().run_node(n)
+
+
+def _fold_pad(graph: fx.GraphModule, node: fx.Node, pad: Any, constants: dict[fx.Node, Any]) -> None:
+    """Replace one pad by torch's own, with numbers for amounts and value, where they are constant."""
+    names = ("input_tensor", "pads", "constant_value")
+    operands: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    source = operands["input_tensor"]
+    amounts, value = (
+        constants[operand] if isinstance(operand, fx.Node) else operand
+        for operand in (operands["pads"], operands.get("constant_value", 0.0))
+    )
+    if amounts is _UNKNOWN or value is _UNKNOWN:
+        return
+    starts, ends = amounts.reshape(2, -1).tolist()
+    # ONNX begins with the first dimension, torch with the last
+    pairs = [amount for pair in zip(reversed(starts), reversed(ends), strict=True) for amount in pair]
+    if pad.mode != "constant":
+        if any(pairs[-4:]):
+            return  # torch mirrors or repeats at borders of pixels only
+        pairs = pairs[:-4]
+    if any(pairs):
+        with graph.graph.inserting_before(node):
+            options = {"mode": pad.mode, "value": float(value)}
+            source = graph.graph.call_function(nn.functional.pad, (source, pairs), options)
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)

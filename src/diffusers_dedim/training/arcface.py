@@ -92,6 +92,8 @@ class ArcFaceTask(FaceTask):
         student: network to train, a new one by default.
     """
 
+    model: ArcFaceNet
+
     def __init__(
         self, train_data: FaceCrops, val_data: FaceCrops, config: EncoderConfig, *, student: MobileFaceNet | None = None
     ) -> None:  # fmt: skip

@@ -102,8 +102,10 @@ def _crops(config: TrainConfig, **options: Any) -> tuple[Any, Any]:
     """Training and validation faces; the seed is set, so that the weights made next depend on it alone."""
     import torch
 
+    from diffusers_dedim.training.accelerator import check_precision
     from diffusers_dedim.training.data import FaceCrops
 
+    check_precision(config.precision)  # before the data is read
     train = FaceCrops(config.data, keep_in_memory=config.keep_in_memory, **options)
     validation = FaceCrops(config.data, "val", **options)
     torch.manual_seed(config.seed)

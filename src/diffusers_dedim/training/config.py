@@ -72,7 +72,7 @@ class LoopConfig:
     warmup_steps: int = setting(100, "Steps until the peak.")
     ema_decay: float = setting(0.999, "Decay of the averaged weights, which are what is saved.")
     grad_clip: float = setting(1.0, "Largest norm of the gradient; inf: any.")
-    precision: str = setting("bf16", "no, bf16 or fp16.")
+    precision: str = setting("bf16", "no, bf16, or fp16 (GPU only).")
     compile: bool = setting(False, "torch.compile the network.")
     num_workers: int = setting(0, "Processes that decode images.")
     seed: int = setting(0, "Seed of weights, order and augmentation.")
@@ -97,13 +97,27 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(LoopConfig):
-    """Settings of a training on face crops: those of the loop, and the data."""
+    """Settings of a training on face crops: those of the loop, and the data.
+
+    Raises:
+        ValueError: a setting is out of its range, or two do not go together; the message names them.
+    """
 
     data: str = field(
         kw_only=True, metadata={"help": "Parquet file, folder of parquet files or images, or a Hub name."}
     )
     initial_weights: str | None = setting(None, "Model folder to start from.")
-    keep_in_memory: bool = setting(False, "Keep decoded images: 50 KB of memory each.")
+    keep_in_memory: bool = setting(
+        False, "Keep decoded images: 50 KB of memory each; only with 0 worker processes."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_in_memory and self.num_workers:
+            raise ValueError(
+                f"keep_in_memory: expected num_workers 0 beside it, got {self.num_workers}; each worker process "
+                "would keep a copy of its own and the training none. Leave out one of the two."
+            )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
         split: "train" or "val", see `open_rows` for what that means in each kind of source.
         require_landmarks: ask for the column ``landmarks_68``.
         keep_in_memory: decode each image once and keep it (50 KB each), which suits many passes over a
-            set that fits.
+            set that fits; each worker process of a loader would keep its own.
         label_column: column of identities, text or whole numbers; in a folder of images ``"label"`` is the
             name of the folder that an image lies in.
 
@@ -235,11 +235,12 @@ class ResumableBatches(Sampler[list[int]]):
 
 
 def batches(
-    dataset: Dataset[dict[str, Tensor]], batch_size: int, seed: int, start_batch: int, num_workers: int
-) -> Iterator[dict[str, Tensor]]:
-    """Endless collated batches from ``start_batch`` on."""
+    dataset: Dataset[dict[str, Tensor]], batch_size: int, seed: int, start_batch: int, num_workers: int,
+    *, pin_memory: bool = False,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    """Endless collated batches from ``start_batch`` on, in pinned memory if they are to be copied to CUDA."""
     sampler = ResumableBatches(len(dataset), batch_size, seed, start_batch)  # type: ignore[arg-type]
-    return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers))
+    return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=pin_memory))
 
 
 def to_model_range(images: Tensor) -> Tensor:

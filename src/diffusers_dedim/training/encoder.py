@@ -44,6 +44,8 @@ class EncoderTask(FaceTask):
         ValueError: the student's embedding is wider than the teacher's, or the batch larger than the data.
     """
 
+    model: MobileFaceNet
+
     def __init__(
         self, train_data: FaceCrops, val_data: FaceCrops, teacher: Teacher, teacher_train: Tensor,
         teacher_val: Tensor, config: EncoderConfig, *, student: MobileFaceNet | None = None,
@@ -58,7 +60,8 @@ class EncoderTask(FaceTask):
             teacher, self.model, train_data, teacher_train, trained=config.initial_weights is not None
         )
         self.val_targets = nn.functional.normalize(teacher_val @ self.targets.basis)
-        self._ask = torch.compile(self.teacher) if config.compile else self.teacher
+        pieces = self.teacher.batch is not None  # a loop, which compiling would write out piece by piece
+        self._ask = torch.compile(self.teacher) if config.compile and not pieces else self.teacher
         self._answer = torch.compile(self.model.embed_with_stages) if config.compile else None
 
     def identity(self) -> dict[str, Any]:

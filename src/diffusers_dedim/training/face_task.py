@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from diffusers_dedim.training.config import TrainConfig
 from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size
 from diffusers_dedim.training.loop import Batch
@@ -17,9 +19,14 @@ class FaceTask:
         train_data, val_data: see `FaceCrops`.
         config: batch size, seed and number of worker processes are read.
 
+    Attributes:
+        model: the network, which the subclass makes.
+
     Raises:
         ValueError: the batch is larger than the training data.
     """
+
+    model: nn.Module
 
     def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: TrainConfig) -> None:
         check_batch_size(config.batch_size, len(train_data))
@@ -33,4 +40,7 @@ class FaceTask:
     def batches(self, start_batch: int) -> Iterator[Batch]:
         """Yield what `FaceCrops` holds, collated."""
         config = self._loading
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
+        return batches(
+            self.train_data, config.batch_size, config.seed, start_batch, config.num_workers,
+            pin_memory=next(self.model.parameters()).is_cuda,
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_dedim.errors import TrainingDivergedError
-from diffusers_dedim.training.accelerator import make_accelerator
+from diffusers_dedim.training.accelerator import accelerated, check_precision, load_state
 from diffusers_dedim.training.batch_norm import settle_batch_norm
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
 from diffusers_dedim.training.config import LoopConfig
@@ -87,6 +87,11 @@ class _Session:
         config, progress = self.config, self.progress
         return min(1.0, max(progress.seconds / (config.minutes * 60), progress.step / config.max_steps))
 
+    def on_device(self, batch: Mapping[str, Tensor]) -> Batch:
+        """The batch where the network is; from pinned memory, CUDA copies beside its work."""
+        device = self.accelerator.device
+        return {name: value.to(device, non_blocking=device.type == "cuda") for name, value in batch.items()}
+
     def log(self, **values: float) -> None:
         """Append one line to ``log.jsonl``, and tell the tracker where one was asked for."""
         record = {"step": self.progress.step, "seconds": self.progress.seconds, **values}
@@ -113,41 +118,46 @@ def train(task: Task, config: LoopConfig, *, resume: bool = False) -> dict[str, 
 
     Raises:
         ValueError: the checkpoint was made with other settings or data, the data holds something that cannot
-            be trained on, the tracker is not installed, or there is more than one process.
+            be trained on, the tracker is not installed, there is more than one process, or the precision cannot be had.
         TrainingDivergedError: a loss or a gradient is not finite; the last checkpoint stays as it is.
     """
+    check_precision(config.precision)
     output = Path(config.output_dir)
     record = check_run(config, type(task).__name__, task.model, task.identity(), resume=resume)
-    accelerator = make_accelerator(config)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "config.json", record)
-    task.model.to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, config))
-    ema = EMAModel(task.model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    progress = Progress()
-    accelerator.register_for_checkpointing(ema, progress)
-    if resume and (output / "checkpoint").is_dir():
-        accelerator.load_state(str(output / "checkpoint"))
-        ema.decay = config.ema_decay  # these come back with the state, and may be others now
-        for group in optimizer.param_groups:
-            group["weight_decay"] = config.weight_decay
-    ema.to(accelerator.device)  # after loading, which leaves it on the CPU
-    forward = torch.compile(model) if config.compile else model
-    session = _Session(task, config, accelerator, model, forward, optimizer, ema, progress)
-    try:
+    with accelerated(config) as accelerator:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "config.json", record)
+        session = _begin(task, config, accelerator, resume=resume)
+        progress = session.progress
         _run(session)
-        ema.copy_to(task.model.parameters())
+        session.ema.copy_to(task.model.parameters())
         _settle(session)
         metrics = _validate(session)
         accelerator.log(metrics, step=progress.step)
-    finally:
-        accelerator.end_training()
     write_json(output / "metrics.json", {"step": progress.step, "seconds": progress.seconds, **metrics})
     network: Any = task.model.eval()
     replace_folder(
         output / "model", lambda path: network.save_pretrained(path, max_shard_size=config.max_shard_size)
     )
     return metrics
+
+
+def _begin(task: Task, config: LoopConfig, accelerator: Accelerator, *, resume: bool) -> _Session:
+    """Set optimiser and averaged weights up, or take them from the checkpoint."""
+    task.model.to(memory_format=torch.channels_last)
+    model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, config))
+    ema = EMAModel(task.model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    progress = Progress()
+    accelerator.register_for_checkpointing(ema, progress)
+    checkpoint = Path(config.output_dir) / "checkpoint"
+    if resume and checkpoint.is_dir():
+        load_state(accelerator, checkpoint)
+        ema.decay = config.ema_decay  # these come back with the state, and may be others now
+        for group in optimizer.param_groups:
+            group["weight_decay"] = config.weight_decay
+    ema.to(accelerator.device)  # after loading, which leaves it on the CPU
+    forward = torch.compile(model) if config.compile else model
+    return _Session(task, config, accelerator, model, forward, optimizer, ema, progress)
 
 
 def _run(session: _Session) -> None:
@@ -193,28 +203,35 @@ _BAR = "{l_bar}{bar}| {n:.1f}/{total} % [{elapsed}<{remaining}{postfix}]"
 
 def _step(session: _Session, group: tuple[Batch, ...]) -> float:
     """Take one optimiser step over the batches of a group and return their mean loss."""
-    config, accelerator, model = session.config, session.accelerator, session.model
+    accelerator, model = session.accelerator, session.model
     model.train()
+    losses: list[Tensor] = []
     total = 0.0
     for index, batch in enumerate(group):
-        number = session.progress.step * len(group) + index
-        generator = _batch_generator(session, number)
-        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+        generator = _batch_generator(session, session.progress.step * len(group) + index)
         with accelerator.accumulate(model):
             with accelerator.autocast():
-                loss = session.task.loss(session.forward, batch, generator)
-            _require_finite(session, "loss", float(loss.detach()))
-            total += float(loss.detach())
+                loss = session.task.loss(session.forward, session.on_device(batch), generator)
+            losses.append(loss.detach())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-                if (
-                    config.precision != "fp16"
-                ):  # there the scaler leaves such a step out and tries a smaller scale
-                    _require_finite(session, "norm of the gradient", float(norm))
+                total = _check_step(session, losses)
             session.optimizer.step()
             session.optimizer.zero_grad(set_to_none=True)
     return total / len(group)
+
+
+def _check_step(session: _Session, losses: list[Tensor]) -> float:
+    """Clip the gradient and return the sum of the losses; both must be finite. The device is waited for once."""
+    norm = session.accelerator.clip_grad_norm_(session.model.parameters(), session.config.grad_clip)
+    *values, norm_value = torch.stack([value.float() for value in (*losses, norm)]).tolist()
+    total = 0.0
+    for value in values:
+        _require_finite(session, "loss", value)
+        total += value
+    if session.accelerator.scaler is None:  # else it leaves such a step out and tries a smaller scale
+        _require_finite(session, "norm of the gradient", norm_value)
+    return total
 
 
 def _settle(session: _Session) -> None:
@@ -224,9 +241,8 @@ def _settle(session: _Session) -> None:
     numbers = count(start)
 
     def forward(batch: Mapping[str, Tensor]) -> None:
-        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         with accelerator.autocast():
-            task.loss(session.forward, batch, _batch_generator(session, next(numbers)))
+            task.loss(session.forward, session.on_device(batch), _batch_generator(session, next(numbers)))
 
     settle_batch_norm(task.model, forward, islice(task.batches(start), _SETTLING_BATCHES))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
+from diffusers_dedim.encoders.onnx import OnnxEncoder, fold_pads
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
@@ -29,6 +32,8 @@ class Teacher(nn.Module):
     Attributes:
         fingerprint: SHA-256 of the file.
         embedding_dim: D.
+        batch: crops at a time, where the file was exported for one number of them only; else None. Others are run in
+            pieces of it.
 
     Raises:
         ValueError: there is no such file, it cannot be converted to torch modules, or it maps no such crop to an
@@ -38,23 +43,55 @@ class Teacher(nn.Module):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.fingerprint = teacher_fingerprint(path)
-        self.graph, shape = _with_stages(_convert(Path(path)), path)
-        if shape is None or len(shape) != 2:
-            raise ValueError(f"teacher: {path} answers to a crop in the shape {shape}, expected [1, D].")
+        graph, fixed = _convert(Path(path))
+        count = fixed or 1
+        self.graph, shape = _with_stages(graph, path, count)
+        if shape is None or len(shape) != 2 or shape[0] != count:
+            raise ValueError(
+                f"teacher: {path} answers to {count} crop(s) in the shape {shape}, expected [{count}, D]."
+            )
         self.embedding_dim: int = shape[1]
         self.eval().requires_grad_(False)
+        # what a file states of its batch and what its Reshapes hold need not agree
+        self.batch = None if self._takes(count + 1) else count
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map ``[N, 3, 112, 112]`` to unit embeddings ``[N, D]`` and maps ``[N, C, s, s]``, s = 28, 14, 7.
 
         A teacher without residual sums of a size has no map of that size.
         """
-        embedding, *stages = self.graph(images)
+        if self.batch is None:
+            embedding, *stages = self.graph(images)
+        else:
+            pieces = [self._run_filled(piece, self.batch) for piece in torch.split(images, self.batch)]
+            embedding, *stages = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return nn.functional.normalize(embedding.float()), list(stages)
 
+    def _run_filled(self, images: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """Run at most ``batch`` crops, filled up to that number and cut back afterwards."""
+        filled = torch.cat([images, images.new_zeros(batch - len(images), *images.shape[1:])])
+        return tuple(answer[: len(images)] for answer in self.graph(filled))
 
-def _convert(path: Path) -> fx.GraphModule:
-    """Fold the graph's constants with onnxruntime (exports pad by computed amounts), then convert it."""
+    def _takes(self, count: int) -> bool:
+        """Whether the graph answers to that many crops, and to each as to it alone."""
+        crops = torch.rand(count, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        try:
+            with torch.no_grad():
+                answers, fewer = self.graph(crops), self.graph(crops[:-1])
+        except Exception:  # of whichever operator holds the number
+            return False
+        if any(len(answer) != count for answer in answers):
+            return False
+        ours, alone = (nn.functional.normalize(rows.float()) for rows in (answers[0][:-1], fewer[0]))
+        # float32 sums of another number of crops at a time; two different faces are not within 0.01 of each other
+        return torch.allclose(ours, alone, rtol=0, atol=1e-3)
+
+
+def _convert(path: Path) -> tuple[fx.GraphModule, int | None]:
+    """The graph, and the number of crops it states if that is a fixed one.
+
+    onnxruntime folds its constants first: exports pad by computed amounts.
+    """
     runtime = import_extra("onnxruntime", *_NEEDED)
     onnx2torch = import_extra("onnx2torch", *_NEEDED)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,14 +100,15 @@ def _convert(path: Path) -> fx.GraphModule:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = f"{folder}/folded.onnx"
         try:
-            runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            graph: fx.GraphModule = onnx2torch.convert(options.optimized_model_filepath)
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            graph = fold_pads(onnx2torch.convert(options.optimized_model_filepath))
         except Exception as error:  # neither library exports its error types
             raise ValueError(f"teacher: {path} cannot be converted to torch modules ({error}).") from error
-    return graph
+    batch = next((dimension for node in session.get_inputs() for dimension in node.shape), None)
+    return graph, batch if isinstance(batch, int) else None  # a name stands for any number
 
 
-def _with_stages(graph: fx.GraphModule, path: str | Path) -> tuple[fx.GraphModule, Any]:
+def _with_stages(graph: fx.GraphModule, path: str | Path, count: int) -> tuple[fx.GraphModule, Any]:
     """Let the graph return, after its embedding, the last sum of two maps of each stage size; the embedding's shape."""
     shapes: dict[fx.Node, Any] = {}
 
@@ -82,9 +120,9 @@ def _with_stages(graph: fx.GraphModule, path: str | Path) -> tuple[fx.GraphModul
 
     try:
         with torch.no_grad():
-            Recorder(graph.eval()).run(torch.zeros(1, 3, 112, 112))
+            Recorder(graph.eval()).run(torch.zeros(count, 3, 112, 112))
     except Exception as error:  # of whichever operator does not fit
-        raise ValueError(f"teacher: {path} does not take a crop [1, 3, 112, 112] ({error}).") from error
+        raise ValueError(f"teacher: {path} does not take crops [{count}, 3, 112, 112] ({error}).") from error
     last: dict[int, fx.Node] = {}
     for node, shape in shapes.items():
         inputs = [other for other in node.all_input_nodes if shapes.get(other) == shape]
@@ -121,7 +159,8 @@ def teacher_embeddings(
         Unit embeddings ``[N, D]``, float32, in the order of ``data``.
 
     Raises:
-        ValueError: the teacher file is missing.
+        ValueError: the teacher file is missing, takes other crops than [N, 3, 112, 112], or gives other answers than
+            finite [N, D].
     """
     cache = Path(cache)
     keys = {"data": data.fingerprint, "teacher": teacher_fingerprint(teacher)}
@@ -153,15 +192,23 @@ def _verified(old: Path, teacher: str | Path, data: FaceCrops, batch_size: int) 
 
 
 def _embed(teacher: str | Path, data: FaceCrops, places: Any, batch_size: int) -> Any:
-    runtime = import_extra("onnxruntime", *_NEEDED)
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(str(teacher), options, providers=["CPUExecutionProvider"])
-    name, rows = session.get_inputs()[0].name, []
+    import_extra("onnxruntime", *_NEEDED)
+    rows = []
+    with _teacher_named():
+        encoder = OnnxEncoder(teacher)  # which runs a file of a fixed batch in pieces
     for start in tqdm(range(0, len(places), batch_size), desc="teacher", unit="batch"):
         images = torch.stack([data[index]["image"] for index in places[start : start + batch_size]])
-        rows.append(session.run(None, {name: to_model_range(images).numpy()})[0])
+        with _teacher_named():
+            rows.append(encoder.answer(to_model_range(images)).numpy())
     return np.concatenate(rows)
+
+
+@contextmanager
+def _teacher_named() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"teacher: {error}") from error
 
 
 def _unit(rows: Any) -> Tensor:

@@ -81,7 +81,12 @@ class UNetTask(FaceTask):
         self.config = config
 
     def identity(self) -> dict[str, Any]:
-        """Fingerprint of the training faces and crop size; the validation faces are looked through too."""
+        """Fingerprint of the training faces and crop size; the validation faces are looked through too.
+
+        Raises:
+            ValueError: no validation face could be measured, or a crop is wrong.
+        """
+        _check_known(self.val_data, self._val_count)
         return {**super().identity(), "crop_size": self.config.crop_size}
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
@@ -125,7 +130,11 @@ class UNetTask(FaceTask):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Measure the PSNR in dB of the x_0 estimate on whole validation faces, by timestep."""
-        return x_0_psnr(model, self.val_data, min(self.config.val_images, len(self.val_data)))
+        return x_0_psnr(model, self.val_data, self._val_count)
+
+    @property
+    def _val_count(self) -> int:
+        return min(self.config.val_images, len(self.val_data))
 
 
 def _check_network(model: UNet2DModel, crop_size: int) -> None:
@@ -161,22 +170,39 @@ def x_0_psnr(unet: nn.Module, data: FaceCrops, count: int, batch_size: int = 16)
 
     Returns:
         ``psnr_t{t}`` in dB (peak 2, the range of [-1, 1]; the mean of the faces' PSNR over known pixels) for
-        timesteps 25, 50, 99 and 200.
+        timesteps 25, 50, 99 and 200. Faces without a known pixel do not count.
+
+    Raises:
+        ValueError: none of the faces has one.
     """
+    _check_known(data, count)
     scheduler = make_scheduler()
     device = next(unet.parameters()).device
-    totals = dict.fromkeys(VALIDATION_TIMESTEPS, 0.0)
+    # accelerate's forward would go back to the precision of the training
+    forward = getattr(unet, "_original_forward", unet)
+    totals, measured = dict.fromkeys(VALIDATION_TIMESTEPS, 0.0), 0
     for start in range(0, count, batch_size):
         items = [data[index] for index in range(start, min(start + batch_size, count))]
         x_0 = to_model_range(torch.stack([item["image"] for item in items])).to(device)
         known = torch.stack([item["known"] for item in items]).to(device).expand_as(x_0)
+        pixels = known.flatten(1).sum(1)
+        measured += int((pixels > 0).sum())
         noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(start)).to(device)
         for timestep in VALIDATION_TIMESTEPS:
             timesteps = torch.full((len(x_0),), timestep, device=device)
             x_t = scheduler.add_noise(x_0, noise, timesteps)
             with torch.autocast(device.type, torch.bfloat16):
-                eps = unet(x_t, timesteps).sample.float()
+                eps = forward(x_t, timesteps).sample.float()
             estimate = predict_x_0(scheduler, eps, timesteps, x_t).clamp(-1, 1)
-            error = ((estimate - x_0).square() * known).flatten(1).sum(1) / known.flatten(1).sum(1)
-            totals[timestep] += float((10 * torch.log10(4 / error)).sum().detach())
-    return {f"psnr_t{timestep}": total / count for timestep, total in totals.items()}
+            error = ((estimate - x_0).square() * known).flatten(1).sum(1) / pixels
+            psnr = (10 * torch.log10(4 / error))[pixels > 0]
+            totals[timestep] += float(psnr.sum().detach())
+    return {f"psnr_t{timestep}": total / measured for timestep, total in totals.items()}
+
+
+def _check_known(data: FaceCrops, count: int) -> None:
+    if not any(bool(data[index]["known"].any()) for index in range(count)):
+        raise ValueError(
+            f"data: no pixel of the first {count} validation faces of {data.source} is known (alpha 0 everywhere); "
+            "expected faces that are at least in part opaque. Mend their alpha, or store them as RGB."
+        )
