@@ -121,7 +121,7 @@ class DeDiMPreset:
 PRESETS: dict[str, DeDiMPreset] = {
     # Section 4 of the paper, to the letter: up to 10,000 denoiser calls a face. Cut to max_rounds=3 (300 calls),
     # 8 development faces of LFW: rank-1 foamliu 0.12, casia 0.00, the teacher 0.75; PSNR 28.6, SSIM 0.866, and
-    # 1 of 8 below h. Measured once, by hand. max_rounds=2 with the denoiser before: docs/results/lfw-40-paper.
+    # 1 of 8 below h. Measured once, by hand. max_rounds=2, and all rounds on four faces: docs/results.
     "paper": DeDiMPreset(
         start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
         max_rounds=100, threshold=0.2,
