@@ -226,6 +226,9 @@ def test_photos_are_under_way_until_the_run_ends_well(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with all_under_way(tmp_path, {"b.png"}):
         assert names_under_way(tmp_path) == {"a.png", "b.png"}
+    assert names_under_way(tmp_path) == {"a.png"}, "this run had other inputs: its file would be a stranger's"
+    with all_under_way(tmp_path, {"b.png"}, settled={"a.png"}):
+        assert names_under_way(tmp_path) == {"b.png"}
     assert not (tmp_path / UNDER_WAY_NAME).exists()
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import unicodedata
+from dataclasses import asdict
 from pathlib import Path
 
 import fake_pipeline as fake
@@ -207,6 +208,45 @@ def test_two_inputs_for_one_output_are_refused_and_repeated_ones_taken_once(tmp_
     with pytest.raises(RunError, match=r"x/a\.png and .*y/A\.png would both be written to .*out/A\.png"):
         plan_jobs([first, second], tmp_path / "out")
     assert len(plan_jobs([first, tmp_path / "x", first], tmp_path / "out").jobs) == 1
+
+
+def test_overlapping_inputs_give_each_file_once_and_a_link_beside_it_another(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    whole, inner = write_photo(folder / "x.png"), write_photo(folder / "b" / "x.png")
+    for inputs in ([folder, folder / "b"], [folder, folder / "b", inner, whole], [folder, inner]):
+        assert [job.name for job in plan_jobs(inputs, tmp_path / "out").jobs] == ["b/x.png", "x.png"]
+    (folder / "c.png").symlink_to(whole)
+    names = [job.name for job in plan_jobs([folder, folder / "b"], tmp_path / "out").jobs]
+    assert names == ["b/x.png", "c.png", "x.png"]
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "x.png").symlink_to(whole)  # the same file under the same name
+    jobs = plan_jobs([whole, tmp_path / "album"], tmp_path / "out").jobs
+    assert [job.source for job in jobs] == [whole]
+
+
+def test_resuming_with_fewer_photos_forgets_no_file_of_a_killed_run(tmp_path: Path) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source, out)
+    manifest = out / MANIFEST_NAME
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(line for line in lines if b'"name": "02.png"' not in line))
+    UnderWay(out).begin("02.png")  # it was on disk, and the run was killed before its record
+    FolderRun([source / "00.png"], out, resume=True).execute(FakePipeline())
+    result = FolderRun([source], out, resume=True).execute(FakePipeline())
+    assert (len(result.protected), result.resumed) == (3, 2)
+    assert not (out / UNDER_WAY_NAME).exists()
+
+
+@pytest.mark.parametrize("left", ["02.not-protected.png", "02.png"])
+def test_overwriting_knows_all_that_a_killed_run_may_have_left(tmp_path: Path, left: str) -> None:
+    source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
+    protect(source / "00.png", out)
+    UnderWay(out).begin("02.png")
+    (out / left).write_bytes(b"not recorded")
+    Manifest.start(out, asdict(RunSettings()))  # and the run that overwrites is killed too
+    UnderWay(out)
+    result = FolderRun([source], out, resume=True).execute(FakePipeline())
+    assert len(result.protected) == 3
 
 
 def test_filled_output_folder_needs_a_word(tmp_path: Path) -> None:
@@ -580,11 +620,11 @@ def test_a_photo_that_kills_every_run_is_left_out_and_no_other(tmp_path: Path) -
     source, out = photo_folder(tmp_path / "in", 8), tmp_path / "out"
     names = [f"{index:02}.png" for index in range(8)]
     assert dies(source, out)
-    company = set(UnderWay(out, names).deaths)
+    company = set(UnderWay(out, ()).deaths)
     assert company >= {"02.png", "03.png"}
     for deaths in range(2, MOST_DEATHS + 1):
         assert dies(source, out)  # the same photo, now alone
-        assert UnderWay(out, names).deaths["03.png"] == deaths
+        assert UnderWay(out, ()).deaths["03.png"] == deaths
     result = protect(source, out, Deadly(), resume=True)
     expected = [name for name in names if name != "03.png"]
     assert [record.name for record in result.protected] == expected
@@ -697,13 +737,13 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
 
 def test_the_names_under_way_take_no_more_room_after_many_photos(tmp_path: Path) -> None:
     names = [f"{index:05}.png" for index in range(3000)]
-    under_way = UnderWay(tmp_path, names)
+    under_way = UnderWay(tmp_path, ())
     under_way.begin(names[0])
     for name in names[1:]:
         under_way.begin(name)
         under_way.end(name)
     assert (tmp_path / UNDER_WAY_NAME).stat().st_size < 30_000
-    assert UnderWay(tmp_path, names).deaths == {names[0]: 1}
+    assert UnderWay(tmp_path, ()).deaths == {names[0]: 1}
 
 
 @pytest.mark.parametrize(

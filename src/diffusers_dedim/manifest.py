@@ -14,7 +14,7 @@ from typing import Any, Literal
 from diffusers_dedim import __version__
 from diffusers_dedim.folder_lock import LOCK_NAME
 from diffusers_dedim.image_io import TEMPORARY_PREFIX, write_atomic
-from diffusers_dedim.photo_jobs import PhotoJob, RunError
+from diffusers_dedim.photo_jobs import PhotoJob, RunError, result_names
 from diffusers_dedim.under_way import names_under_way
 
 MANIFEST_NAME = "dedim-manifest.jsonl"
@@ -127,7 +127,10 @@ class Manifest:
         Raises:
             OSError: the folder cannot be written.
         """
-        names = outputs_of_runs(out) | names_under_way(out)
+        names = {
+            *outputs_of_runs(out),
+            *(each for name in names_under_way(out) for each in result_names(name)),
+        }
         earlier = sorted(name for name in names if os.path.lexists(out / name))
         header = {"kind": "run", "version": _VERSION, "package": __version__, "settings": dict(settings)}
         if earlier:

@@ -23,6 +23,9 @@ REFUSED_SUFFIXES = frozenset(
 )
 """Photos that cannot be read: they are listed as failed, not passed over as if they were no photos."""
 
+WRITTEN_ENDINGS = (".png", ".jpeg", ".webp", ".tiff", ".bmp")
+"""Endings that the result of a photo without one may get."""
+
 OWN_PREFIX = ".dedim-"
 """Begins the names of the files and folders that runs keep in the output folder while they work."""
 
@@ -87,7 +90,8 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
     """
     out_folder = Path(out)
     _check_out(out_folder)
-    jobs: dict[tuple[str, Path], PhotoJob] = {}
+    jobs: dict[Path, PhotoJob] = {}  # by place, the last part not followed where it is a link
+    sources: dict[tuple[str, Path], Path] = {}
     others = 0
     for entry in map(Path, inputs):
         _check_input(entry, out_folder)
@@ -98,12 +102,13 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
             if passed_over:
                 others += 1
             else:
-                jobs.setdefault((job.name, source.resolve()), job)
+                place = source.parent.resolve() / source.name
+                jobs.setdefault(sources.setdefault((job.name, source.resolve()), place), job)
     if not jobs:
         listed = ", ".join(display_name(os.fspath(entry)) for entry in inputs)
         known = " ".join(sorted(READ_SUFFIXES))
         raise RunError(f"no photos in {listed or 'an empty list of inputs'} (looked for {known})")
-    _check_clashes(jobs.values(), {source for _, source in jobs})
+    _check_clashes(jobs.values(), {source for _, source in sources})
     return JobPlan(tuple(jobs.values()), others)
 
 
@@ -115,6 +120,21 @@ def display_name(name: str) -> str:
         'a?[31m.png'
     """
     return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def result_names(name: str) -> tuple[str, ...]:
+    """Names below the output folder that a result of the photo ``name`` may have; its format may decide the ending.
+
+    Example:
+        >>> result_names("a/b.png")
+        ('a/b.png', 'a/b.not-protected.png')
+    """
+    path = PurePosixPath(name)
+    if not path.name:
+        return ()
+    partial = path.with_name(f"{path.stem}{PARTIAL_MARK}{path.suffix}")
+    endings = ("",) if path.suffix.lower() in READ_SUFFIXES else ("", *WRITTEN_ENDINGS)
+    return tuple(f"{each}{ending}" for each in (path, partial) for ending in endings)
 
 
 def file_key(name: str) -> str:

@@ -177,12 +177,12 @@ class FolderRun:
         """Yield each photo's record once it is in the manifest, and the photo's file, if any, on disk."""
         if _stamp(self.out) != self._stamp:
             raise RunError(f"{self.out}: another run has written to it in the meantime; go on with --resume")
-        names = frozenset(job.name for job in self.pending) if self._manifest else ()
+        settled = frozenset(self.finished) if self._manifest else None
         remove_temporaries(self.out)
         manifest = self._manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
         try:
             with (
-                closing(UnderWay(self.out, names)) as under_way,
+                closing(UnderWay(self.out, settled)) as under_way,
                 closing(self._protect_pending(pipe, batch_size, under_way, manifest)) as finished,
             ):
                 yield from finished

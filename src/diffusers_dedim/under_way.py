@@ -30,7 +30,7 @@ class UnderWay:
 
     Args:
         out: output folder.
-        names: photos that are still to be done; others are forgotten.
+        settled: photos of which nothing is to be found out any more, which are forgotten; None for all.
 
     Attributes:
         deaths: how many dead runs each photo was under way in; the others are not in it.
@@ -41,16 +41,19 @@ class UnderWay:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     UnderWay(Path(folder), ["a.png"]).begin("a.png")  # and the process is killed
-        ...     UnderWay(Path(folder), ["a.png"]).deaths
+        ...     UnderWay(Path(folder)).begin("a.png")  # and the process is killed
+        ...     UnderWay(Path(folder), ()).deaths
         Counter({'a.png': 1})
     """
 
-    def __init__(self, out: Path, names: Container[str]) -> None:
+    def __init__(self, out: Path, settled: Container[str] | None = None) -> None:
         self._path = out / UNDER_WAY_NAME
         self._lock = Lock()  # photos are read in several threads
         found = _read(self._path)
-        self.deaths = Counter({name: times for name, times in found.items() if name in names})
+        if settled is None:
+            found.clear()
+        # photos that are not this run's stay, for their files on disk are known by nothing else
+        self.deaths = Counter({name: times for name, times in found.items() if name not in (settled or ())})
         self._begun: set[str] = set()
         self._lines, self._closed = 0, False
         self._save()
@@ -105,7 +108,7 @@ def names_under_way(out: Path) -> frozenset[str]:
 
 
 @contextmanager
-def all_under_way(out: Path, names: Collection[str]) -> Iterator[None]:
+def all_under_way(out: Path, names: Collection[str], settled: Container[str] = ()) -> Iterator[None]:
     """Say that all photos of a run are under way until it ends well: whatever is theirs on disk is no stranger's.
 
     For runs whose workers write without a record: a kill leaves many such files.
@@ -113,16 +116,20 @@ def all_under_way(out: Path, names: Collection[str]) -> Iterator[None]:
     Args:
         out: output folder.
         names: photos that the run may write.
+        settled: photos that an earlier run has recorded.
 
     Raises:
         OSError: the folder cannot be read or written.
     """
     path = out / UNDER_WAY_NAME
+    others = {name for name in names_under_way(out) if name not in settled}.difference(names)
     if names:
-        earlier = names_under_way(out)
-        write_atomic(path, b"".join(_line("begun", name) for name in sorted({*earlier, *names})))
+        write_atomic(path, b"".join(_line("begun", name) for name in sorted({*others, *names})))
     yield
-    path.unlink(missing_ok=True)
+    if others:  # of an earlier run with other inputs
+        write_atomic(path, b"".join(_line("begun", name) for name in sorted(others)))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _line(event: str, name: str) -> bytes:

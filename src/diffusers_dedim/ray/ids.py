@@ -10,8 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.manifest import PhotoRecord
-from diffusers_dedim.photo_jobs import PARTIAL_MARK, READ_SUFFIXES, RunError, display_name, file_key
-from diffusers_dedim.ray.names import WRITTEN_ENDINGS
+from diffusers_dedim.photo_jobs import (
+    PARTIAL_MARK,
+    READ_SUFFIXES,
+    WRITTEN_ENDINGS,
+    RunError,
+    display_name,
+    file_key,
+)
 
 _AGAIN = " (again)"
 _MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key and extensions, as webdataset divides a name

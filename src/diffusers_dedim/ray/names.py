@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from diffusers_dedim.photo_jobs import OWN_PREFIX, READ_SUFFIXES, PhotoJob, make_job
-
-WRITTEN_ENDINGS = (".png", ".jpeg", ".webp", ".tiff", ".bmp")
-"""Endings that an id without one may get."""
+from diffusers_dedim.photo_jobs import OWN_PREFIX, READ_SUFFIXES, WRITTEN_ENDINGS, PhotoJob, make_job
 
 
 def job_of(name: str, out: Path) -> PhotoJob:

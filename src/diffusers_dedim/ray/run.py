@@ -102,7 +102,7 @@ def run_ray(
         # in parts no photo has a file, and only what an earlier run wrote may be removed
         removable = outputs_of_runs(folder) if output == "parquet" else None
         recorder = Recorder(manifest, folder, plan.pending, removable, on_done)
-        with all_under_way(folder, plan.pending if output == "files" else ()):
+        with all_under_way(folder, plan.pending if output == "files" else (), plan.finished):
             records = {**plan.finished, **recorder.collect(stages)}
             absent = [*absent_records(plan.names, records, plan.refused), *source.damaged]
             records.update(recorder.record(absent))
