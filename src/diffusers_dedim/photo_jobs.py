@@ -132,9 +132,8 @@ def result_names(name: str) -> tuple[str, ...]:
     path = PurePosixPath(name)
     if not path.name:
         return ()
-    partial = path.with_name(f"{path.stem}{PARTIAL_MARK}{path.suffix}")
     endings = ("",) if path.suffix.lower() in READ_SUFFIXES else ("", *WRITTEN_ENDINGS)
-    return tuple(f"{each}{ending}" for each in (path, partial) for ending in endings)
+    return tuple(f"{each}{ending}" for each in (path, _partial(path)) for ending in endings)
 
 
 def file_key(name: str) -> str:
@@ -160,8 +159,12 @@ def make_job(name: PurePosixPath, source: Path, out: Path) -> PhotoJob:
     added = _WRITTEN_AS.get(name.suffix.lower())
     if added:
         name = name.with_name(f"{name.name}{added}")
-    partial = name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")
-    return PhotoJob(str(name), source, out / name, out / partial)
+    return PhotoJob(str(name), source, out / name, out / _partial(name))
+
+
+def _partial(name: PurePosixPath) -> PurePosixPath:
+    """What the photo is called where a face stayed above the threshold."""
+    return name.with_name(f"{name.stem}{PARTIAL_MARK}{name.suffix}")
 
 
 def _is_photo(path: Path) -> bool:

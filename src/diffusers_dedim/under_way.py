@@ -49,9 +49,7 @@ class UnderWay:
     def __init__(self, out: Path, settled: Container[str] | None = None) -> None:
         self._path = out / UNDER_WAY_NAME
         self._lock = Lock()  # photos are read in several threads
-        found = _read(self._path)
-        if settled is None:
-            found.clear()
+        found = Counter[str]() if settled is None else _read(self._path)
         # photos that are not this run's stay, for their files on disk are known by nothing else
         self.deaths = Counter({name: times for name, times in found.items() if name not in (settled or ())})
         self._begun: set[str] = set()

@@ -86,13 +86,19 @@ def test_an_address_that_gradio_fetches_is_protected(
     assert Path(file["path"]).is_relative_to(cache)
 
 
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A photo on the server that nobody has uploaded."""
+    path = tmp_path / "private.jpg"
+    path.write_bytes(picture(1))
+    return path
+
+
 @pytest.mark.parametrize("name", ["photo", "second_photo"])
 def test_no_file_outside_the_uploads_is_read(
-    protect: Call, uploaded: str, cache: Path, tmp_path: Path, name: str
+    protect: Call, uploaded: str, cache: Path, outside: Path, name: str
 ) -> None:
     """Gradio itself checks only a path that is marked as a file, and nobody has to mark it."""
-    outside = tmp_path / "private.jpg"
-    outside.write_bytes(picture(1))
     (cache / "link.jpg").unlink(missing_ok=True)
     (cache / "link.jpg").symlink_to(outside)
     around = f"{cache}/../{outside.relative_to(cache.parent)}"
@@ -122,11 +128,9 @@ def test_no_file_outside_the_uploads_is_read(
 
 @pytest.mark.parametrize("field", ["photo", "other"])
 def test_the_pages_own_events_read_uploads_alone(
-    client: Any, handlers: DemoHandlers, uploaded: str, tmp_path: Path, field: str
+    client: Any, uploaded: str, outside: Path, field: str
 ) -> None:
     """They are private, but anybody may join their queue by number, with the path of any file."""
-    outside = tmp_path / "private.jpg"
-    outside.write_bytes(picture(1))
     parts = client.get("/config").json()
     names = {part["id"]: part["props"].get("elem_id") for part in parts["components"]}
     event = next(e for e in parts["dependencies"] if field in [names[part] for part in e["inputs"]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from diffusers_dedim.photo_jobs import OWN_PREFIX, READ_SUFFIXES, WRITTEN_ENDINGS, PhotoJob, make_job
+from diffusers_dedim.photo_jobs import OWN_PREFIX, READ_SUFFIXES, PhotoJob, make_job, result_names
 
 
 def job_of(name: str, out: Path) -> PhotoJob:
@@ -42,13 +42,9 @@ def possible_outputs(name: str, out: Path) -> tuple[Path, ...]:
         job = job_of(name, out)
     except ValueError:
         return ()
-    return tuple(path for target in (job.target, job.partial_target) for path in _with_endings(target))
-
-
-def _with_endings(target: Path) -> tuple[Path, ...]:
-    if target.suffix.lower() in READ_SUFFIXES:
-        return (target,)
-    return tuple(target.with_name(target.name + ending) for ending in WRITTEN_ENDINGS)
+    # a row without an ending always gets one, unlike a photo that is given as a file
+    results = (out / each for each in result_names(job.name))
+    return tuple(path for path in results if path.suffix.lower() in READ_SUFFIXES)
 
 
 def pack_name(name: str) -> bytes:
