@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diffusers_dedim.evaluation.environment import source_commit
+from diffusers_dedim.evaluation.results import source_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks._common import environment, number
-from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, Recogniser, embed_faces, protect_probes
-from diffusers_dedim.evaluation.intervals import Estimate
+from diffusers_dedim.encoders import Recogniser, embed_faces
+from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, protect_probes
 from diffusers_dedim.evaluation.methods import make_method
-from diffusers_dedim.evaluation.verification import threshold_at_fmr
 from diffusers_dedim.faces import whole_crop
+from diffusers_dedim.metrics.intervals import Estimate
+from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
 Pixels = NDArray[np.uint8]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.evaluation import load_recogniser
+from diffusers_dedim.encoders import load_recogniser
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.training.data import to_model_range
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks._common import number
 from benchmarks._measure import count_flops, matmul_rate, now, peak_memory
+from diffusers_dedim.diffusion.denoisers import window_for
+from diffusers_dedim.diffusion.sampling import sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.evaluation import Probe
 from diffusers_dedim.faces import align_face
-from diffusers_dedim.photo_inputs import to_pixel_list
-from diffusers_dedim.presets import PRESETS, DeDiMPreset
-from diffusers_dedim.sampling import sample_dedim
-from diffusers_dedim.schedule import dedim_timesteps
-from diffusers_dedim.windowed_denoiser import window_for
+from diffusers_dedim.pipeline.inputs import to_pixel_list
+from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 
 MOST_STEPS = 10  # of a round that is timed on batches: a call costs the same at every timestep
 NEVER = 0.001  # a threshold that no face falls below, so that every face stays for the whole round

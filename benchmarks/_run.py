@@ -11,19 +11,18 @@ from torch import nn
 
 from benchmarks._common import print_run
 from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
-from diffusers_dedim.components import PlainModule
+from diffusers_dedim.encoders import Recogniser, load_recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
     Probe,
-    Recogniser,
     embed_gallery,
-    load_recogniser,
     prepare_probes,
     read_protocol,
 )
-from diffusers_dedim.evaluation.white_box import guided_by
+from diffusers_dedim.evaluation.methods import guided_by
 from diffusers_dedim.faces import FaceDetector
+from diffusers_dedim.pipeline.components import PlainModule
 
 WHITE = "white"  # the recogniser that guides
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmarks._common import number
 from benchmarks._measure import now
 from benchmarks._trial_networks import aligned_crops
-from diffusers_dedim.evaluation import Recogniser
-from diffusers_dedim.guidance import EstimateGuidance
-from diffusers_dedim.photo_inputs import to_pixel_list
-from diffusers_dedim.presets import DeDiMPreset
+from diffusers_dedim.diffusion.guidance import EstimateGuidance
+from diffusers_dedim.encoders import Recogniser
+from diffusers_dedim.pipeline.inputs import to_pixel_list
+from diffusers_dedim.pipeline.presets import DeDiMPreset
 
 MOMENTUM = 0.9  # share of a face's last direction that is added to the next
 FaceKey = bytes

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from benchmarks._common import number
 from benchmarks._measure import now
 from benchmarks._trial_stream import fastest
+from diffusers_dedim.diffusion.denoisers import window_denoiser, window_for
+from diffusers_dedim.diffusion.schedule import predict_x_0
 from diffusers_dedim.faces import MIN_FACE_SIZE, align_face
-from diffusers_dedim.image_io import decode_photo
-from diffusers_dedim.presets import PRESETS
-from diffusers_dedim.schedule import predict_x_0
-from diffusers_dedim.windowed_denoiser import window_denoiser, window_for
+from diffusers_dedim.images.files import decode_photo
+from diffusers_dedim.pipeline.presets import PRESETS
 
 CALLS = 4  # of a network, timed together
 

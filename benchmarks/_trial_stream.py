@@ -16,13 +16,13 @@ import torch
 
 from benchmarks._common import number
 from benchmarks._measure import now
+from diffusers_dedim.atomic import write_atomic
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.image_io import decode_photo, read_photo, save_photo, write_atomic
-from diffusers_dedim.photo_stream import StreamPhoto, protect_stream
-from diffusers_dedim.presets import PRESETS
-from diffusers_dedim.run import FolderRun
-from diffusers_dedim.run_batch import RunSettings
-from diffusers_dedim.run_stream import ACCELERATOR_BATCH, PROCESSOR_BATCH
+from diffusers_dedim.images.files import decode_photo, read_photo, save_photo
+from diffusers_dedim.pipeline.engine import StreamPhoto, protect_stream
+from diffusers_dedim.pipeline.presets import PRESETS
+from diffusers_dedim.runs.records import RunSettings
+from diffusers_dedim.runs.run import ACCELERATOR_BATCH, PROCESSOR_BATCH, FolderRun
 
 
 def fastest(

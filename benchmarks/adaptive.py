@@ -32,25 +32,22 @@ from benchmarks._crops import (
     to_crops,
 )
 from benchmarks._run import WHITE, add_run_options, run_benchmark
-from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder
+from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder, Recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
     Probe,
-    Recogniser,
     Record,
     embed_gallery,
-    genuine_ranks,
     prepare_probes,
-    rank_k_rate,
     read_protocol,
     same_face,
     search_gallery,
 )
-from diffusers_dedim.evaluation.adapted import AdaptedEncoder
-from diffusers_dedim.evaluation.adaptive import fit_adaptive_encoder, fit_adaptive_head
-from diffusers_dedim.evaluation.intervals import bootstrap_mean
+from diffusers_dedim.evaluation.adaptive import AdaptedEncoder, fit_adaptive_encoder, fit_adaptive_head
 from diffusers_dedim.faces import Face, FaceDetector
+from diffusers_dedim.metrics.intervals import bootstrap_mean
+from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
 
 ATTACKS = ("full", "head")
 TARGETS = 10  # other people that TIP-IM pushes towards, as in the paper

@@ -29,11 +29,11 @@ from benchmarks._common import LFW, environment, make_parser, number
 from benchmarks._run import add_run_options, run_benchmark
 from benchmarks.main_job import BLACK_BOXES
 from diffusers_dedim import IdentityGuidance
+from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
     Probe,
-    Recogniser,
     embed_gallery,
     evaluate_probes,
     prepare_probes,
@@ -41,7 +41,7 @@ from diffusers_dedim.evaluation import (
 )
 from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.pipeline.presets import PRESETS
 
 FIRST = 350  # the probes before it are not used for decisions; `dedim evaluate` on all 500 has these too
 NOISES = ("alphas_cumprod", "printed")

@@ -22,16 +22,11 @@ from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parse
 from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
 from benchmarks._pairs import spread
 from benchmarks._run import add_run_options, run_benchmark
-from diffusers_dedim.evaluation import (
-    ArrayCache,
-    Probe,
-    Recogniser,
-    embed_faces,
-    mean_ssim,
-    psnr,
-)
+from diffusers_dedim.encoders import Recogniser, embed_faces
+from diffusers_dedim.evaluation import ArrayCache, Probe
 from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
-from diffusers_dedim.evaluation.verification import threshold_at_fmr
+from diffusers_dedim.metrics.quality import mean_ssim, psnr
+from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.training.data import FaceCrops
 
 MATCH_FMR = 1e-3

@@ -20,19 +20,19 @@ import numpy as np
 
 from benchmarks._common import CROP_RECOGNISERS, LFW, ROOT, environment, make_parser, number
 from benchmarks._run import WHITE, add_run_options, read_people, run_benchmark
+from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import (
     Gallery,
     Probe,
     ProbeScores,
     Protection,
-    Recogniser,
     evaluate_probes,
     make_panel,
     search_gallery,
 )
 from diffusers_dedim.evaluation.methods import seeded
-from diffusers_dedim.evaluation.retrieval import rank_k_rate
 from diffusers_dedim.faces import FaceDetector
+from diffusers_dedim.metrics.retrieval import rank_k_rate
 
 BLACK_BOXES = (*CROP_RECOGNISERS, "dlib")
 PANEL_FACES = 20

@@ -33,10 +33,11 @@ from benchmarks._common import (
 )
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.evaluation import load_recogniser, mean_ssim, psnr
+from diffusers_dedim.encoders import load_recogniser
 from diffusers_dedim.evaluation.robustness import sdedit
-from diffusers_dedim.evaluation.verification import tar_at_fmr, ten_fold_accuracy
-from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
+from diffusers_dedim.metrics.quality import mean_ssim, psnr
+from diffusers_dedim.metrics.verification import tar_at_fmr, ten_fold_accuracy
+from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr

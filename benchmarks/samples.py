@@ -37,8 +37,8 @@ from benchmarks._common import CROP_RECOGNISERS, ROOT, SHARED, at_least, environ
 from benchmarks._distances import Distance, Features, load_features, measure_distance
 from benchmarks._measure import now
 from benchmarks._run import run_benchmark
+from diffusers_dedim.cli.sample import draw_faces, face_grid
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.samples import draw_faces, face_grid
 from diffusers_dedim.training.data import CROP_SIZE, FaceCrops
 
 KNOWN_SHARE = 0.99  # of the real faces must know a pixel for it to be compared

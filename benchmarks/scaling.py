@@ -28,10 +28,10 @@ import torch
 
 from benchmarks._common import LFW, environment, make_parser, number, print_run
 from benchmarks._measure import peak_memory
+from diffusers_dedim.atomic import write_atomic
 from diffusers_dedim.evaluation import read_protocol
-from diffusers_dedim.image_io import write_atomic
-from diffusers_dedim.run import FolderRun
-from diffusers_dedim.run_batch import RunSettings
+from diffusers_dedim.runs.records import RunSettings
+from diffusers_dedim.runs.run import FolderRun
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[str], Any] | None = None) -> None:

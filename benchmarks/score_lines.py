@@ -20,16 +20,11 @@ from numpy.typing import NDArray
 
 from benchmarks._common import LFW, environment, make_parser, number, print_run
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.evaluation import (
-    ArrayCache,
-    Recogniser,
-    embed_gallery,
-    load_recogniser,
-    read_protocol,
-)
-from diffusers_dedim.evaluation.verification import threshold_at_fmr
+from diffusers_dedim.encoders import Recogniser, load_recogniser
+from diffusers_dedim.evaluation import ArrayCache, embed_gallery, read_protocol
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.metrics.verification import threshold_at_fmr
+from diffusers_dedim.pipeline.presets import PRESETS
 
 FMR = 1e-3
 

@@ -22,10 +22,12 @@ from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parse
 from benchmarks._crops import crop_probes, to_crops, whole_crops
 from benchmarks._pairs import spread
 from benchmarks._run import add_run_options, run_benchmark
-from diffusers_dedim.evaluation import Probe, Recogniser, embed_faces, mean_ssim, protect_probes, psnr
+from diffusers_dedim.encoders import Recogniser, embed_faces
+from diffusers_dedim.evaluation import Probe, protect_probes
 from diffusers_dedim.evaluation.fairness import read_labels
 from diffusers_dedim.evaluation.methods import make_method
-from diffusers_dedim.evaluation.panel import make_panel
+from diffusers_dedim.evaluation.panels import make_panel
+from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.training.data import FaceCrops
 
 ADULT = 18  # years

@@ -36,10 +36,11 @@ from benchmarks._common import LFW, ROOT, SHARED, environment, make_parser, numb
 from benchmarks._measure import peak_memory
 from benchmarks._rounds import crops_of, measure_batches, measure_literal, round_clock
 from benchmarks._run import WHITE, add_run_options, read_people
-from diffusers_dedim.evaluation import Gallery, Probe, Recogniser, evaluate_probes, load_recogniser
+from diffusers_dedim.encoders import Recogniser, load_recogniser
+from diffusers_dedim.evaluation import Gallery, Probe, evaluate_probes
 from diffusers_dedim.evaluation.methods import make_method, seeded
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.pipeline.presets import PRESETS
 
 METHODS = tuple(name for name in ("paper", "fast", "strong") if name in PRESETS)
 TIP_IM = "tip-im"

@@ -27,8 +27,9 @@ from typing import Any
 from benchmarks import _trial_directions, _trial_networks, _trial_stream
 from benchmarks._common import CROP_RECOGNISERS, LFW, at_least, environment, make_parser, number, print_run
 from benchmarks._run import open_pipeline
-from diffusers_dedim.evaluation import load_recogniser, read_protocol
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.encoders import load_recogniser
+from diffusers_dedim.evaluation import read_protocol
+from diffusers_dedim.pipeline.presets import PRESETS
 
 Trial = Callable[[Any, list[bytes], argparse.Namespace], dict[str, Any]]
 

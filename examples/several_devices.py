@@ -21,8 +21,8 @@ from accelerate.utils import gather_object
 
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.image_io import read_photo, save_photo
-from diffusers_dedim.photo_jobs import RunError, plan_jobs
+from diffusers_dedim.images.files import read_photo, save_photo
+from diffusers_dedim.runs.jobs import RunError, plan_jobs
 
 
 def protect(

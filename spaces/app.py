@@ -16,7 +16,7 @@ import torch
 
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.demo.launch import make_handlers, serve
-from diffusers_dedim.precision import fast_dtype
+from diffusers_dedim.pipeline.device import fast_dtype
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = DeDiMPipeline.from_pretrained(dtype=fast_dtype(device)).to(device)

@@ -10,7 +10,7 @@ KILLS_PIPELINE = (6, 6, 6)
 
 
 def install() -> None:
-    from diffusers_dedim import run_batch
+    from diffusers_dedim.runs import records as run_batch
 
     decode_photo = run_batch.decode_photo
 

@@ -21,7 +21,8 @@ from PIL import Image
 from skimage.data import astronaut
 from toys import MEAN_FACE, tiny_unet
 
-from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler, presets
+from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
+from diffusers_dedim.pipeline import presets
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "composition.md"
@@ -77,7 +78,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_model(tmp_path / "recogniser.onnx")
     tiny_bundle(tmp_path / "bundle")
     tiny_text_to_image(tmp_path / "text-to-image-model")
-    monkeypatch.setattr("diffusers_dedim.pipeline_dedim.BUNDLED_WEIGHTS", tmp_path / "bundle")
+    monkeypatch.setattr("diffusers_dedim.pipeline.pipeline_dedim.BUNDLED_WEIGHTS", tmp_path / "bundle")
     fast = replace(presets.PRESETS["fast"], max_rounds=2, num_inference_steps=3)
     monkeypatch.setitem(presets.PRESETS, "fast", fast)
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from diffusers_dedim.faces import MIRROR_PERMUTATION
+from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
+from diffusers_dedim.models.landmarks import MIRROR_PERMUTATION
 
 if TYPE_CHECKING:  # at run time where they are used: a process may load a toy network without the pipeline
     from diffusers_dedim import DeDiMPipeline, DeDiMPreset
@@ -85,3 +86,12 @@ def tiny_preset(**changes: object) -> DeDiMPreset:
         "guidance_scale": 100.0, "max_rounds": 2, "threshold": 0.45,
     }  # fmt: skip
     return DeDiMPreset(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def face_at(x: float, y: float, side: float) -> Face:
+    points = ARCFACE_TEMPLATE / 112 * side + (x, y)
+    return Face((x, y, x + side, y + side), points, 0.99)

@@ -14,34 +14,34 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DeDiMOutput": "results",
-    "DeDiMPipeline": "pipeline_dedim",
-    "DeDiMPreset": "presets",
+    "DeDiMOutput": "pipeline.output",
+    "DeDiMPipeline": "pipeline.pipeline_dedim",
+    "DeDiMPreset": "pipeline.presets",
     "EncoderEnsemble": "encoders",
-    "EstimateGuidance": "guidance",
-    "FaceResult": "results",
-    "IdentityGuidance": "guidance",
-    "LandmarkRegressor": "faces",
-    "MobileFaceNet": "encoders",
-    "PRESETS": "presets",
-    "make_scheduler": "schedule",
-    "sample_dedim": "sampling",
+    "EstimateGuidance": "diffusion.guidance",
+    "FaceResult": "pipeline.output",
+    "IdentityGuidance": "diffusion.guidance",
+    "LandmarkRegressor": "models",
+    "MobileFaceNet": "models",
+    "PRESETS": "pipeline.presets",
+    "make_scheduler": "diffusion.schedule",
+    "sample_dedim": "diffusion.sampling",
 }
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from diffusers_dedim.diffusion.guidance import EstimateGuidance as EstimateGuidance
+    from diffusers_dedim.diffusion.guidance import IdentityGuidance as IdentityGuidance
+    from diffusers_dedim.diffusion.sampling import sample_dedim as sample_dedim
+    from diffusers_dedim.diffusion.schedule import make_scheduler as make_scheduler
     from diffusers_dedim.encoders import EncoderEnsemble as EncoderEnsemble
-    from diffusers_dedim.encoders import MobileFaceNet as MobileFaceNet
-    from diffusers_dedim.faces import LandmarkRegressor as LandmarkRegressor
-    from diffusers_dedim.guidance import EstimateGuidance as EstimateGuidance
-    from diffusers_dedim.guidance import IdentityGuidance as IdentityGuidance
-    from diffusers_dedim.pipeline_dedim import DeDiMPipeline as DeDiMPipeline
-    from diffusers_dedim.presets import PRESETS as PRESETS
-    from diffusers_dedim.presets import DeDiMPreset as DeDiMPreset
-    from diffusers_dedim.results import DeDiMOutput as DeDiMOutput
-    from diffusers_dedim.results import FaceResult as FaceResult
-    from diffusers_dedim.sampling import sample_dedim as sample_dedim
-    from diffusers_dedim.schedule import make_scheduler as make_scheduler
+    from diffusers_dedim.models import LandmarkRegressor as LandmarkRegressor
+    from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
+    from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput
+    from diffusers_dedim.pipeline.output import FaceResult as FaceResult
+    from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline as DeDiMPipeline
+    from diffusers_dedim.pipeline.presets import PRESETS as PRESETS
+    from diffusers_dedim.pipeline.presets import DeDiMPreset as DeDiMPreset
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusers_dedim.baselines.mmd import BANDWIDTHS, maximum_mean_discrepancy
+from diffusers_dedim.baselines.tip_im import BANDWIDTHS, maximum_mean_discrepancy
 
 
 def plain_mmd(x: list[list[float]], y: list[list[float]], bandwidths: tuple[float, ...]) -> float:

@@ -9,15 +9,16 @@ from torch import Tensor
 from toys import ToyEncoder
 
 from diffusers_dedim.baselines import TIP_IM_PRESETS, TipImPreset, TipImResult, apply_fgsm, apply_tip_im
-from diffusers_dedim.baselines.diversity import random_warps, warp_images
 from diffusers_dedim.baselines.levels import epsilon_ball, from_levels, to_levels
-from diffusers_dedim.baselines.mmd import maximum_mean_discrepancy
 from diffusers_dedim.baselines.tip_im import (
     candidate_gain,
     l2_step,
+    maximum_mean_discrepancy,
     normalise_mean,
+    random_warps,
     squared_distance,
     target_gradients,
+    warp_images,
 )
 
 SIZE = 16

@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 from toy_demo import toy_face, toy_handlers
 
-from diffusers_dedim.demo import app, files, launch, scores
-from diffusers_dedim.demo.scores import ScoreScale
-from diffusers_dedim.image_io import decode_photo
+from diffusers_dedim.demo import app, files, launch
+from diffusers_dedim.demo import protect as scores
+from diffusers_dedim.demo.protect import ScoreScale
+from diffusers_dedim.images.files import decode_photo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

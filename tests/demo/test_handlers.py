@@ -14,13 +14,12 @@ from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 from toy_demo import BoxPipeline, MeanEncoder, toy_face, toy_handlers
 
-from diffusers_dedim.demo import scores
+from diffusers_dedim.demo import protect as scores
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers
-from diffusers_dedim.demo.line import StoppedError
-from diffusers_dedim.demo.protect import Protector, StepWatcher
-from diffusers_dedim.demo.scores import Score, ScoreScale
-from diffusers_dedim.evaluation.recogniser import Recogniser
-from diffusers_dedim.image_io import decode_photo
+from diffusers_dedim.demo.protect import Protector, Score, ScoreScale, StepWatcher
+from diffusers_dedim.demo.queue import StoppedError
+from diffusers_dedim.encoders.recogniser import Recogniser
+from diffusers_dedim.images.files import decode_photo
 
 FACES = [toy_face(20, 30, 60), toy_face(120, 40, 50), toy_face(180, 0, 18)]
 

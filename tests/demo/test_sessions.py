@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from toy_demo import launched, toy_face, toy_handlers
 
-from diffusers_dedim.demo import sessions
+from diffusers_dedim.demo import files as sessions
 from diffusers_dedim.demo.photos import OpenedPhoto
 
 CROP = "data:image/"

@@ -13,13 +13,15 @@ from huggingface_hub import SpaceCard
 from toy_demo import BoxPipeline, toy_face, toy_handlers
 from typer.testing import CliRunner
 
-from diffusers_dedim import DeDiMPipeline, cli
-from diffusers_dedim.cli_errors import EXIT_USAGE
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.cli import common
+from diffusers_dedim.cli import main as cli
+from diffusers_dedim.cli.common import EXIT_USAGE
 from diffusers_dedim.demo import launch
 from diffusers_dedim.demo.app import build_demo
 from diffusers_dedim.demo.photos import OpenedPhoto
-from diffusers_dedim.image_io import Photo
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.images.files import Photo
+from diffusers_dedim.pipeline.presets import PRESETS
 
 SPACE = Path(__file__).parents[2] / "spaces"
 
@@ -29,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr(launch, "serve", lambda handlers, **options: calls.append((handlers, options)))
     monkeypatch.setattr(launch, "load_unseen", lambda: None)
-    monkeypatch.setattr(cli, "_load_pipeline", lambda weights, device: BoxPipeline(lambda _: []))
+    monkeypatch.setattr(common, "load_pipeline", lambda weights, device: BoxPipeline(lambda _: []))
     return calls
 
 
@@ -54,7 +56,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.Mon
 
 
 def test_help_imports_neither_gradio_nor_torch() -> None:
-    code = "import sys, diffusers_dedim.cli; print({'gradio', 'torch'} & set(sys.modules))"
+    code = "import sys, diffusers_dedim.cli.main; print({'gradio', 'torch'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == "set()"
 

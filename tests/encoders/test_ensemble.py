@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from toys import ToyEncoder
 
 from diffusers_dedim import EncoderEnsemble, EstimateGuidance, IdentityGuidance
-from diffusers_dedim.guidance import log_probability_gradient, match_probability
-from diffusers_dedim.sampling import SampleResult, sample_dedim
-from diffusers_dedim.schedule import dedim_timesteps, make_scheduler
+from diffusers_dedim.diffusion.guidance import log_probability_gradient, match_probability
+from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps, make_scheduler
 
 SIZE = 12
 

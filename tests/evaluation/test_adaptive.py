@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 from toys import ToyEncoder
 
-from diffusers_dedim.encoders import MobileFaceNet
-from diffusers_dedim.evaluation import Recogniser
-from diffusers_dedim.evaluation.adapted import AdaptedEncoder, CorrectionHead
-from diffusers_dedim.evaluation.adaptive import fit_adaptive_encoder, fit_adaptive_head
-from diffusers_dedim.evaluation.retrieval import rank_k_rate
+from diffusers_dedim.encoders import Recogniser
+from diffusers_dedim.evaluation.adaptive import (
+    AdaptedEncoder,
+    CorrectionHead,
+    fit_adaptive_encoder,
+    fit_adaptive_head,
+)
+from diffusers_dedim.metrics.retrieval import rank_k_rate
+from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 
 TEACHERS, VICTIMS = 192, 24
 

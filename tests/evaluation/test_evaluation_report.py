@@ -11,15 +11,17 @@ from toy_session import Methods, make_session
 
 from diffusers_dedim.evaluation import report
 from diffusers_dedim.evaluation.figures import calls_figure, det_figure, to_svg, trade_off_figure
-from diffusers_dedim.evaluation.intervals import Estimate
 from diffusers_dedim.evaluation.report import (
     BLOCK_BEGIN,
     BLOCK_END,
+    PAPER,
     render_block,
     render_markdown,
     render_report,
+    table_1,
+    to_markdown,
 )
-from diffusers_dedim.evaluation.schema import (
+from diffusers_dedim.evaluation.results import (
     DataEntry,
     Evaluation,
     MethodEntry,
@@ -27,7 +29,7 @@ from diffusers_dedim.evaluation.schema import (
     RecogniserEntry,
     VerificationRate,
 )
-from diffusers_dedim.evaluation.table import PAPER, table_1, to_markdown
+from diffusers_dedim.metrics.intervals import Estimate
 
 EVIL = "<script>alert(1)</script>"
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from diffusers_dedim.evaluation.figure_labels import Label, place_labels
+from diffusers_dedim.evaluation.figures import Label, place_labels
 
 
 def draw(points: list[tuple[float, float]], scale: str = "linear") -> tuple[Figure, list[Bbox]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_dedim.evaluation.lfw import draw_protocol, read_experiment, reserve_people
+from diffusers_dedim.evaluation.data import draw_protocol, read_experiment, reserve_people
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.baselines import TIP_IM_PRESETS
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.evaluation import methods
-from diffusers_dedim.evaluation.method_strength import set_strength
-from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, seeded
+from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, seeded, set_strength
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
-from diffusers_dedim.presets import PRESETS, resolve_preset
+from diffusers_dedim.pipeline.presets import PRESETS, resolve_preset
 
 Pixels = NDArray[np.uint8]
 # Twice the size of the crop, 40 px from the edges: a crop px is two photo px, the crop reaches 40..263.

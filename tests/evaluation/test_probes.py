@@ -7,16 +7,13 @@ import pytest
 import torch
 from toy_experiment import BYSTANDER, CENTRAL, MeanColour, SwapColours, detect, photo_of, write_experiment
 
-from diffusers_dedim.encoders import MobileFaceNet
+from diffusers_dedim.encoders import Recogniser, embed_faces, load_recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
     Gallery,
-    Recogniser,
     central_face,
-    embed_faces,
     embed_gallery,
     evaluate_probes,
-    load_recogniser,
     make_panel,
     prepare_probes,
     protect_probes,
@@ -24,9 +21,10 @@ from diffusers_dedim.evaluation import (
     same_face,
     score_photos,
 )
-from diffusers_dedim.evaluation.panel import make_rank_panel
+from diffusers_dedim.evaluation.panels import make_rank_panel
 from diffusers_dedim.faces import Face, align_face
-from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
+from diffusers_dedim.models.mobilefacenet import MobileFaceNet
+from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 
 TOY = Recogniser("toy", MeanColour(), "1")
 

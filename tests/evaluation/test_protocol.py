@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.evaluation import read_protocol
-from diffusers_dedim.evaluation.protocol import check_readable, hash_records, read_photos
+from diffusers_dedim.evaluation.data import check_readable, hash_records, read_photos
 
 
 def encode(value: int) -> bytes:

@@ -12,10 +12,10 @@ from PIL import Image
 from toy_session import PEOPLE, Methods, ToyPipe, make_session
 
 from diffusers_dedim.errors import DeDiMError, UnreadablePhotoError
-from diffusers_dedim.evaluation import evaluate, panel, pictures, report
-from diffusers_dedim.evaluation.lfw import Experiment
-from diffusers_dedim.evaluation.protocol import Record, RetrievalProtocol
-from diffusers_dedim.evaluation.session import check_folder, target_crops
+from diffusers_dedim.evaluation import measure as evaluate
+from diffusers_dedim.evaluation import panels, report
+from diffusers_dedim.evaluation.data import Experiment, Record, RetrievalProtocol
+from diffusers_dedim.evaluation.experiment import check_folder, target_crops
 from diffusers_dedim.faces import Face
 
 
@@ -254,9 +254,10 @@ def test_photos_that_may_be_shown_take_the_probes_place_on_the_panel(
 
     def draw(rows: dict, ranks: dict, notes: dict) -> Image.Image:
         drawn.update(rows=rows, ranks=ranks, notes=notes)
-        return panel.make_rank_panel(rows, ranks, notes)
+        return made(rows, ranks, notes)
 
-    monkeypatch.setattr(pictures, "make_rank_panel", draw)
+    made = panels.make_rank_panel
+    monkeypatch.setattr(panels, "make_rank_panel", draw)
     Image.fromarray(toy.photo_of("blue", shade=77)).save(tmp_path / "me.png")
     mine = Record("me.png", "me", "panel", tmp_path / "me.png")
     methods = Methods()
@@ -293,7 +294,7 @@ def test_a_photo_without_a_face_cannot_be_shown(tmp_path: Path) -> None:
     small = Record("small.png", "me", "panel", tmp_path / "small.png")
     Image.fromarray(toy.photo_of("red")).save(small.content)
     with pytest.raises(DeDiMError, match=r"40 px or more in the middle of small\.png, got 30 px"):
-        pictures.read_shown([small], lambda photo: [toy.BYSTANDER])
+        panels.read_shown([small], lambda photo: [toy.BYSTANDER])
     assert methods.calls == []
 
 

@@ -7,7 +7,7 @@ import torch
 from encoders.test_onnx_encoder import write_model
 
 from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
-from diffusers_dedim.evaluation.white_box import guided_by
+from diffusers_dedim.evaluation.methods import guided_by
 
 
 def test_one_file_guides_with_the_same_parts(tmp_path: Path, pipe: DeDiMPipeline) -> None:

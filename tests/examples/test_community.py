@@ -16,9 +16,9 @@ from PIL import Image
 from toys import MEAN_FACE, ToyEncoder, tiny_unet
 
 from diffusers_dedim import IdentityGuidance, make_scheduler, sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.faces import landmark_mask
-from diffusers_dedim.generators import child_generator
-from diffusers_dedim.schedule import dedim_timesteps
+from diffusers_dedim.pipeline.inputs import child_generator
 
 FILE = Path(__file__).parents[2] / "examples" / "community" / "dedim.py"
 SETTINGS = {"start_timestep": 20, "num_inference_steps": 3, "guidance_scale": 100.0, "max_rounds": 2}
@@ -80,7 +80,7 @@ pipe.set_progress_bar_config(disable=True)
 crops = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 0.5
 out = pipe(crops, start_timestep=20, num_inference_steps=3, max_rounds=1, threshold=0.9, output_type="pt",
            generator=torch.Generator().manual_seed(5))
-print(type(pipe).__name__, "diffusers_dedim.sampling" in sys.modules, float(out.images.double().sum()))
+print(type(pipe).__name__, "diffusers_dedim.diffusion.sampling" in sys.modules, float(out.images.double().sum()))
 """
 
 

@@ -8,14 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffusers_dedim.faces import (
-    ARCFACE_TEMPLATE,
-    AlignedFace,
-    Face,
-    align_face,
-    landmark_mask,
-    paste_back,
-)
+from diffusers_dedim.faces import ARCFACE_TEMPLATE, AlignedFace, Face, align_face, landmark_mask, paste_back
 
 FULL = torch.ones(1, 112, 112)
 

@@ -12,7 +12,8 @@ from hub_server import FakeHub
 from toys import MEAN_FACE, tiny_unet
 from typer.testing import CliRunner, Result
 
-from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, cli, make_scheduler
+from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
+from diffusers_dedim.cli import main as cli
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

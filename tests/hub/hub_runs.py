@@ -11,7 +11,7 @@ from pathlib import Path
 import hub_server
 from typer.testing import Result
 
-from diffusers_dedim import cli
+from diffusers_dedim.cli import main as cli
 
 SOURCE = str(Path(cli.__file__).parents[1])
 Dedim = Callable[..., Result]

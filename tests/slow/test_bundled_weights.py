@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 from PIL import Image
 
 from diffusers_dedim import PRESETS, DeDiMPipeline
-from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
+from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 
 pytestmark = pytest.mark.slow
 ASTRONAUT = pytest.importorskip("skimage.data").astronaut()

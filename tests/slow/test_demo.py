@@ -10,7 +10,7 @@ import torch
 
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.demo import app, launch
-from diffusers_dedim.image_io import decode_photo
+from diffusers_dedim.images.files import decode_photo
 
 pytestmark = pytest.mark.slow
 SPACE_SECONDS = 15.0

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.demo.scores import SCALES
-from diffusers_dedim.evaluation.recogniser import Recogniser
+from diffusers_dedim.demo.protect import SCALES
+from diffusers_dedim.encoders.recogniser import Recogniser
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusers_dedim.image_io import read_photo
-from diffusers_dedim.manifest import MANIFEST_NAME
-from diffusers_dedim.pipeline_dedim import BUNDLED_WEIGHTS
+from diffusers_dedim.images.files import read_photo
+from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
+from diffusers_dedim.runs.manifest import MANIFEST_NAME
 
 pytestmark = pytest.mark.slow
 ASTRONAUT = pytest.importorskip("skimage.data").astronaut()

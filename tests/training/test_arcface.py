@@ -13,8 +13,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from diffusers_dedim import MobileFaceNet
+from diffusers_dedim.cli.train import app
 from diffusers_dedim.training.arcface import ArcFaceTask, arcface_logits
-from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.training.batch_norm import settle_batch_norm
+from diffusers_dedim.training.accelerator import settle_batch_norm
 
 
 class Network(nn.Module):

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusers_dedim.training.geometry import random_similarity
-from diffusers_dedim.training.pose import turn_heads
+from diffusers_dedim.training.augment import random_similarity, turn_heads
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

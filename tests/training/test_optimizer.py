@@ -10,9 +10,9 @@ from tiny_task import TinyTask, loop_config
 from torch import nn
 
 from diffusers_dedim import MobileFaceNet
+from diffusers_dedim.training.accelerator import make_optimizer
 from diffusers_dedim.training.arcface import ArcFaceNet
 from diffusers_dedim.training.loop import train
-from diffusers_dedim.training.optimizer import make_optimizer
 
 
 class Network(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffusers_dedim.faces.align import ARCFACE_TEMPLATE
-from diffusers_dedim.training import pose
-from diffusers_dedim.training.pose import turn_heads
+from diffusers_dedim.training import augment as pose
+from diffusers_dedim.training.augment import turn_heads
 
 CENTRE = torch.tensor(pose._CENTRE)
 TEMPLATE = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float32)[None] - CENTRE

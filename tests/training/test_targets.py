@@ -13,8 +13,14 @@ from diffusers_dedim.training import encoder as encoder_module
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.encoder import EncoderTask, make_encoder_task
-from diffusers_dedim.training.targets import Targets, fit_targets, principal_directions, projection
-from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
+from diffusers_dedim.training.teacher import (
+    Targets,
+    Teacher,
+    fit_targets,
+    principal_directions,
+    projection,
+    teacher_embeddings,
+)
 
 
 def test_principal_directions_keep_the_cosines() -> None:

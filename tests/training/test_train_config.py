@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from diffusers_dedim.cli import app as dedim
-from diffusers_dedim.training import cli
-from diffusers_dedim.training.cli import app
+from diffusers_dedim.cli import train as cli
+from diffusers_dedim.cli.main import app as dedim
+from diffusers_dedim.cli.train import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig, read_config
 
 REQUIRED = {"output_dir": "out", "data": "faces"}

@@ -20,13 +20,8 @@ from PIL import Image
 
 from diffusers_dedim.training import data as data_module
 from diffusers_dedim.training.config import UNetConfig
-from diffusers_dedim.training.data import (
-    FaceCrops,
-    ResumableBatches,
-    batches,
-    to_model_range,
-)
-from diffusers_dedim.training.face_task import FaceTask
+from diffusers_dedim.training.data import FaceCrops, ResumableBatches, batches, to_model_range
+from diffusers_dedim.training.loop import FaceTask
 
 
 def png(size: int = 112, value: int = 0) -> bytes:

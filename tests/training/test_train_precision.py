@@ -15,7 +15,7 @@ from tiny_task import TinyTask, loop_config
 from toys import tiny_unet
 from typer.testing import CliRunner
 
-from diffusers_dedim.cli import app as dedim
+from diffusers_dedim.cli.main import app as dedim
 from diffusers_dedim.errors import TrainingDivergedError
 from diffusers_dedim.training import accelerator as accelerator_module
 from diffusers_dedim.training import loop

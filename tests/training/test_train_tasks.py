@@ -16,17 +16,18 @@ from toys import MEAN_FACE, tiny_unet
 from typer.testing import CliRunner
 
 from diffusers_dedim import LandmarkRegressor, MobileFaceNet, make_scheduler
-from diffusers_dedim.faces import MIRROR_PERMUTATION
+from diffusers_dedim.cli.train import app
+from diffusers_dedim.models.landmarks import MIRROR_PERMUTATION
+from diffusers_dedim.models.unet import make_unet
 from diffusers_dedim.training import unet as unet_module
 from diffusers_dedim.training.augment import add_noise, augment, blend_faces, fill_unknown
 from diffusers_dedim.training.checkpoint import load_network
-from diffusers_dedim.training.cli import app
 from diffusers_dedim.training.config import EncoderConfig, LandmarkConfig, UNetConfig
 from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.encoder import EncoderTask
 from diffusers_dedim.training.landmarks import LandmarkTask, landmark_errors, mirror_landmarks
 from diffusers_dedim.training.teacher import Teacher, teacher_embeddings
-from diffusers_dedim.training.unet import UNetTask, make_unet, x_0_psnr
+from diffusers_dedim.training.unet import UNetTask, x_0_psnr
 
 SETTINGS: dict[str, Any] = {"output_dir": "out", "data": "faces", "batch_size": 2, "precision": "no"}
 

@@ -8,13 +8,89 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import FileData
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.themes.utils import colors, sizes
 
 from diffusers_dedim.demo import events
-from diffusers_dedim.demo.api import add_api
+from diffusers_dedim.demo.files import uploaded_file
 from diffusers_dedim.demo.handlers import QUEUE_SIZE, DemoError, DemoHandlers
 from diffusers_dedim.demo.protect import STRENGTHS
-from diffusers_dedim.demo.texts import PRESET_LABELS
-from diffusers_dedim.demo.uploads import uploaded_file
+from diffusers_dedim.demo.texts import PRESET_LABELS, score_table
+
+_TEAL = colors.Color(
+    name="teal", c50="#eef7f6", c100="#d6ebe9", c200="#aed7d4", c300="#7fbfbb", c400="#4ba39e", c500="#2a857f",
+    c600="#1f6f6b", c700="#1a5a57", c800="#174846", c900="#133a38", c950="#0a2423",
+)  # fmt: skip
+_STONE = colors.Color(
+    name="stone", c50="#faf9f7", c100="#f6f5f2", c200="#e9e7e1", c300="#d6d3cb", c400="#a9adb0", c500="#6b747b",
+    c600="#4b545b", c700="#333a40", c800="#1e2327", c900="#191d20", c950="#15181b",
+)  # fmt: skip
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+_MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
+
+
+def make_theme() -> gr.themes.Base:
+    """A Gradio theme that loads no font from anywhere."""
+    theme = gr.themes.Base(
+        primary_hue=_TEAL, secondary_hue=_TEAL, neutral_hue=_STONE, text_size=sizes.text_md,
+        radius_size=sizes.radius_md, font=_FONTS, font_mono=_MONO_FONTS,
+    )  # fmt: skip
+    return theme.set(
+        body_background_fill="*neutral_100",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="0px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        checkbox_label_background_fill_selected="*primary_50",
+        checkbox_label_background_fill_selected_dark="*primary_900",
+    )
+
+
+_DESCRIPTION = (
+    "Protect faces of one photo. Returns the file and its scores; raises an error, and returns no file, where a "
+    "chosen face stayed above the threshold. faces: numbers from left to right, from 1; none for all that are "
+    "large enough. note: what was wrong with the second photo. It lowers automatic matching; "
+    "it does not make anybody anonymous."
+)
+
+
+def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
+    """Add the endpoint to the page that is being built.
+
+    Args:
+        handlers: the page's actions.
+        cache_dir: where Gradio puts uploads, and where results are written; deleted by age. No other file is read.
+    """
+
+    def protect(
+        photo: FileData, preset: str = handlers.presets[0], strength: str = "standard",
+        faces: list[int] | None = None, second_photo: FileData | None = None,
+    ) -> tuple[FileData, dict[str, Any]]:  # fmt: skip
+        try:
+            path = uploaded_file("photo", photo, cache_dir)
+            other = None if second_photo is None else uploaded_file("second_photo", second_photo, cache_dir)
+            view = handlers.protect_file(path, preset, strength, faces, other)
+        except DemoError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        result = save_bytes_to_cache(view.data or b"", view.file_name or "", cache_dir)
+        return FileData(path=result), score_table(view.result, view.note)
+
+    gr.api(  # type: ignore[attr-defined]  # in its __all__, but not re-exported by name
+        protect,
+        api_name="protect",
+        api_description=_DESCRIPTION,
+        concurrency_limit=None,  # the handlers have a line, which it shares with the page
+    )
+
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"

@@ -13,8 +13,8 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers, ResultView
-from diffusers_dedim.demo.line import STOPPED
 from diffusers_dedim.demo.photos import OpenedPhoto, draw_faces
+from diffusers_dedim.demo.queue import STOPPED
 
 Updates = tuple[Any, ...]
 WAITING = "Waiting for its turn."

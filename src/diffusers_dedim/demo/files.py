@@ -16,6 +16,68 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.state_holder import SessionState
+
+from diffusers_dedim.demo.handlers import DemoError
+
+
+def uploaded_file(name: str, file: Any, cache_dir: str) -> str:
+    """The path of an upload. Gradio checks only what is marked as a file: an unmarked path may name any file here.
+
+    Args:
+        name: of the field or argument, for the error.
+        file: what came: anything with a ``path``, as a key or an attribute.
+        cache_dir: where Gradio puts uploads.
+
+    Raises:
+        DemoError: it names no file below ``cache_dir``.
+    """
+    path = file.get("path") if isinstance(file, dict) else getattr(file, "path", None)
+    try:
+        resolved = Path(path or "").resolve()
+        is_upload = resolved.is_relative_to(Path(cache_dir).resolve()) and resolved.is_file()
+    except (TypeError, ValueError, OSError):  # no text, or no name that a file can have
+        is_upload = False
+    if not is_upload:
+        raise DemoError(
+            f"{name}: expected an uploaded file; with gradio_client, wrap its path or address in handle_file(...)."
+        )
+    return str(resolved)
+
+
+def forget_photos(demo: gr.Blocks, age: float) -> None:
+    """Delete the values that Gradio keeps of all sessions, and let opened photos go when they are ``age`` seconds old.
+
+    Nothing on the page reads these values back: Gradio needs them only for links that this page does not offer. The
+    opened photo and what the page shows stay as they are; Gradio looks for opened photos to delete every second.
+
+    Args:
+        demo: the page; nothing happens before it was launched.
+        age: seconds; so long an opened photo may stay also where its page was closed.
+    """
+    holder = getattr(demo, "state_holder", None)
+    if holder is None:
+        return
+    for name in list(holder.session_data):
+        session = holder.session_data.get(name)
+        if session is not None:
+            session.config_values = SessionState(demo).config_values
+            session.STATE_TTL_WHEN_CLOSED = age
+
+
+def keep_forgetting(demo: gr.Blocks, every: float, age: float) -> None:
+    """Call `forget_photos` every so many seconds, in the background, as long as the process runs."""
+
+    def work() -> None:
+        while True:
+            time.sleep(every)
+            forget_photos(demo, age)
+
+    threading.Thread(target=work, name="dedim-forget", daemon=True).start()
+
 
 _ENVIRONMENT = "GRADIO_TEMP_DIR"
 _OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")

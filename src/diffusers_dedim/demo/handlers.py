@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from diffusers_dedim.demo import texts
-from diffusers_dedim.demo.line import Line
 from diffusers_dedim.demo.photos import (
     MAX_DEMO_PIXELS,
     OpenedPhoto,
@@ -23,6 +22,7 @@ from diffusers_dedim.demo.photos import (
     shown,
 )
 from diffusers_dedim.demo.protect import Progress, ProtectedPhoto, Protector
+from diffusers_dedim.demo.queue import Line
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.faces.find import FaceDetection
 

@@ -9,14 +9,12 @@ from typing import Any
 import gradio as gr
 
 from diffusers_dedim.demo import app
-from diffusers_dedim.demo.files import end_by_signals, keep_deleting, make_private_folder
+from diffusers_dedim.demo.app import make_theme
+from diffusers_dedim.demo.files import end_by_signals, keep_deleting, keep_forgetting, make_private_folder
 from diffusers_dedim.demo.handlers import DemoHandlers
-from diffusers_dedim.demo.protect import Protector
-from diffusers_dedim.demo.scores import load_unseen
-from diffusers_dedim.demo.sessions import keep_forgetting
-from diffusers_dedim.demo.theme import make_theme
+from diffusers_dedim.demo.protect import Protector, load_unseen
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.presets import PRESETS
+from diffusers_dedim.pipeline.presets import PRESETS
 
 SPACE_SECONDS = 180.0
 """Longest run of one photo on a Space, where others wait."""

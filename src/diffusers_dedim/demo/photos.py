@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, UnreadablePhotoError
 from diffusers_dedim.faces import Face
 from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceDetection
-from diffusers_dedim.image_io import Photo, decode_photo
-from diffusers_dedim.image_modes import PixelArray
+from diffusers_dedim.images.files import Photo, decode_photo
+from diffusers_dedim.images.modes import PixelArray
 
 MAX_DEMO_PIXELS = 25_000_000
 """Largest photo the page takes, in pixels: a phone's 24 megapixels and a little more."""

@@ -10,11 +10,10 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from diffusers_dedim.demo.photos import MAX_DEMO_PIXELS, OpenedPhoto
-from diffusers_dedim.demo.protect import ProtectedPhoto
-from diffusers_dedim.demo.scores import GUIDE_NAME, Score
+from diffusers_dedim.demo.protect import GUIDE_NAME, ProtectedPhoto, Score
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, UnreadablePhotoError
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
-from diffusers_dedim.report import data_uri, face_square
+from diffusers_dedim.runs.report import data_uri, face_square
 
 PRESET_LABELS = {
     "fast": "Fast (recommended)",

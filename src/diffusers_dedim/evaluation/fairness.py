@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusers_dedim.evaluation.intervals import Estimate, bootstrap_mean
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.metrics.intervals import Estimate, bootstrap_mean
 
 GENDERS = ("male", "female")
 RACES = ("White", "Black", "Asian", "Indian", "other")

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
+from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.encoders.types import PhotoEncoder
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
-from diffusers_dedim.evaluation.protocol import Record, hash_records
-from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
+from diffusers_dedim.evaluation.data import Record, hash_records
 from diffusers_dedim.faces import Face, align, detect
 
 Detector = Callable[[NDArray[np.uint8]], list[Face]]

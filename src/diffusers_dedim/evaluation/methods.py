@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +24,111 @@ from diffusers_dedim.baselines import (
     blur_face,
     pixelate_face,
 )
-from diffusers_dedim.evaluation.method_strength import Preset, set_strength, split_strength
-from diffusers_dedim.face_records import measure_faces
+from diffusers_dedim.encoders import EncoderEnsemble, OnnxEncoder
 from diffusers_dedim.faces import AlignedFace, Face, find_faces, paste_back
-from diffusers_dedim.faces.types import CROP_SIZE
-from diffusers_dedim.generators import child_generator, photo_generators
-from diffusers_dedim.pipeline_dedim import DeDiMPipeline
-from diffusers_dedim.presets import PRESETS
-from diffusers_dedim.results import DeDiMOutput, FaceResult
+from diffusers_dedim.models.blocks import CROP_SIZE
+from diffusers_dedim.pipeline.inputs import child_generator, photo_generators
+from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces
+from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
+from diffusers_dedim.pipeline.presets import PRESETS
+
+SYMBOLS = {"h": "threshold", "s": "guidance_scale", "L": "max_rounds"}
+"""The paper's letters for settings of ``dedim``; every other setting goes by its own name."""
+
+Preset = TypeVar("Preset")
+
+
+def split_strength(name: str) -> tuple[str, dict[str, float]]:
+    """Split a method's name into the method and the settings behind its ``@``.
+
+    Args:
+        name: ``METHOD`` or ``METHOD@SETTING=NUMBER``, further settings after ``+``.
+
+    Raises:
+        ValueError: what follows the ``@`` has another form.
+
+    Example:
+        >>> split_strength("dedim:fast@h=0.5+s=0.012")
+        ('dedim:fast', {'threshold': 0.5, 'guidance_scale': 0.012})
+    """
+    method, at, text = name.partition("@")
+    strength: dict[str, float] = {}
+    for word in text.split("+") if at else ():
+        setting, _, value = word.partition("=")
+        number = _number(value)
+        setting = SYMBOLS.get(setting, setting)
+        if not setting or number is None or setting in strength:
+            raise ValueError(
+                f"method: expected METHOD@SETTING=NUMBER, each setting once, further ones after '+' "
+                f"('dedim:fast@h=0.5+s=0.012'), got {name!r}."
+            )
+        strength[setting] = number
+    return method, strength
+
+
+def set_strength(name: str, preset: Preset, strength: dict[str, float]) -> Preset:
+    """The preset with these settings put in.
+
+    Args:
+        name: the method's, for messages.
+        preset: a frozen dataclass that checks itself, such as `DeDiMPreset`.
+        strength: from `split_strength`.
+
+    Raises:
+        ValueError: the preset has no such number, or refuses the value.
+    """
+    known = {field.name: getattr(preset, field.name) for field in fields(preset)}  # type: ignore[arg-type]
+    numbers = {key: value for key, value in known.items() if isinstance(value, (int, float))}
+    unknown = sorted(set(strength) - set(numbers))
+    if unknown:
+        raise ValueError(f"method: {name!r} sets {unknown}; expected settings out of {sorted(numbers)}.")
+    changes: dict[str, Any] = dict(strength)
+    for key, value in strength.items():
+        if isinstance(numbers[key], int):
+            if value != int(value):
+                raise ValueError(f"method: {name!r}: expected a whole number for {key}, got {value:g}.")
+            changes[key] = int(value)
+    if "threshold" in changes and "threshold_margin" in numbers:  # as `resolve_preset` does
+        changes.setdefault("threshold_margin", min(numbers["threshold_margin"], changes["threshold"] / 2))
+    return replace(preset, **changes)  # type: ignore[type-var]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+OWN = "own"
+
+
+def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
+    """Return a pipeline of the same parts with another recogniser, or several at once (`EncoderEnsemble`).
+
+    Args:
+        pipe: a `DeDiMPipeline`.
+        guides: ONNX files, which are converted to torch; ``"own"`` is the pipeline's.
+
+    Returns:
+        A new pipeline on the same device, without progress bars.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: onnxruntime or onnx2torch is missing.
+        ValueError: a file does not fit, or no guide is named.
+    """
+    encoders = [
+        pipe.face_encoder if str(guide) == OWN else OnnxEncoder(guide, differentiable=True)
+        for guide in guides
+    ]
+    encoder = encoders[0] if len(encoders) == 1 else EncoderEnsemble(encoders)
+    guided = type(pipe)(pipe.unet, pipe.scheduler, encoder.to(pipe.device), pipe.landmarker)
+    guided.face_detector = pipe.face_detector
+    guided.set_progress_bar_config(disable=True)
+    return guided
+
 
 Pixels = NDArray[np.uint8]
 Generators = torch.Generator | Sequence[torch.Generator] | None

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.evaluation.cache import ArrayCache
+from diffusers_dedim.evaluation.data import Record
 from diffusers_dedim.evaluation.gallery import Detector, Gallery, find_faces, same_face
-from diffusers_dedim.evaluation.protocol import Record
-from diffusers_dedim.evaluation.quality import haarpsi, mean_ssim, psnr
-from diffusers_dedim.evaluation.recogniser import Recogniser, embed_faces
-from diffusers_dedim.evaluation.retrieval import genuine_ranks, rank_k_rate
 from diffusers_dedim.faces import MIN_FACE_SIZE, Face, align_face
+from diffusers_dedim.metrics.quality import haarpsi, mean_ssim, psnr
+from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
 
 Pixels = NDArray[np.uint8]
 

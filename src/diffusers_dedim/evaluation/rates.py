@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusers_dedim.evaluation.gallery import Gallery
-from diffusers_dedim.evaluation.intervals import bootstrap_mean
-from diffusers_dedim.evaluation.retrieval import cmc, genuine_ranks
-from diffusers_dedim.evaluation.schema import RateEntry, VerificationRate
-from diffusers_dedim.evaluation.verification import det_curve, match_rate, threshold_at_fmr
+from diffusers_dedim.evaluation.results import RateEntry, VerificationRate
+from diffusers_dedim.metrics.intervals import bootstrap_mean
+from diffusers_dedim.metrics.retrieval import cmc, genuine_ranks
+from diffusers_dedim.metrics.verification import det_curve, match_rate, threshold_at_fmr
 
 FALSE_MATCH_RATES = (0.001, 0.01)
 _CMC_RANKS = 20

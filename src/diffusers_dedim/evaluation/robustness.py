@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from diffusers_dedim.diffusion.sampling import sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps
+from diffusers_dedim.diffusion.solvers import prepare_scheduler
 from diffusers_dedim.faces import Face, align_face, paste_back, whole_crop
-from diffusers_dedim.sampling import sample_dedim
-from diffusers_dedim.schedule import dedim_timesteps
-from diffusers_dedim.solvers import prepare_scheduler
 
 Pixels = NDArray[np.uint8]
 Transform = Callable[[list[Pixels]], list[Pixels]]

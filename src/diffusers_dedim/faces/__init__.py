@@ -10,22 +10,17 @@ from diffusers_dedim.faces.align import (
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
 from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, find_faces
-from diffusers_dedim.faces.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
 from diffusers_dedim.faces.mask import keep_eyes, landmark_mask
-from diffusers_dedim.faces.types import CROP_SIZE, AlignedFace, Face
+from diffusers_dedim.faces.types import AlignedFace, Face
 
 __all__ = [
     "ARCFACE_TEMPLATE",
-    "CROP_SIZE",
     "MIN_FACE_SIZE",
-    "MIRROR_PERMUTATION",
-    "NUM_LANDMARKS",
     "AlignedFace",
     "Face",
     "FaceChoice",
     "FaceDetection",
     "FaceDetector",
-    "LandmarkRegressor",
     "align_face",
     "detect_faces",
     "estimate_similarity",

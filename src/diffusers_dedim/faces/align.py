@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from diffusers_dedim.faces.types import CROP_SIZE, AlignedFace, Face, check_photo
+from diffusers_dedim.faces.types import AlignedFace, Face, check_photo
+from diffusers_dedim.models.blocks import CROP_SIZE
 
 # Left eye, right eye, nose, left and right mouth corner in crop px (InsightFace's arcface_dst).
 ARCFACE_TEMPLATE: NDArray[np.float64] = np.array(

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusers_dedim.faces.align import invert, photo_region, similarity_scale, warp
-from diffusers_dedim.faces.types import CROP_SIZE, AlignedFace, check_photo
+from diffusers_dedim.faces.types import AlignedFace, check_photo
+from diffusers_dedim.models.blocks import CROP_SIZE
 
 # Sample points at a time, so that a face of thousands of px takes tens of MB, not gigabytes.
 _SAMPLES_AT_A_TIME = 1 << 20

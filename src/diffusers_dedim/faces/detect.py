@@ -16,6 +16,7 @@ from diffusers_dedim.faces.types import Face, check_photo
 if TYPE_CHECKING:
     from facenet_pytorch import MTCNN
 
+
 # MTCNN's 12-px window sees little in less than this many px; below it, it mostly invents faces.
 SMALLEST_SEARCHED = 16.0
 # Share of the longer side added as a border. MTCNN squeezes a window that leaves the picture, so the

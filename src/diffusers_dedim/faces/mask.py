@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusers_dedim.faces.landmarks import NUM_LANDMARKS
-from diffusers_dedim.faces.types import CROP_SIZE
+from diffusers_dedim.models.blocks import CROP_SIZE
+from diffusers_dedim.models.landmarks import NUM_LANDMARKS
 
 # Of the 51 landmarks, those around each eye; and how wide the middle is that may stay, standard deviation in crop px
 # (an iris is some 8 px wide).

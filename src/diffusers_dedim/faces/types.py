@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-CROP_SIZE = 112
 NUM_POINTS = 5
 
 

@@ -18,6 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cards import (
+    EVAL_RESULTS,
+    KINDS,
+    Model,
+    ModelKind,
     card_path,
     copy_pictures,
     eval_results_yaml,
@@ -25,7 +29,6 @@ from diffusers_dedim.hub.cards import (
     read_card,
     render_card,
 )
-from diffusers_dedim.hub.kinds import EVAL_RESULTS, KINDS, Model, ModelKind
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HALF = "diffusion_pytorch_model.fp16.safetensors"
@@ -164,7 +167,7 @@ def _copy_weights(path: Path, target: Path) -> None:
 
 def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> None:
     """Write ``model_index.json``; for the whole pipeline also the code that lets plain diffusers load it."""
-    from diffusers_dedim import own_components
+    from diffusers_dedim.pipeline.components import OWN_COMPONENTS, write_loading_files
 
     old = _read_json(source / "model_index.json")
     names = ("_diffusers_version", "scheduler", "unet")
@@ -176,7 +179,7 @@ def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> N
     index = {"_class_name": kind.class_name, **{name: old[name] for name in names}}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if model is Model.pipeline:
-        own_components.write_loading_files(folder, list(own_components.OWN_COMPONENTS))
+        write_loading_files(folder, list(OWN_COMPONENTS))
 
 
 def _check_it_loads(model: Model, folder: Path) -> None:

@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, PartialState, tracking
 from accelerate.state import AcceleratorState
 from accelerate.utils import SCALER_NAME
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from diffusers_dedim.extras import import_extra
 from diffusers_dedim.training.config import PATH_SETTINGS, LoopConfig
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """Make AdamW, or Muon (Jordan et al. 2024, timm's) for the weights that mix channels and AdamW for the others.
+
+    Muon's step has the length of AdamW's (Liu et al. 2025), so that both take like learning rates.
+
+    Raises:
+        ImportError: Muon is asked for without timm; the message has the command that installs it.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    timm = import_extra("timm.optim", "--optimizer muon", 'pip install "diffusers-dedim[train]"')
+    # not the class centres of ArcFace: their rows are no map of channels, and share no directions to be evened out
+    maps = {id(layer.weight) for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    mixing: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for weight in model.parameters():
+        # depthwise convolutions mix nothing: one row of weights a channel
+        mixes = id(weight) in maps and min(weight.shape[0], weight[0].numel()) >= 16 and weight.shape[1] > 1
+        (mixing if mixes else others).append(weight)
+    optimizer: torch.optim.Optimizer = timm.Muon(
+        [{"params": mixing}, {"params": others, "use_fallback": True}],
+        lr=rate, weight_decay=decay, nesterov=True, betas=(0.9, 0.999),
+    )  # fmt: skip
+    return optimizer
+
+
+def settle_batch_norm(
+    network: nn.Module, forward: Callable[[Mapping[str, Tensor]], object], batches: Iterable[Mapping[str, Tensor]]
+) -> None:  # fmt: skip
+    """Compute every batch norm's mean and variance anew, averaged over the batches (Wu and Johnson 2021).
+
+    What a norm gathered in training is of the live weights of the last steps. The averaged weights make slightly
+    other maps. A network without batch norm is left as it is, and no batch is taken.
+
+    Args:
+        network: its norms are set; the weights stay.
+        forward: runs the network on a batch as training does.
+        batches: how many there are is how many are averaged.
+    """
+
+    class Pass(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, batch: Mapping[str, Tensor]) -> None:
+            forward(batch)
+
+    with torch.compiler.set_stance("force_eager"):  # compiling anew takes longer than it saves
+        update_bn(batches, Pass().train(network.training))
 
 
 def check_precision(precision: str) -> None:

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
-from diffusers_dedim.evaluation.verification import tar_at_fmr
+from diffusers_dedim.metrics.verification import tar_at_fmr
+from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.augment import add_noise, augment
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.face_task import FaceTask
-from diffusers_dedim.training.loop import Batch
-from diffusers_dedim.training.targets import embed
+from diffusers_dedim.training.loop import Batch, FaceTask
+from diffusers_dedim.training.teacher import embed
 
 _VAL_FACES = 1024
 

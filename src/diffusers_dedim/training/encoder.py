@@ -10,15 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.encoders.mobilefacenet import MobileFaceNet
+from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.augment import add_noise, augment, fill_unknown
 from diffusers_dedim.training.checkpoint import check_run
 from diffusers_dedim.training.config import EncoderConfig
 from diffusers_dedim.training.data import FaceCrops, check_batch_size
-from diffusers_dedim.training.face_task import FaceTask
-from diffusers_dedim.training.loop import Batch
-from diffusers_dedim.training.targets import Targets, check_width, embed, fit_targets
-from diffusers_dedim.training.teacher import Teacher, teacher_embeddings, teacher_fingerprint
+from diffusers_dedim.training.loop import Batch, FaceTask
+from diffusers_dedim.training.teacher import (
+    Targets,
+    Teacher,
+    check_width,
+    embed,
+    fit_targets,
+    teacher_embeddings,
+    teacher_fingerprint,
+)
 
 
 class EncoderTask(FaceTask):

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.faces.landmarks import (
+from diffusers_dedim.models.blocks import CROP_SIZE
+from diffusers_dedim.models.landmarks import (
     MIRROR_PERMUTATION,
     NUM_LANDMARKS,
     OUTER_EYE_CORNERS,
     LandmarkRegressor,
 )
+from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.config import LandmarkConfig
-from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, to_model_range
-from diffusers_dedim.training.face_task import FaceTask
-from diffusers_dedim.training.geometry import random_similarity
-from diffusers_dedim.training.loop import Batch
+from diffusers_dedim.training.data import FaceCrops, to_model_range
+from diffusers_dedim.training.loop import Batch, FaceTask
 
 _JAW_POINTS = 17
 

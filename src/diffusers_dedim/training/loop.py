@@ -18,11 +18,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_dedim.errors import TrainingDivergedError
-from diffusers_dedim.training.accelerator import accelerated, check_precision, load_state
-from diffusers_dedim.training.batch_norm import settle_batch_norm
+from diffusers_dedim.training.accelerator import (
+    accelerated,
+    check_precision,
+    load_state,
+    make_optimizer,
+    settle_batch_norm,
+)
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
-from diffusers_dedim.training.config import LoopConfig
-from diffusers_dedim.training.optimizer import make_optimizer
+from diffusers_dedim.training.config import LoopConfig, TrainConfig
+from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size
 
 Batch = dict[str, Tensor]
 _SETTLING_BATCHES = 100
@@ -291,3 +296,37 @@ def _validate(session: _Session) -> dict[str, float]:
     ema.restore(parameters)
     session.model.train()
     return figures
+
+
+class FaceTask:
+    """Base of the tasks: crops in batches, and what a resumed training must share with the first.
+
+    Args:
+        train_data, val_data: see `FaceCrops`.
+        config: batch size, seed and number of worker processes are read.
+
+    Attributes:
+        model: the network, which the subclass makes.
+
+    Raises:
+        ValueError: the batch is larger than the training data.
+    """
+
+    model: nn.Module
+
+    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: TrainConfig) -> None:
+        check_batch_size(config.batch_size, len(train_data))
+        self.train_data, self.val_data, self._loading = train_data, val_data, config
+
+    def identity(self) -> dict[str, Any]:
+        """Fingerprint of the training faces; the validation faces are looked through too."""
+        _ = self.val_data.fingerprint
+        return {"data": self.train_data.fingerprint}
+
+    def batches(self, start_batch: int) -> Iterator[Batch]:
+        """Yield what `FaceCrops` holds, collated."""
+        config = self._loading
+        return batches(
+            self.train_data, config.batch_size, config.seed, start_batch, config.num_workers,
+            pin_memory=next(self.model.parameters()).is_cuda,
+        )  # fmt: skip

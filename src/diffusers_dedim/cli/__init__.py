@@ -1,0 +1,1 @@
+"""The command ``dedim``: one file a command."""

@@ -1,0 +1,35 @@
+"""The command ``dedim demo``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from diffusers_dedim.cli import common
+from diffusers_dedim.cli.common import DeviceOption, WeightsOption, plain_errors
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.extras import import_extra
+
+INSTALL = 'pip install "diffusers-dedim[demo]"'
+
+
+def demo(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port.", show_default="the first free from 7860")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Also make a public link; photos then pass Gradio's servers.")
+    ] = False,
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Open a page on this computer: choose a photo, click on faces, see what changes. Ctrl+C ends it."""
+    with plain_errors("Stopped."):
+        try:
+            import_extra("gradio", "dedim demo", INSTALL)
+        except ImportError as error:
+            raise DeDiMError(str(error)) from error
+        from diffusers_dedim.demo.launch import make_handlers, serve  # imports Gradio and PyTorch
+
+        serve(make_handlers(common.load_pipeline(weights, device)), port=port, share=share)

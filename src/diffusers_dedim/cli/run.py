@@ -1,0 +1,232 @@
+"""The command ``dedim run``: its options, and what it prints before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from diffusers_dedim.cli import common
+from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, WeightsOption, plain_errors
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.runs.jobs import display_name
+from diffusers_dedim.runs.records import PhotoRecord, RunResult, RunSettings
+
+if TYPE_CHECKING:
+    from diffusers_dedim.runs.run import FolderRun
+
+EXIT_NOT_ALL_PROTECTED = 1
+
+
+class SmallFaces(str, Enum):
+    """What a face too small to be protected does."""
+
+    error = "error"
+    skip = "skip"
+
+
+def run(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos, or folders of photos.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
+    preset: Annotated[str, typer.Option(help="fast, strong or paper.")] = "fast",
+    weights: WeightsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Match probability that is low enough, in (0, 1).", show_default="the preset's"),
+    ] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option(help="Most rounds for a face.", show_default="the preset's")
+    ] = None,
+    device: DeviceOption = None,
+    keep_metadata: Annotated[
+        bool, typer.Option("--keep-metadata", help="Keep EXIF: camera, date, GPS position.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html with before and after. Keep it private.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in OUT.")] = False,
+    small_faces: Annotated[
+        SmallFaces, typer.Option(help="A face under 40 px: fail its photo, or leave that face as it is.")
+    ] = SmallFaces.error,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Faces at a time.", show_default="4, or 64 on an accelerator")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and stop.")] = False,
+    ray: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="WORKERS", help="Use Ray Data; PATH may be parquet or .tar files too."),
+    ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="With --ray: write parquet, not files.")] = False,
+) -> None:
+    """Protect every face of the photos and write them to OUT, same name, format and size.
+
+    A photo that cannot be protected is not written; it is listed at the end with the reason.
+    Exit status: 0 all photos protected; 1 some not, or no report; 2 an error ended the run, most often before it
+    began; 130 Ctrl-C.
+    """
+    with plain_errors(STOPPED_RUN):
+        settings = RunSettings(
+            preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled", keep_metadata,
+            allow_partial,
+        )  # fmt: skip
+        if (parquet and ray is None) or (ray is not None and (report or dry_run)):
+            raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
+        if ray is not None:
+            load = partial(_load_for, settings, weights, device)
+            result = _run_on_ray(
+                paths, out, settings, load, device, workers=ray, output="parquet" if parquet else "files",
+                batch_size=batch_size, resume=resume, overwrite=overwrite,
+            )  # fmt: skip
+        else:
+            from diffusers_dedim.runs.run import FolderRun  # imports PyTorch
+
+            folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
+            if report:
+                check_report(folder_run.out)
+            if dry_run:
+                _check_preset(settings)
+                list_jobs(folder_run)
+                return
+            pipe = _load_for(settings, weights, device) if folder_run.pending else None
+            result = _execute(folder_run, pipe, batch_size)
+        summarise(result)
+        complete = report_after(result) if report else True
+    if result.failures or not complete:
+        raise typer.Exit(EXIT_NOT_ALL_PROTECTED)
+
+
+def _check_preset(settings: RunSettings) -> None:
+    from diffusers_dedim.pipeline.presets import resolve_preset  # imports PyTorch
+
+    resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
+
+
+def _load_for(settings: RunSettings, weights: str | None, device: str | None) -> Any:
+    """Load the pipeline for a run; a wrong preset is an error here, not one in every photo."""
+    _check_preset(settings)
+    pipe = common.load_pipeline(weights, device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _execute(folder_run: FolderRun, pipe: Any, batch_size: int | None) -> RunResult:
+    columns = (
+        TextColumn("Protecting"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("photos, {task.fields[faces]} faces,"), TimeElapsedColumn(), TextColumn("spent,"),
+        TimeRemainingColumn(), TextColumn("left"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task, faces = progress.add_task("run", total=len(folder_run.pending), faces=0), 0
+
+        def advance(record: PhotoRecord) -> None:
+            nonlocal faces
+            faces += len(record.faces)
+            progress.update(task, advance=1, faces=faces)
+
+        return folder_run.execute(pipe, batch_size=batch_size, on_done=advance)
+
+
+def list_jobs(folder_run: FolderRun) -> None:
+    """Print what a run would do."""
+    for job in folder_run.pending:
+        typer.echo(f"{display_name(str(job.source))} -> {display_name(str(job.target))}")
+    done = f", {len(folder_run.finished)} done before" if folder_run.finished else ""
+    typer.echo(f"{len(folder_run.pending)} photos to protect{done}. Nothing was written.")
+
+
+def summarise(result: RunResult) -> None:
+    """Print the counts and notes of a run, and each photo that is not protected with the reason."""
+    faces = sum(len(record.faces) for record in result.protected)
+    earlier = f", {result.resumed} of all settled by an earlier run" if result.resumed else ""
+    typer.echo(
+        f"{len(result.protected)} of {len(result.records)} photos protected ({faces} faces) "
+        f"in {result.seconds:.0f} s{earlier}: {display_name(str(result.out))}"
+    )
+    if result.other_files:
+        typer.echo(f"{result.other_files} other files (no photos, or links to folders) were passed over.")
+    for note in result.notes:
+        typer.echo(f"Note: {note}.")
+    for record in result.protected:
+        for note in record.notes:
+            typer.echo(f"Note: {display_name(record.name)}: {note}.")
+    if result.failures:
+        typer.echo(f"{len(result.failures)} not protected:", err=True)
+    for record in result.failures:
+        written = f"; written as {display_name(record.output)}" if record.output else "; not written"
+        typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
+
+
+def check_report(out: Path) -> None:
+    """Refuse a run whose report would replace somebody's own page: better now than after hours.
+
+    Raises:
+        RunError: another ``report.html`` lies in the output folder.
+        OSError: it cannot be read.
+    """
+    from diffusers_dedim.runs.report import REPORT_NAME, refuse_foreign_page  # Jinja is only needed here
+
+    refuse_foreign_page(out / REPORT_NAME)
+
+
+def report_after(result: RunResult) -> bool:
+    """Write the report of a run that is over; say so, or why it could not be. Returns whether it was written."""
+    from diffusers_dedim.runs.report import write_report  # Jinja is only needed here
+
+    try:
+        path = write_report(result)
+    except (OSError, ValueError, MemoryError) as error:  # the photos are done, and their summary is printed
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        typer.echo(
+            f"The report was not written ({display_name(why)}); write it with --resume --report.", err=True
+        )
+        return False
+    typer.echo(f"Report, to be kept private: {display_name(str(path))}")
+    return True
+
+
+def _run_on_ray(
+    paths: Sequence[Path],
+    out: Path,
+    settings: RunSettings,
+    load: Callable[[], Any],
+    device: str | None,
+    **options: Any,
+) -> RunResult:
+    """`run_ray` with a GPU for each actor where the device is one, and a missing package as a plain error.
+
+    Raises:
+        DeDiMError: Ray is not installed, or as `run_ray`. ValueError: the preset is unknown.
+    """
+    import torch
+
+    from diffusers_dedim.runs.ray.driver import run_ray
+
+    _check_preset(settings)  # here, not in every actor
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(chosen)  # whether it is there is the workers' business
+    except RuntimeError as error:
+        raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
+    try:
+        return run_ray(paths, out, settings, load, accelerators=int(chosen.startswith("cuda")), **options)
+    except ImportError as error:
+        raise DeDiMError(str(error)) from error

@@ -1,0 +1,1 @@
+"""The paper: schedule, guidance, sampler and denoisers, on tensors alone; no photo, no file."""

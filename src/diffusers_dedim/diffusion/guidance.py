@@ -1,0 +1,217 @@
+"""Identity guidance: how a recogniser's gradient enters the denoising, as diffusers step callbacks.
+
+A guidance is a `diffusers.callbacks.PipelineCallback`: after each scheduler step it reads x_t (``sample``)
+and may change x_{t-1} (``prev_sample``). It takes the recogniser and the scheduler from the pipeline.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from diffusers.callbacks import PipelineCallback
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0
+from diffusers_dedim.diffusion.solvers import shift_estimate
+
+# The gradient of log(1 - p) is that of -p over 1 - p, which is 0 for an unchanged face: keep it above this.
+MIN_OTHER_PROBABILITY = 1e-3
+
+
+def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
+    """Approximate p(y_0 | x), the probability of a match (Eq. 4): (cos + 1) / 2.
+
+    Args:
+        embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]`` of an `EncoderEnsemble`.
+        reference: those of the originals, of the same shape.
+
+    Returns:
+        ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated. Of K recognisers the one that matches best counts.
+
+    Example:
+        >>> match_probability(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0]] * 2)).tolist()
+        [1.0, 0.5]
+    """
+    probability = _probability(embedding, reference)
+    return probability if probability.ndim == 1 else probability.amax(1)
+
+
+def _probability(embedding: Tensor, reference: Tensor) -> Tensor:
+    """Eq. 4 for each recogniser: ``[N]`` or ``[N, K]``."""
+    return ((embedding * reference).sum(-1) + 1) / 2
+
+
+def _input_gradient(similarity: Tensor, image: Tensor) -> Tensor:
+    """Gradient of a sum over faces; says what is wrong where the recogniser has none."""
+    if not similarity.requires_grad:
+        raise TypeError(
+            "face_encoder: no gradient flows from its embeddings back to the crops, so it cannot guide; use a "
+            "differentiable one, for an ONNX file OnnxEncoder(path, differentiable=True)."
+        )
+    (gradient,) = torch.autograd.grad(similarity.sum(), image, retain_graph=True)
+    return gradient
+
+
+def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Tensor) -> Tensor:
+    """Gradient with respect to x_t of log p(not y_0 | x_t) = log(1 - p(y_0 | x_t)) (Algorithm 2, line 7).
+
+    Args:
+        face_encoder: maps ``[N, 3, H, W]`` to unit embeddings ``[N, D]``; differentiable.
+        x_t: images ``[N, 3, H, W]`` in about [-1, 1].
+        reference: unit embeddings ``[N, D]`` of the originals.
+
+    Returns:
+        ``[N, 3, H, W]``, per unit of [-1, 1], each face's own gradient; for an `EncoderEnsemble` the sum over its
+        recognisers. Finite at the original too, where log(1 - p) is not (D4 in docs/paper.md).
+
+    Raises:
+        TypeError: no gradient flows through ``face_encoder``.
+
+    Example:
+        >>> encoder = lambda crops: torch.nn.functional.normalize(crops.flatten(1))
+        >>> x_t, reference = torch.full((1, 3, 2, 2), 0.5), torch.eye(12)[:1]
+        >>> log_probability_gradient(encoder, x_t, reference)[0, 0, 0, 0] < 0  # away from the reference
+        tensor(True)
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x_t = x_t.detach().clone().requires_grad_()
+        probability = _probability(face_encoder(x_t), reference.clone())
+        members = probability.reshape(len(x_t), -1).unbind(1)  # K of [N]
+        gradients = [_input_gradient(member, x_t) for member in members]
+    other = [
+        (1 - member.detach()).clamp_min(MIN_OTHER_PROBABILITY).reshape(-1, 1, 1, 1) for member in members
+    ]
+    return torch.stack([-g / o for g, o in zip(gradients, other, strict=True)]).sum(0)
+
+
+class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
+    """The paper's guidance: x_{t-1} += s * sigma_t^k * grad log p(not y_0 | x_t).
+
+    Args:
+        scale: s, 0 or more; 250 in the paper.
+        sigma_power: k. Algorithm 2 prints sigma (1), the text above it sigma squared (2); see D2 in docs/paper.md.
+
+    Source:
+        DeDiM, Algorithm 2, line 7.
+
+    Raises:
+        ValueError: ``sigma_power`` is neither 1 nor 2.
+        TypeError: when it is run, the scheduler is not DDPM's, or no gradient flows through the recogniser.
+
+    Example:
+        >>> from diffusers_dedim import IdentityGuidance
+        >>> pipe(photo, guidance=IdentityGuidance(scale=100.0))  # doctest: +SKIP
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "reference"]
+
+    def __init__(self, scale: float = 250.0, sigma_power: int = 1) -> None:
+        super().__init__()
+        if sigma_power not in (1, 2):
+            raise ValueError(f"sigma_power: expected 1 (Algorithm 2) or 2 (the text), got {sigma_power}.")
+        self.scale, self.sigma_power = scale, sigma_power
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Add the guidance term to ``prev_sample``."""
+        gradient = log_probability_gradient(
+            pipeline.face_encoder, callback_kwargs["sample"], callback_kwargs["reference"]
+        )
+        sigma = posterior_std(pipeline.scheduler, timestep)
+        shift = self.scale * sigma**self.sigma_power * gradient
+        callback_kwargs["prev_sample"] = callback_kwargs["prev_sample"] + shift
+        return callback_kwargs
+
+
+class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
+    """Push the estimate of the clean face away from its identity by a step of fixed size.
+
+    The recogniser sees what it was trained for, the blended x_0 estimate instead of the noisy x_t, and the
+    length of the step does not depend on how steep its similarity happens to be. The denoiser keeps of the push
+    what looks like a face. Red, green and blue are pushed alike: light and shape change, hues do not, for a nose
+    that turns red is seen at once. A face is pushed no further than ``stop_similarity``.
+
+    Args:
+        step_size: root mean square of the push over the masked pixels, in [-1, 1] units; 0 or more.
+        stop_similarity: cosine in [-1, 1) below which a face is pushed no further; to end a round below the sampler's
+            threshold it must lie below that (the default lies below those of the presets "fast" and "strong").
+        views: 1 for the face alone, 2 for the face and its mirror image; with both the push depends less on
+            quirks of the one recogniser, and holds better against others.
+        smoothing: standard deviation in crop px, 0 or more, of a Gaussian over the push; single pixels that
+            stand out look like speckle and matter to no other recogniser.
+        cutoff_step_ratio: share of a round's steps that are pushed, in [0, 1]; the denoiser has the last ones
+            for itself and clears away what does not belong to a face.
+
+    Source:
+        Ours, not the paper's: D9 in docs/paper.md has the formulas and what was measured.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        TypeError: when it is run, no gradient flows through the recogniser.
+
+    Example:
+        >>> from diffusers_dedim import EstimateGuidance
+        >>> pipe(photo, guidance=EstimateGuidance(step_size=0.02))  # doctest: +SKIP
+    """
+
+    tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "noise_pred", "x_org", "mask", "reference"]
+
+    def __init__(
+        self,
+        step_size: float = 0.015,
+        stop_similarity: float = -0.45,
+        views: int = 2,
+        smoothing: float = 0.8,
+        cutoff_step_ratio: float = 0.7,
+    ) -> None:
+        super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
+        if step_size < 0:
+            raise ValueError(f"step_size: expected 0 or more, got {step_size}.")
+        if not -1 <= stop_similarity < 1:
+            raise ValueError(f"stop_similarity: expected a cosine in [-1, 1), got {stop_similarity}.")
+        if views not in (1, 2):
+            raise ValueError(f"views: expected 1 (the face) or 2 (and its mirror image), got {views}.")
+        if smoothing < 0:
+            raise ValueError(f"smoothing: expected 0 or more crop px, got {smoothing}.")
+        self.step_size, self.stop_similarity = step_size, stop_similarity
+        self.views, self.smoothing = views, smoothing
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Move ``prev_sample`` as the scheduler would have, had its x_0 estimate been the pushed one."""
+        if step_index >= self.config.cutoff_step_ratio * len(pipeline.scheduler.timesteps):
+            return callback_kwargs
+        x_t, mask = callback_kwargs["sample"], callback_kwargs["mask"]
+        x_0 = predict_x_0(pipeline.scheduler, callback_kwargs["noise_pred"], torch.tensor(timestep), x_t)
+        blend = mask * x_0 + (1 - mask) * callback_kwargs["x_org"]
+        gradient = self._similarity_gradient(pipeline.face_encoder, blend, callback_kwargs["reference"])
+        step = self.step_size * self._direction(gradient, mask)
+        pushed = (x_0 - step).clamp(-1, 1)
+        callback_kwargs["prev_sample"] = shift_estimate(
+            pipeline.scheduler, timestep, callback_kwargs["prev_sample"], pushed - x_0
+        )
+        return callback_kwargs
+
+    def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:
+        """Gradient of relu(cosine - stop), summed over the views and over the recognisers of an ensemble."""
+        with torch.inference_mode(False), torch.enable_grad():
+            blend = blend.detach().clone().requires_grad_()
+            seen = blend if self.views == 1 else torch.cat([blend, blend.flip(3)])
+            cosine = (face_encoder(seen) * torch.cat([reference] * self.views)).sum(-1)
+            return _input_gradient((cosine - self.stop_similarity).relu(), blend)
+
+    def _direction(self, gradient: Tensor, mask: Tensor) -> Tensor:
+        """One push for all colours, smooth, kept to the mask, with root mean square 1 over it; 0 stays 0."""
+        gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
+        if self.smoothing > 0:
+            kernel = 2 * math.ceil(2 * self.smoothing) + 1
+            gradient = gaussian_blur(gradient, kernel, self.smoothing)
+        gradient = mask * gradient
+        area = mask.expand_as(gradient).flatten(1).sum(1).clamp_min(1)
+        rms = (gradient.square().flatten(1).sum(1) / area).sqrt()
+        return gradient / torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)

@@ -1,0 +1,269 @@
+"""Photo files in and out: read any common photo safely, write it so that the protection survives."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from diffusers_dedim.atomic import write_atomic
+from diffusers_dedim.errors import UnreadablePhotoError
+from diffusers_dedim.images.metadata import (
+    ColourChunks,
+    filtered_exif,
+    read_colours,
+    turn_upright,
+    write_colours,
+)
+from diffusers_dedim.images.modes import (
+    NOTE_16_BIT,
+    PixelArray,
+    bmp_with_alpha,
+    cmyk_to_srgb,
+    is_16_bit,
+    is_grey,
+    join_rgb_alpha,
+    split_rgb_alpha,
+    white_is_zero,
+)
+
+MAX_PIXELS = 2**27
+"""Largest photo read by default, in pixels (134 megapixels; phone cameras reach 108)."""
+
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif")
+)
+"""File name endings of the formats that are read and written."""
+
+# Pillow opens multi-picture JPEG ("MPO") as JPEG first.
+_READ_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF")
+# What each is written as. GIF has 256 colours, which would undo the protection. The further frames of a
+# multi-picture JPEG (depth, gain map, second lens) show the unprotected face and are left out.
+_WRITTEN_AS = {"MPO": "JPEG", "GIF": "PNG", "DIB": "BMP"}
+_MULTI_FRAME_KEPT_FIRST = ("MPO",)
+# Quality 97 without chroma subsampling moves a pixel by about one level; the change is several levels.
+_SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 97, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+    "TIFF": {"compression": "tiff_lzw"},
+}
+_UNSUPPORTED_BRANDS = {
+    b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"heim": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF",
+    b"avif": "AVIF", b"avis": "AVIF",
+}  # fmt: skip
+_pillow_limit_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo, upright, as 8-bit RGB, with what is needed to write it back as it came.
+
+    Attributes:
+        pixels: uint8 RGB ``[H, W, 3]`` in [0, 255], EXIF orientation applied.
+        alpha: uint8 ``[H, W]`` in [0, 255], or ``None``.
+        format: what it is written as: "JPEG", "PNG", "WEBP", "TIFF" or "BMP".
+        icc_profile: colour profile the pixels are in, or ``None`` (taken as sRGB).
+        exif: filtered EXIF block (orientation 1, no thumbnail), written only on request.
+        grey: whether it came as greyscale and is written as greyscale.
+        notes: what reading could not keep, in words, e.g. "16 bits a channel became 8".
+        exif_notes: what ``exif`` could not keep, for where it is written.
+        png_colours: of a PNG, what its colours mean where no profile says it (`read_colours`).
+    """
+
+    pixels: PixelArray
+    alpha: PixelArray | None = None
+    format: str = "PNG"
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    grey: bool = False
+    notes: tuple[str, ...] = ()
+    exif_notes: tuple[str, ...] = ()
+    png_colours: ColourChunks = ()
+
+
+def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
+    """Read a photo of any common format and mode, upright.
+
+    JPEG, PNG, WebP, TIFF, BMP and GIF, told by their content; greyscale, palette, CMYK, 16-bit, 1-bit, with
+    or without alpha and colour profile. HEIC and AVIF are not supported. Files with several frames are
+    refused, except multi-picture JPEGs, whose first picture is the photo.
+
+    Args:
+        path: the file.
+        max_pixels: largest width times height that is decoded; a guard against decompression bombs.
+
+    Returns:
+        The photo; ``notes`` say what 8-bit RGB could not keep.
+
+    Raises:
+        UnreadablePhotoError: empty, truncated, too large, of another kind, or not readable; names the file.
+        MemoryError: its pixels do not fit into memory.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Image.new("L", (6, 4), 9).save(Path(folder) / "grey.png")
+        ...     read_photo(Path(folder) / "grey.png").pixels.shape
+        (4, 6, 3)
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadablePhotoError(f"{os.fspath(path)}: cannot be opened ({error.strerror})") from error
+    try:
+        return decode_photo(data, max_pixels)
+    except UnreadablePhotoError as error:
+        raise UnreadablePhotoError(f"{os.fspath(path)}: {error}") from error
+
+
+def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
+    """The same as :func:`read_photo` for the bytes of a file.
+
+    Raises:
+        UnreadablePhotoError, MemoryError: as :func:`read_photo`, without a file name.
+    """
+    if not data:
+        raise UnreadablePhotoError("the file is empty (0 bytes)")
+    if data[4:8] == b"ftyp" and data[8:12] in _UNSUPPORTED_BRANDS:
+        kind = _UNSUPPORTED_BRANDS[data[8:12]]
+        raise UnreadablePhotoError(f"{kind} photos are not supported; convert it to JPEG or PNG first")
+    try:
+        with _open(data) as image:
+            _check_size_and_frames(image, max_pixels)
+            return replace(photo_from_image(image), png_colours=read_colours(data))
+    except UnreadablePhotoError:
+        raise
+    except UnidentifiedImageError as error:
+        known = "JPEG, PNG, WebP, TIFF, BMP, GIF"
+        raise UnreadablePhotoError(f"not a photo in a known format ({known})") from error
+    except Image.DecompressionBombError as error:  # a GIF whose later frames are larger
+        raise UnreadablePhotoError(f"too large, limit {max_pixels} pixels: {error}") from error
+    except MemoryError:  # the file is sound, and another machine, or a later try, may have room for it
+        raise
+    except Exception as error:  # Pillow's decoders raise almost any type on damaged files
+        raise UnreadablePhotoError(f"damaged or truncated ({error})") from error
+
+
+def photo_from_image(image: Image.Image) -> Photo:
+    """Take over a Pillow image of any mode: orientation applied, alpha and profile set aside.
+
+    Args:
+        image: any mode; a lazily opened file is loaded here. It is not changed.
+
+    Raises:
+        ValueError: floating-point or 32-bit pixels, which have no known range.
+        OSError: from Pillow, where a lazily opened file turns out damaged.
+
+    Example:
+        >>> photo_from_image(Image.new("RGBA", (5, 4), (1, 2, 3, 4))).alpha.shape
+        (4, 5)
+    """
+    file_format = image.format or "PNG"
+    icc_profile = image.info.get("icc_profile") or None
+    deep = is_16_bit(image)
+    notes = [NOTE_16_BIT] if deep else []
+    exif, exif_notes = filtered_exif(image)
+    grey = is_grey(image)
+    upright = turn_upright(image)
+    if upright.mode == "CMYK":
+        upright, note = cmyk_to_srgb(upright, icc_profile)
+        notes.append(note)
+    if image.mode in ("CMYK", "LAB"):
+        icc_profile = None  # it describes the colours before the conversion to RGB
+    pixels, alpha = split_rgb_alpha(upright, deep=deep)
+    if deep and white_is_zero(image):
+        pixels = 255 - pixels
+    if file_format == "GIF":
+        notes.append("GIF is written as PNG, because 256 colours would undo the protection")
+    if file_format in _MULTI_FRAME_KEPT_FIRST:
+        notes.append("only the main picture of a multi-picture JPEG is written")
+    written_as = _WRITTEN_AS.get(file_format, file_format if file_format in _READ_FORMATS else "PNG")
+    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes), exif_notes)
+
+
+def save_photo(
+    photo: Photo, pixels: PixelArray, path: str | os.PathLike[str], keep_metadata: bool = False
+) -> bytes:
+    """Write new pixels as the photo came: same format, size, colour profile, alpha and greyness.
+
+    JPEG is written at quality 97 without chroma subsampling, WebP and TIFF without loss, so that saving does
+    not undo the protection. Metadata (EXIF, GPS, XMP, comments, thumbnails) is dropped. The file appears at
+    once and whole: it is written beside its place, flushed to disk and renamed.
+
+    Args:
+        photo: the photo the pixels came from.
+        pixels: uint8 RGB ``[H, W, 3]``, same size as ``photo.pixels``.
+        path: where to; the folder must exist. ``photo.format`` decides the format, not the file name.
+        keep_metadata: write the filtered EXIF block too, with GPS position, without thumbnail.
+
+    Returns:
+        The bytes written.
+
+    Raises:
+        ValueError: pixels of another shape or type.
+        OSError: the file cannot be written; nothing is left behind.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> photo = photo_from_image(Image.new("RGB", (6, 4)))
+        >>> with TemporaryDirectory() as folder:
+        ...     save_photo(photo, photo.pixels, Path(folder) / "protected.png")[1:4]
+        b'PNG'
+    """
+    if pixels.shape != photo.pixels.shape or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"pixels must be uint8 of shape {photo.pixels.shape} like the photo, "
+            f"got {pixels.dtype} of shape {pixels.shape}"
+        )
+    data = encode_photo(photo, pixels, keep_metadata)
+    write_atomic(path, data)
+    return data
+
+
+def encode_photo(photo: Photo, pixels: PixelArray, keep_metadata: bool = False) -> bytes:
+    """The file :func:`save_photo` would write, as bytes."""
+    options = dict(_SAVE_OPTIONS.get(photo.format, {}))
+    if photo.icc_profile is not None:
+        options["icc_profile"] = photo.icc_profile
+    if keep_metadata and photo.exif is not None:
+        options["exif"] = photo.exif
+        options.pop("compression", None)  # libtiff, which compresses, fails on EXIF and GPS directories
+    if photo.png_colours:
+        options["pnginfo"] = write_colours(photo.png_colours)
+    buffer = BytesIO()
+    image = join_rgb_alpha(pixels, photo.alpha, grey=photo.grey)
+    if photo.format == "BMP" and photo.alpha is not None:
+        return bmp_with_alpha(image.convert("RGBA"))
+    image.save(buffer, format=photo.format, **options)
+    return buffer.getvalue()
+
+
+def _check_size_and_frames(image: Image.Image, max_pixels: int) -> None:
+    count = image.width * image.height
+    if count > max_pixels:
+        raise UnreadablePhotoError(
+            f"too large: {image.width} x {image.height} = {count} pixels, limit {max_pixels}"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in _MULTI_FRAME_KEPT_FIRST:
+        raise UnreadablePhotoError(
+            f"has {frames} frames or pages, and only single photos are supported; extract the frames first"
+        )
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header alone, without Pillow's own limit of pixels: ours is checked before anything is decoded.
+
+    That limit is global, so one thread at a time lifts it; decoding, which takes the time, is outside.
+    """
+    with _pillow_limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(BytesIO(data), formats=_READ_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

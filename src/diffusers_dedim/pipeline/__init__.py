@@ -1,0 +1,1 @@
+"""Photos in, protected photos and a record of each face out."""

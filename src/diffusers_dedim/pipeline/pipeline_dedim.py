@@ -1,0 +1,303 @@
+"""`DeDiMPipeline`: photos in, protected photos and a record of each face out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusers_dedim.diffusion.callbacks import CallbackView, StepCallback, chain_callbacks
+from diffusers_dedim.diffusion.denoisers import window_for
+from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps
+from diffusers_dedim.diffusion.solvers import check_scheduler, prepare_scheduler
+from diffusers_dedim.faces import (
+    AlignedFace,
+    FaceChoice,
+    FaceDetector,
+    find_faces,
+    inside_photo,
+    paste_back,
+    whole_crop,
+)
+from diffusers_dedim.models.blocks import CROP_SIZE
+from diffusers_dedim.models.landmarks import LandmarkRegressor
+from diffusers_dedim.models.mobilefacenet import MobileFaceNet
+from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
+from diffusers_dedim.pipeline.components import (
+    OWN_COMPONENTS,
+    ComposablePipeline,
+    as_component,
+    check_embeddings,
+    load_own_components,
+    own_classes,
+    write_loading_files,
+)
+from diffusers_dedim.pipeline.device import fast_dtype, mapped_device
+from diffusers_dedim.pipeline.inputs import (
+    OUTPUT_TYPES,
+    PhotoInput,
+    child_generator,
+    from_pixels,
+    photo_generators,
+    take_photos,
+)
+from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces, warn_unreached
+from diffusers_dedim.pipeline.presets import DeDiMPreset, resolve_preset
+
+
+class DeDiMPipeline(ComposablePipeline):
+    """De-identify every face of a photo with a diffusion model (DeDiM, Uchida, Abe and Yamada).
+
+    It lowers automatic matching by face recognition; it does not make anybody anonymous.
+
+    Args:
+        unet: face denoiser, epsilon prediction on 112-px crops.
+        scheduler: `DDPMScheduler`, or DDIM, DPM-Solver++ or Euler (`diffusers_dedim.diffusion.solvers`; else TypeError), with the
+            noise schedule the denoiser was trained with; the bundled one has the paper's cosine schedule.
+        face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
+            module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
+        landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
+
+    Example:
+        >>> from diffusers_dedim import DeDiMPipeline
+        >>> pipe = DeDiMPipeline.from_pretrained()  # doctest: +SKIP
+        >>> out = pipe(photo)  # doctest: +SKIP
+        >>> if all(face.reached_threshold for face in out.faces):  # doctest: +SKIP
+        ...     out.images[0].save("protected.png")
+    """
+
+    model_cpu_offload_seq = "landmarker->face_encoder->unet"
+    _own_components: ClassVar[tuple[str, ...]] = tuple(OWN_COMPONENTS)
+    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "sample", "prev_sample", "noise_pred", "x_org", "mask", "reference",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        face_encoder: nn.Module | None = None,
+        landmarker: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_scheduler(scheduler)
+        if face_encoder is None:
+            face_encoder = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
+        if landmarker is None:
+            landmarker = LandmarkRegressor.from_pretrained(BUNDLED_WEIGHTS, subfolder="landmarker")
+        for module in (unet, face_encoder, landmarker):
+            module.eval().requires_grad_(False)
+        self.register_modules(
+            unet=unet, scheduler=scheduler,
+            face_encoder=as_component(face_encoder), landmarker=as_component(landmarker),
+        )  # fmt: skip
+        self.face_detector = FaceDetector()
+        self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any
+    ) -> DeDiMPipeline:
+        """Load a pipeline: the bundled one (no argument), a local folder, or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id; None for the weights inside the package.
+            **kwargs: as for `DiffusionPipeline.from_pretrained` (``dtype``, ``variant``, ``revision``, components
+                by name, ...). ``dtype`` is the denoiser's, by default bfloat16 where the device of ``device_map``, or
+                this processor without one, computes in it, and float32 elsewhere (`fast_dtype`; pass
+                ``dtype=fast_dtype("cuda")`` before ``.to("cuda")``); recogniser and landmarks stay in float32,
+                because their scores are reported.
+
+        Raises:
+            OSError: there is no such folder or repository, or it holds no pipeline.
+        """
+        source = str(
+            BUNDLED_WEIGHTS if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        )
+        kwargs |= load_own_components(source, kwargs)
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = fast_dtype(mapped_device(kwargs.get("device_map")))
+        pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
+        if kwargs.get("device_map") is not None:  # diffusers places what it loads, not what it is given
+            for name in OWN_COMPONENTS:
+                getattr(pipeline, name).to(pipeline.device)
+        return pipeline
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read ``model_index.json`` without our own parts: `from_pretrained` has loaded them, or was given others."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, dict):
+            config = {name: value for name, value in config.items() if name not in OWN_COMPONENTS}
+        return config
+
+    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``model_index.json`` and the few lines of code that let plain diffusers load the folder.
+
+        `save_pretrained` calls it (docs/paper.md, D6). A recogniser of another class than ours is left out.
+        """
+        super().save_config(save_directory, **kwargs)
+        write_loading_files(Path(save_directory), own_classes(self.components))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PhotoInput | Sequence[PhotoInput],
+        *,
+        preset: str | DeDiMPreset = "fast",
+        start_timestep: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        max_rounds: int | None = None,
+        threshold: float | None = None,
+        guidance: PipelineCallback | None = None,
+        callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
+        aligned: bool = False,
+        small_faces: Literal["error", "skip"] = "error",
+        select_faces: FaceChoice | None = None,
+        batch_size: int = 16,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_dict: bool = True,
+    ) -> DeDiMOutput | tuple[list[Any], list[FaceResult]]:
+        """Protect every face of one or more photos.
+
+        Args:
+            image: a photo or a list of photos of any size: PIL image of any mode, uint8 array ``[H, W, 3]`` or
+                ``[H, W]``, or float tensor ``[3, H, W]`` (or a batch of them) in [-1, 1].
+            preset: "fast", "strong", "paper" or a `DeDiMPreset`; the next five arguments override its values.
+            start_timestep: the paper's t_0. num_inference_steps: denoising steps a round.
+            guidance_scale: s ("paper") or the size of a push ("fast"); 0 for no guidance.
+            max_rounds: L. threshold: h, a probability strictly between 0 and 1.
+            guidance: replaces the preset's guidance.
+            callback_on_step_end: more callbacks, run after the guidance: ``(pipeline, step_index, timestep,
+                tensors) -> tensors``; what it returns as ``prev_sample`` is used.
+            callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
+            aligned: the images are aligned 112x112 crops already; nothing is detected.
+            small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            select_faces: ``face -> bool`` by its box, landmarks and confidence; the faces it refuses are left as
+                they are, **unprotected**, and are not in the result. None: every face.
+            batch_size: faces that are sampled together.
+            generator: one for all, or one per photo.
+            output_type: "pil" (RGB; RGBA where a PIL image came with transparency, and a colour photo's profile in
+                ``info["icc_profile"]``), "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
+            return_dict: False returns the tuple (images, faces).
+
+        Returns:
+            `DeDiMOutput`. A face that ended above its threshold is in it as it is, with a warning and
+            ``reached_threshold`` False.
+
+        Raises:
+            NoFaceError: a photo shows no face, or none that was selected. FaceTooSmallError: a face is under 40 px.
+            ValueError, TypeError: an argument is of the wrong shape, type or range.
+        """
+        settings = resolve_preset(
+            preset,
+            start_timestep=start_timestep,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            max_rounds=max_rounds,
+            threshold=threshold,
+        )
+        _check_call(output_type, batch_size, small_faces, aligned and select_faces is not None)
+        photos, beside = take_photos(image)
+        generators = photo_generators(generator, len(photos))
+        found: list[tuple[int, AlignedFace]] = []
+        for index, photo in enumerate(photos):
+            # stacklevel 4: past __call__ and its no_grad wrapper, the user's line
+            faces = (
+                [whole_crop(photo)]
+                if aligned
+                else find_faces(self.face_detector, photo, index, small_faces, 4, select_faces)
+            )
+            found += [(index, face) for face in faces]
+        callback = chain_callbacks(
+            [guidance or settings.make_guidance(), callback_on_step_end],
+            callback_on_step_end_tensor_inputs, self._callback_tensor_inputs,
+        )  # fmt: skip
+        measures: list[Callable[[], list[FaceResult]]] = []
+        with self.progress_bar(total=len(found)) as bar:
+            for start in range(0, len(found), batch_size):
+                batch = found[start : start + batch_size]
+                children = [child_generator(generators[index]) for index, _ in batch]
+                measures.append(self._protect_batch(photos, batch, settings, callback, children, bar))
+        # last, for a face of a later batch may lie over one of an earlier
+        results = [result for measure in measures for result in measure()]
+        warn_unreached(results, settings.threshold, stacklevel=4)  # the line that called the pipeline
+        self.maybe_free_model_hooks()
+        images = [from_pixels(photo, output_type, kept) for photo, kept in zip(photos, beside, strict=True)]
+        return DeDiMOutput(images, results) if return_dict else (images, results)
+
+    def _protect_batch(
+        self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
+        callback: StepCallback | None, generators: list[torch.Generator], bar: Any,
+    ) -> Callable[[], list[FaceResult]]:  # fmt: skip
+        """Sample the faces of one batch and paste them into ``photos``; call what is returned to measure them there."""
+        device = self._execution_device
+        x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
+        landmarks = self.landmarker(x_org)  # [N, 51, 2]
+        mask = settings.make_mask(landmarks)  # [N, 1, 112, 112]
+        mask = mask * torch.stack([inside_photo(face, photos[index].shape) for index, face in batch]).to(
+            device
+        )
+        check_embeddings(self.face_encoder(x_org), len(batch))
+        calls, images_a_face = count(1), settings.unet_calls_per_round // settings.num_inference_steps
+
+        def denoise(x_t: Tensor, timestep: int) -> Tensor:
+            # "paper" takes minutes
+            bar.set_postfix_str(f"step {next(calls)}, {len(x_t) // images_a_face} faces left")
+            return self._predict_noise(x_t, timestep)
+
+        sample = self._sampler(settings, callback)(
+            x_org, mask, unet=denoise, max_rounds=settings.max_rounds, generators=generators
+        )
+        for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
+            # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
+            photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
+        bar.update(len(batch))
+        return partial(
+            measure_faces, photos, batch, x_org, landmarks, self.face_encoder,
+            rounds=sample.rounds, unet_calls=sample.unet_calls, threshold=settings.threshold,
+        )  # fmt: skip
+
+    def _sampler(self, settings: DeDiMPreset, callback: StepCallback | None) -> Callable[..., SampleResult]:
+        """`sample_dedim` with all that does not depend on the faces put in."""
+        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
+        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
+        window = window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None
+        return partial(
+            sample_dedim, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
+            threshold=settings.sampler_threshold, guidance=callback, error_correction=settings.error_correction,
+            window=window, pipeline=CallbackView(self, scheduler),
+        )  # fmt: skip
+
+    def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
+        """Call the denoiser in its own type and the memory layout that convolutions like."""
+        x_t = x_t.to(self.unet.dtype, memory_format=torch.channels_last)
+        # a tensor: torch.compile would compile anew for every whole number
+        eps: Tensor = self.unet(x_t, torch.tensor(timestep, device=x_t.device)).sample
+        return eps.float()
+
+
+def _check_call(output_type: str, batch_size: int, small_faces: str, chooses_among_none: bool) -> None:
+    """Refuse what `DeDiMPipeline.__call__` cannot do, before any face is looked for."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
+    if small_faces not in ("error", "skip"):
+        raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
+    if chooses_among_none:
+        raise ValueError("select_faces: needs faces to choose from, and aligned=True detects none; drop one.")

@@ -1,5 +1,0 @@
-"""Protect photos on the machines of a Ray cluster; needs ``pip install "diffusers-dedim[ray]"``."""
-
-from diffusers_dedim.ray.run import run_ray
-
-__all__ = ["run_ray"]

@@ -1,0 +1,1 @@
+"""`dedim run`: which photos, where each result goes, and what an output folder remembers."""

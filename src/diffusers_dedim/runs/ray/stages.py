@@ -1,0 +1,367 @@
+"""What the workers of a Ray run do: find faces (processors), protect (accelerators), write (processors)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from diffusers_dedim.atomic import sha256, write_atomic
+from diffusers_dedim.extras import import_extra
+from diffusers_dedim.images.files import encode_photo
+from diffusers_dedim.prefetch import map_ahead
+from diffusers_dedim.runs.jobs import READ_SUFFIXES
+from diffusers_dedim.runs.ray.sources import job_of, name_of, pack_name, unpack_name
+from diffusers_dedim.runs.records import (
+    LoadedPhoto,
+    PhotoRecord,
+    ProtectedPhoto,
+    RunSettings,
+    record_outcome,
+    write_failure,
+)
+from diffusers_dedim.runs.run import decode_job
+
+if TYPE_CHECKING:
+    from diffusers_dedim.faces import Face
+
+
+Row = dict[str, Any]
+
+ATTEMPTS_NAME = ".dedim-attempts"
+DIED = "its worker died each time"
+_MOST_DEATHS = 2  # of a row by itself
+_TOGETHER = "together"
+
+
+@contextmanager
+def attempts_folder(out: Path) -> Iterator[None]:
+    """Keep the journals of one run below an output folder that all workers share; nothing is left at the end.
+
+    Where a worker's ``out`` is not the others', its journal helps only those that are tried again on its own machine.
+    """
+    shutil.rmtree(out / ATTEMPTS_NAME, ignore_errors=True)  # a killed run's
+    try:
+        yield
+    finally:
+        shutil.rmtree(out / ATTEMPTS_NAME, ignore_errors=True)
+
+
+def batch_key(stage: str, names: Sequence[str]) -> str:
+    """Tells a batch from others, the same each time it is tried."""
+    return hashlib.sha256("\0".join([stage, *names]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def survive(
+    out: Path, key: str, rows: Sequence[Row], work: Callable[[list[Row]], list[Row]],
+    give_up: Callable[[Row], Row],
+) -> list[Row]:  # fmt: skip
+    """``work(rows)``, tried so that a row that kills the process is known when the batch is tried again.
+
+    The first attempt works on all rows. If its journal is still there, the process has died of one of them: rows are
+    worked on one by one then, with a line before and after each, and a row that was begun twice and never done is
+    given up. So every death brings the batch further: it costs one, and two for each such row.
+
+    Args:
+        out: output folder, see `attempts_folder`.
+        key: `batch_key` of the rows.
+        rows: a batch.
+        work: results of rows, in their order.
+        give_up: the result of a row that is not tried any more.
+
+    Returns:
+        A result for each row, in their order: Ray may have handed on the first rows of an earlier attempt.
+
+    Raises:
+        OSError: the journal cannot be written.
+    """
+    if not rows:
+        return []
+    journal = out / ATTEMPTS_NAME / key
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        journal.open("x").close()
+    except FileExistsError:
+        return _one_by_one(journal, rows, work, give_up)
+    results = work(list(rows))
+    journal.unlink(missing_ok=True)
+    return results
+
+
+def _one_by_one(
+    journal: Path, rows: Sequence[Row], work: Callable[[list[Row]], list[Row]], give_up: Callable[[Row], Row]
+) -> list[Row]:
+    """As `survive`, from the second attempt on; the journal stays, as the whole task may be tried again."""
+    begun, done = _read(journal)
+    deaths = begun - done
+    results: dict[int, Row] = {}
+    for index, row in enumerate(rows):
+        if deaths[str(index)] >= _MOST_DEATHS:
+            results[index] = give_up(row)
+        elif not done[str(index)]:
+            results[index] = _noted(journal, str(index), [row], work)[0]
+    # those that got through by themselves in an earlier attempt, whose results died with the process
+    known = [index for index in range(len(rows)) if index not in results]
+    if known and not deaths[_TOGETHER]:
+        again = _noted(journal, _TOGETHER, [rows[index] for index in known], work)
+    else:
+        again = [work([rows[index]])[0] for index in known]
+    results.update(zip(known, again, strict=True))
+    return [results[index] for index in range(len(rows))]
+
+
+def _noted(journal: Path, what: str, rows: list[Row], work: Callable[[list[Row]], list[Row]]) -> list[Row]:
+    _add(journal, "begun", what)
+    results = work(rows)
+    _add(journal, "done", what)
+    return results
+
+
+def _add(journal: Path, event: str, what: str) -> None:
+    with journal.open("a") as file:
+        file.write(f"{event} {what}\n")
+
+
+def _read(journal: Path) -> tuple[Counter[str], Counter[str]]:
+    """How often each row was begun and done; the rows are numbers, as the journal's name holds their ids."""
+    # it is gone where another batch of the same ids has come to its end meanwhile
+    text = journal.read_text() if journal.exists() else ""
+    events = [line.split() for line in text.splitlines()]
+    return tuple(  # type: ignore[return-value]
+        Counter(words[1] for words in events if len(words) == 2 and words[0] == event)
+        for event in ("begun", "done")
+    )
+
+
+Output = Literal["files", "parquet"]
+_PHOTOS_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class FindFaces:
+    """Read and decode photos and find their faces, so that the accelerators wait for neither.
+
+    The decoded pixels are not passed on: sending them costs more than decoding again.
+
+    Args:
+        out: output folder.
+        skip: names that are done, or not to be done.
+        repeated: names that several rows have; the first row that comes along is taken.
+    """
+
+    out: Path
+    skip: frozenset[str] = frozenset()
+    repeated: frozenset[str] = frozenset()
+
+    def __call__(self, table: Any) -> Any:
+        """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
+        rows = [{**row, "id": name_of(unpack_name(row["id"]), self.out)} for row in table.to_pylist()]
+        rows = [row for row in rows if row["id"] not in self.skip]
+        key = batch_key("find", [row["id"] for row in rows])
+        rows = [row for place, row in enumerate(rows) if self._is_first(row["id"], f"{key}/{place}")]
+        found = survive(
+            self.out, key, rows, lambda some: [self._find(row) for row in some],
+            lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
+        )  # fmt: skip
+        columns = {"id": "binary", "data": "large_binary", "faces": "large_binary", "problem": "string"}
+        return _table(found, columns)
+
+    def _find(self, row: Row) -> Row:
+        from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
+
+        name = row["id"]
+        try:
+            job = job_of(name, self.out)
+            data = Path(unpack_name(row["path"])).read_bytes() if row.get("path") else bytes(row["data"])
+            item = decode_job(job, data)
+            if isinstance(item, PhotoRecord):
+                return _row(name, problem=item)
+            return _row(name, data, detect_faces(item.photo.pixels))
+        except OSError as error:
+            return _row(name, problem=PhotoRecord(name, "unreadable", f"cannot be opened ({error.strerror})"))
+        except Exception as error:  # whatever a photo provokes, the run goes on to the next
+            return _row(name, problem=PhotoRecord(name, "error", f"{type(error).__name__}: {error}"))
+
+    def _is_first(self, name: str, place: str) -> bool:
+        """Whether no other row of this name has come first; the same row may come again, after its worker's death."""
+        if name not in self.repeated:
+            return True
+        claim = self.out / ATTEMPTS_NAME / batch_key("claim", [name])
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with claim.open("x") as file:
+                file.write(place)
+        except FileExistsError:
+            return claim.read_text() == place
+        return True
+
+
+class Protect:
+    """An actor that holds the pipeline.
+
+    Args:
+        load: makes the pipeline, once for each actor.
+        settings: of the run.
+        out: output folder.
+        batch_size: faces sampled together; None for a number that suits the device.
+    """
+
+    def __init__(
+        self, load: Callable[[], Any], settings: RunSettings, out: Path, batch_size: int | None
+    ) -> None:
+        self._pipe = load()
+        self._settings, self._out, self._batch_size = settings, out, batch_size
+
+    def __call__(self, table: Any) -> Any:
+        """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
+        rows = [{**row, "id": unpack_name(row["id"])} for row in table.to_pylist()]
+        done = survive(
+            self._out, batch_key("protect", [row["id"] for row in rows]), rows, self._protect,
+            lambda row: _result(PhotoRecord(row["id"], "error", DIED)),
+        )  # fmt: skip
+        return _table(done, {"record": "string", "target": "binary", "data": "large_binary"})
+
+    def _protect(self, rows: list[Row]) -> list[Row]:
+        from diffusers_dedim.runs.run import protect_photos  # PyTorch and diffusers
+
+        items = map_ahead(self._load, rows, threads=2, ahead=_PHOTOS_AHEAD)
+        protected = protect_photos(self._pipe, items, self._settings, self._batch_size)
+        done = map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)
+        results = {result["name"]: result for result in done}  # in the order in which they were done
+        return [results[row["id"]] for row in rows]
+
+    def _load(self, row: Row) -> LoadedPhoto | PhotoRecord:
+        if row["problem"]:
+            return parse_record(row["problem"])
+        item = decode_job(job_of(row["id"], self._out), row["data"])
+        return replace(item, faces=_unpack(row["faces"])) if isinstance(item, LoadedPhoto) else item
+
+    def _encode(self, done: ProtectedPhoto | PhotoRecord) -> Row:
+        if isinstance(done, PhotoRecord):
+            return _result(done)
+        record, target = record_outcome(done, self._settings)
+        if target is None or isinstance(done.outcome, Exception):
+            return _result(record)
+        photo = done.item.photo
+        try:
+            data = encode_photo(photo, done.outcome[0], self._settings.keep_metadata)
+        except Exception as error:
+            return _result(write_failure(record, error))
+        name = target.relative_to(self._out).as_posix()
+        if target.suffix.lower() not in READ_SUFFIXES:  # an id without an ending
+            name += "." + photo.format.lower()
+        return _result(record, name, data)
+
+
+@dataclass(frozen=True)
+class Write:
+    """Put protected photos on disk; what comes out is small: their records.
+
+    Files are named by id and parts by the ids in them, so that work that is done twice replaces itself.
+    """
+
+    out: Path
+    output: Output
+
+    def __call__(self, table: Any) -> Any:
+        """``record``, ``target``, ``data`` -> ``record`` with the place of the output."""
+        rows = table.to_pylist()
+        records = [parse_record(row["record"]) for row in rows]
+        pairs = list(zip(records, rows, strict=True))
+        records = (
+            self._write_part(pairs) if self.output == "parquet" else [self._write_file(*p) for p in pairs]
+        )
+        return _pyarrow().table({"record": [dump_record(record) for record in records]})
+
+    def _write_file(self, record: PhotoRecord, row: Row) -> PhotoRecord:
+        if not row["target"]:
+            return record
+        name = unpack_name(row["target"])
+        target = self.out / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, row["data"])
+        except OSError as error:
+            return write_failure(record, error)
+        return replace(record, output=name, output_sha256=sha256(row["data"]))
+
+    def _write_part(self, pairs: Sequence[tuple[PhotoRecord, Row]]) -> list[PhotoRecord]:
+        written = [(record, row) for record, row in pairs if row["target"]]
+        if not written:
+            return [record for record, _ in pairs]
+        digest = hashlib.sha256(pack_name("\n".join(record.name for record, _ in written))).hexdigest()
+        name = part_name(digest, len(written))
+        columns = {
+            # a text, as users expect it; the record has the name as it is
+            "id": [record.name.encode("utf-8", "backslashreplace").decode() for record, _ in written],
+            "image": [row["data"] for _, row in written],
+            "record": [dump_record(record) for record, _ in written],
+        }
+        buffer = BytesIO()
+        import_extra("pyarrow.parquet", "parquet output").write_table(_pyarrow().table(columns), buffer)
+        try:
+            write_atomic(self.out / name, buffer.getvalue())
+        except OSError as error:
+            return [write_failure(record, error) if row["target"] else record for record, row in pairs]
+        return [
+            replace(record, output=name, output_sha256=sha256(row["data"])) if row["target"] else record
+            for record, row in pairs
+        ]
+
+
+def part_name(digest: str, count: int) -> str:
+    """A parquet part tells in its name how many photos it holds: fewer records mean that a kill came between."""
+    return f"part-{digest[:20]}-{count}.parquet"
+
+
+def dump_record(record: PhotoRecord) -> str:
+    """A record as JSON; the inverse of `parse_record`."""
+    return json.dumps(asdict(record))
+
+
+def parse_record(text: str) -> PhotoRecord:
+    """A record from JSON."""
+    return PhotoRecord.from_fields(json.loads(text))
+
+
+def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: PhotoRecord | None = None) -> Row:
+    numbers = [[*face.box, *face.landmarks.ravel(), face.confidence] for face in faces]
+    packed = np.array(numbers, dtype=np.float64).tobytes()
+    return {
+        "id": pack_name(name),
+        "data": data,
+        "faces": packed,
+        "problem": dump_record(problem) if problem else "",
+    }
+
+
+def _unpack(packed: bytes) -> tuple[Face, ...]:
+    """Faces from rows of box (4), landmarks (10) and confidence."""
+    from diffusers_dedim.faces import Face
+
+    rows = np.frombuffer(packed, dtype=np.float64).reshape(-1, 15)
+    return tuple(Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows)
+
+
+def _result(record: PhotoRecord, target: str = "", data: bytes = b"") -> Row:
+    packed = pack_name(target)
+    return {"name": record.name, "record": dump_record(record), "target": packed, "data": data}
+
+
+def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> Any:
+    arrow = _pyarrow()
+    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in columns.items()])
+    return arrow.Table.from_pylist([{name: row[name] for name in columns} for row in rows], schema=schema)
+
+
+def _pyarrow() -> Any:
+    return import_extra("pyarrow", "dedim run --ray", 'pip install "diffusers-dedim[ray]"')
