@@ -59,9 +59,11 @@ def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
 
 
 def print_run(
-    module: str, parse: Callable[[Sequence[str]], argparse.Namespace],
-    measure: Callable[[argparse.Namespace], dict[str, Any]], arguments: Sequence[str] | None,
-) -> None:  # fmt: skip
+    module: str,
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    arguments: Sequence[str] | None,
+) -> None:
     """Run a benchmark, print its JSON object with the command that made it, and write it to ``--json``.
 
     Args:

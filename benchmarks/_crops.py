@@ -91,9 +91,16 @@ def choose_strangers(
 
 
 def protect_once(
-    pipe: Any, probes: Sequence[Probe], cache: ArrayCache, *, method: str, seed: int, batch_size: int,
-    aligned: bool = False, targets: Tensor | None = None,
-) -> Protected:  # fmt: skip
+    pipe: Any,
+    probes: Sequence[Probe],
+    cache: ArrayCache,
+    *,
+    method: str,
+    seed: int,
+    batch_size: int,
+    aligned: bool = False,
+    targets: Tensor | None = None,
+) -> Protected:
     """Protect photos, or take what an earlier run of the same commit, weights, seed and photos left in the cache.
 
     Each call's photos are kept on their own: a run that is killed goes on where it was.

@@ -91,9 +91,13 @@ def read_pairs(folder: Path, limit: int | None = None) -> VerificationPairs:
 
 @torch.no_grad()
 def embed_crops(
-    encoder: nn.Module, pairs: VerificationPairs, indices: NDArray[np.int64], batch_size: int = 64, *,
+    encoder: nn.Module,
+    pairs: VerificationPairs,
+    indices: NDArray[np.int64],
+    batch_size: int = 64,
+    *,
     mirrored: bool = False,
-) -> NDArray[np.float32]:  # fmt: skip
+) -> NDArray[np.float32]:
     """Embed crops, or their mirror images, batch by batch: unit vectors ``[N, D]`` float32."""
     rows = []
     for batch in np.array_split(indices, -(-len(indices) // batch_size)):

@@ -90,11 +90,17 @@ def measure_literal(pipe: Any, x_org: Tensor, rounds: int) -> dict[str, Any]:
         few = copy.deepcopy(scheduler)
         few.timesteps = few.timesteps[:timesteps]
         sample_dedim(
-            x_org, mask, unet=lambda x_t, timestep: pipe.unet(x_t, timestep).sample, scheduler=few,
-            face_encoder=pipe.face_encoder, threshold=NEVER, max_rounds=count,
-            generators=[torch.Generator().manual_seed(0)], guidance=preset.make_guidance(),
+            x_org,
+            mask,
+            unet=lambda x_t, timestep: pipe.unet(x_t, timestep).sample,
+            scheduler=few,
+            face_encoder=pipe.face_encoder,
+            threshold=NEVER,
+            max_rounds=count,
+            generators=[torch.Generator().manual_seed(0)],
+            guidance=preset.make_guidance(),
             pipeline=SimpleNamespace(face_encoder=pipe.face_encoder, scheduler=scheduler),
-        )  # fmt: skip
+        )
 
     steps = preset.num_inference_steps
     run(2, 1)  # the first calls set up kernels
@@ -177,9 +183,14 @@ def _protect(pipe: Any, preset: DeDiMPreset, faces: list[NDArray[np.uint8]], **m
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* stayed above the threshold")  # as they are meant to
         pipe(
-            faces, preset=preset, aligned=True, batch_size=len(faces), output_type="np",
-            generator=torch.Generator().manual_seed(0), **more,
-        )  # fmt: skip
+            faces,
+            preset=preset,
+            aligned=True,
+            batch_size=len(faces),
+            output_type="np",
+            generator=torch.Generator().manual_seed(0),
+            **more,
+        )
 
 
 def _flops(pipe: Any, preset: DeDiMPreset, face: NDArray[np.uint8]) -> list[tuple[torch.dtype, int]]:

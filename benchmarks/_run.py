@@ -52,9 +52,14 @@ def add_run_options(
 
 
 def run_benchmark(
-    module: str, parse: Callable[[Sequence[str]], argparse.Namespace], measure: Measure,
-    arguments: Sequence[str] | None, load_pipeline: Callable[[], Any] | None, *, white: bool = True,
-) -> None:  # fmt: skip
+    module: str,
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    measure: Measure,
+    arguments: Sequence[str] | None,
+    load_pipeline: Callable[[], Any] | None,
+    *,
+    white: bool = True,
+) -> None:
     """Run a benchmark and print its JSON object.
 
     Args:

@@ -27,9 +27,11 @@ class PlainGuidance(EstimateGuidance):
 
     def __init__(self, settings: DeDiMPreset) -> None:
         super().__init__(
-            step_size=settings.guidance_scale, views=settings.views, smoothing=settings.smoothing,
+            step_size=settings.guidance_scale,
+            views=settings.views,
+            smoothing=settings.smoothing,
             cutoff_step_ratio=settings.cutoff_step_ratio,
-        )  # fmt: skip
+        )
         self.pushes: list[tuple[int, dict[FaceKey, Tensor]]] = []
         self.step_index, self.faces = 0, list[FaceKey]()
 
@@ -93,9 +95,14 @@ def run_directions(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a face may stay above the threshold
             out = pipe(
-                faces, preset=settings, guidance=guidance, aligned=True, batch_size=places, output_type="np",
+                faces,
+                preset=settings,
+                guidance=guidance,
+                aligned=True,
+                batch_size=places,
+                output_type="np",
                 generator=[torch.Generator().manual_seed(index) for index in range(len(faces))],
-            )  # fmt: skip
+            )
         seconds = now(pipe.device) - begin
         rows[name] = {**_row(faces, out, judge), "seconds_per_face": number(seconds / len(faces))}
         alike = alike or _alikeness(guidance.pushes)
@@ -123,10 +130,7 @@ def _alikeness(pushes: list[tuple[int, dict[FaceKey, Tensor]]]) -> dict[str, flo
     for (_, before), (step, after) in itertools.pairwise(pushes):
         cosines = across if step == 0 else within
         cosines += [_cosine(before[face], after[face]) for face in before.keys() & after.keys()]
-    return {
-        "cosine_of_pushes_within_a_round": _mean(within),
-        "cosine_of_pushes_over_rounds": _mean(across),
-    }
+    return {"cosine_of_pushes_within_a_round": _mean(within), "cosine_of_pushes_over_rounds": _mean(across)}
 
 
 def _cosine(left: Tensor, right: Tensor) -> float:

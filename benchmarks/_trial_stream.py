@@ -80,9 +80,13 @@ def run_queue(pipe: Any, photos: list[bytes], options: argparse.Namespace) -> di
         for begin in range(0, len(pixels), options.places):
             batch = range(begin, min(begin + options.places, len(pixels)))
             results += pipe(
-                [pixels[index] for index in batch], preset=options.preset, small_faces="skip",
-                batch_size=options.places, output_type="np", generator=[_generator(index) for index in batch],
-            ).faces  # fmt: skip
+                [pixels[index] for index in batch],
+                preset=options.preset,
+                small_faces="skip",
+                batch_size=options.places,
+                output_type="np",
+                generator=[_generator(index) for index in batch],
+            ).faces
         calls["batches"] = [face.unet_calls for face in results]
 
     def in_queue() -> None:

@@ -23,14 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._common import CROP_RECOGNISERS, LFW, SHARED, environment, make_parser, number
-from benchmarks._crops import (
-    Pixels,
-    Protected,
-    choose_strangers,
-    interval,
-    protect_once,
-    to_crops,
-)
+from benchmarks._crops import Pixels, Protected, choose_strangers, interval, protect_once, to_crops
 from benchmarks._run import WHITE, add_run_options, run_benchmark
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder, Recogniser
 from diffusers_dedim.evaluation import (
@@ -108,9 +101,10 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
     victims = Victims(probes, done.photos, faces, protocol.gallery, gallery, detector, cache)
     people = People(
-        to_crops([person.photo for person in training]), to_crops(taught.photos),
+        to_crops([person.photo for person in training]),
+        to_crops(taught.photos),
         max(2, round(HELD_OUT * len(training))),
-    )  # fmt: skip
+    )
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
@@ -194,9 +188,13 @@ def _fit(kind: str, encoder: nn.Module, people: People, options: argparse.Namesp
     if isinstance(encoder, OnnxEncoder) and encoder.graph is None:
         encoder = OnnxEncoder(encoder.path, differentiable=True)
     return fit_adaptive_encoder(
-        encoder, originals, protected, steps=options.steps, learning_rate=options.learning_rate,
+        encoder,
+        originals,
+        protected,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
         seed=options.seed,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

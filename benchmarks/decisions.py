@@ -150,9 +150,12 @@ def measure_variant(
     """
     preset = replace(PRESETS["paper"], max_rounds=options.rounds)
     protect = partial(
-        pipe, preset=preset, guidance=IdentityGuidance(options.scale, sigma_power), small_faces="skip",
+        pipe,
+        preset=preset,
+        guidance=IdentityGuidance(options.scale, sigma_power),
+        small_faces="skip",
         output_type="np",
-    )  # fmt: skip
+    )
     scheduler = pipe.scheduler
     if noise == "printed":
         pipe.scheduler = PrintedNoiseScheduler.from_config(scheduler.config)

@@ -44,9 +44,14 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     rows = spread(len(labels["age"]), options.faces)
     probes = crop_probes(FaceCrops(options.data, "val"), rows.tolist())
     done = protect_once(
-        pipe, probes, ArrayCache(options.cache), method=options.method, seed=options.seed,
-        batch_size=options.batch_size, aligned=True,
-    )  # fmt: skip
+        pipe,
+        probes,
+        ArrayCache(options.cache),
+        method=options.method,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        aligned=True,
+    )
     measures = measure(probes, done, recognisers)
     groups = utkface_groups({name: column[rows] for name, column in labels.items()})
     means = {

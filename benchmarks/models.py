@@ -22,15 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._common import (
-    CROP_RECOGNISERS,
-    SHARED,
-    at_least,
-    environment,
-    make_parser,
-    number,
-    print_run,
-)
+from benchmarks._common import CROP_RECOGNISERS, SHARED, at_least, environment, make_parser, number, print_run
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import load_recogniser

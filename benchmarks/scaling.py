@@ -86,11 +86,16 @@ def _measure(
             shares = range(min(workers, len(photos)))
             tasks = [
                 pool.submit(
-                    _work, root / f"in{share}", root / f"out{share}", settings, threads, options.device,
+                    _work,
+                    root / f"in{share}",
+                    root / f"out{share}",
+                    settings,
+                    threads,
+                    options.device,
                     load_pipeline,
                 )
                 for share in shares
-            ]  # fmt: skip
+            ]
             results = [task.result() for task in tasks]
         seconds = time.perf_counter() - begin
     faces, working = sum(result["faces"] for result in results), max(result["seconds"] for result in results)
@@ -110,9 +115,13 @@ def _measure(
 
 
 def _work(
-    source: Path, out: Path, settings: RunSettings, threads: int, device: str,
+    source: Path,
+    out: Path,
+    settings: RunSettings,
+    threads: int,
+    device: str,
     load_pipeline: Callable[[str], Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One worker's share, in its own process."""
     _end_with_parent()
     torch.set_num_threads(threads)

@@ -71,8 +71,12 @@ def choose_faces(data: Path, count: int) -> list[int]:
 
 
 def measure_method(
-    name: str, pipe: Any, probes: Sequence[Probe], recognisers: Sequence[Recogniser], options: argparse.Namespace
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    pipe: Any,
+    probes: Sequence[Probe],
+    recognisers: Sequence[Recogniser],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
     """What one method hides, changes and costs: means over the faces; with ``--panel`` a picture too."""
     with whole_crops(pipe):
         done = protect_probes(make_method(name, pipe, seed=options.seed), probes, options.batch_size)

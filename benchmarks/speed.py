@@ -161,9 +161,13 @@ def _evaluate(
     """The values of `benchmarks.main_job` for one method, its peak memory, and a panel."""
     with peak_memory(torch.device(options.device)) as memory:
         protection, scores = evaluate_probes(
-            method, experiment.probes, experiment.gallery, experiment.recognisers, experiment.detector,
+            method,
+            experiment.probes,
+            experiment.gallery,
+            experiment.recognisers,
+            experiment.detector,
             batch_size=options.photos,
-        )  # fmt: skip
+        )
     panel = options.panels / f"speed_{name}.png"
     main_job.write_panel(experiment.probes, scores, panel)
     black = {key: number(rate) for key, rate in scores.rank1.items() if key != WHITE}

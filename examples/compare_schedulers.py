@@ -42,9 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (scheduler, changes) in SCHEDULERS.items():
         pipe.scheduler = scheduler.from_config(config, **changes)
         out = pipe(
-            photo, guidance_scale=args.guidance_scale, max_rounds=args.max_rounds, output_type="np",
+            photo,
+            guidance_scale=args.guidance_scale,
+            max_rounds=args.max_rounds,
+            output_type="np",
             generator=torch.Generator().manual_seed(args.seed),
-        )  # fmt: skip
+        )
         (face,) = out.faces
         x0, y0, x1, y1 = (int(edge) for edge in face.box)
         before, after = photo[y0:y1, x0:x1], out.images[0][y0:y1, x0:x1]

@@ -58,10 +58,16 @@ class FakePipeline:
 
 def _face(index: int, box: tuple[int, ...], *, reached: bool) -> SimpleNamespace:
     return SimpleNamespace(
-        image_index=index, box=box, landmarks=np.zeros((51, 2)), similarity_before=1.0,
-        similarity=-0.1 if reached else 0.4, probability=0.45 if reached else 0.7, rounds=2, unet_calls=20,
+        image_index=index,
+        box=box,
+        landmarks=np.zeros((51, 2)),
+        similarity_before=1.0,
+        similarity=-0.1 if reached else 0.4,
+        probability=0.45 if reached else 0.7,
+        rounds=2,
+        unet_calls=20,
         reached_threshold=reached,
-    )  # fmt: skip
+    )
 
 
 def photo_array(flag: tuple[int, int, int] = (90, 90, 90), size: tuple[int, int] = (48, 32)) -> np.ndarray:

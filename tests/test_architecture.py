@@ -150,7 +150,7 @@ FUNCTIONS = [
     for name, path in MODULES.items()
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -49,25 +49,41 @@ def tiny_text_to_image(folder: Path) -> None:
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
     vocabulary = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
     text = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=37, num_hidden_layers=1,
-        num_attention_heads=4, max_position_embeddings=16, bos_token_id=52, eos_token_id=53,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=52,
+        eos_token_id=53,
+    )
     torch.manual_seed(0)
     StableDiffusionPipeline(
         vae=AutoencoderKL(
-            block_out_channels=[8, 8, 8, 8], norm_num_groups=4, latent_channels=4,
-            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[8, 8, 8, 8],
+            norm_num_groups=4,
+            latent_channels=4,
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
         ),
         text_encoder=transformers.CLIPTextModel(text),
         tokenizer=transformers.CLIPTokenizer(vocabulary, [], model_max_length=16),
         unet=UNet2DConditionModel(
-            block_out_channels=(8, 16), layers_per_block=1, sample_size=14, norm_num_groups=4, attention_head_dim=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=32,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            sample_size=14,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            cross_attention_dim=32,
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         ),
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -140,8 +156,12 @@ def test_schedulers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     load_example("compare_schedulers").main(["--max-rounds", "1"])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split("|")[1].strip() for row in rows[1:]] == [
-        "DDPM", "DDIM", "Euler", "DPM-Solver++", "DPM-Solver++ SDE",
-    ]  # fmt: skip
+        "DDPM",
+        "DDIM",
+        "Euler",
+        "DPM-Solver++",
+        "DPM-Solver++ SDE",
+    ]
     # three steps, the original beside the face
     assert all(row.split("|")[2:4] == [" 1 ", " 6 "] for row in rows[1:])
 

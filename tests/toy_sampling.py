@@ -60,7 +60,13 @@ def run(
     scheduler = scheduler_for(start, steps)
     settings: dict[str, Any] = {"threshold": 0.2, "max_rounds": 3, **changes}
     return sample_dedim(
-        x_org, mask, unet=unet, scheduler=scheduler, face_encoder=encoder, generators=seeded(*seeds),
+        x_org,
+        mask,
+        unet=unet,
+        scheduler=scheduler,
+        face_encoder=encoder,
+        generators=seeded(*seeds),
         guidance=None if scale is None else IdentityGuidance(scale),
-        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler), **settings,
-    )  # fmt: skip
+        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
+        **settings,
+    )

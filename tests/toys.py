@@ -82,9 +82,13 @@ def tiny_preset(**changes: object) -> DeDiMPreset:
     from diffusers_dedim import DeDiMPreset
 
     settings: dict[str, object] = {
-        "start_timestep": 20, "num_inference_steps": 2, "guidance": "log_probability",
-        "guidance_scale": 100.0, "max_rounds": 2, "threshold": 0.45,
-    }  # fmt: skip
+        "start_timestep": 20,
+        "num_inference_steps": 2,
+        "guidance": "log_probability",
+        "guidance_scale": 100.0,
+        "max_rounds": 2,
+        "threshold": 0.45,
+    }
     return DeDiMPreset(**{**settings, **changes})  # type: ignore[arg-type]
 
 

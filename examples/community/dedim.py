@@ -178,8 +178,14 @@ class DeDiMCropPipeline(DiffusionPipeline):
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _check_inputs(
-        self, x_org: torch.Tensor, start_timestep: int, steps: int, max_rounds: int, threshold: float, output_type: str
-    ) -> None:  # fmt: skip
+        self,
+        x_org: torch.Tensor,
+        start_timestep: int,
+        steps: int,
+        max_rounds: int,
+        threshold: float,
+        output_type: str,
+    ) -> None:
         train = self.scheduler.config.num_train_timesteps
         if not 1 <= steps <= start_timestep <= train:
             raise ValueError(

@@ -59,8 +59,12 @@ def targets(encoder: ToyEncoder) -> Tensor:
 
 def run(encoder: ToyEncoder, targets: Tensor, x_org: Tensor, seeds: list[int], **changes: Any) -> TipImResult:
     return apply_tip_im(
-        x_org, face_encoder=encoder, targets=targets, settings=replace(QUICK, **changes), generators=seeded(*seeds)
-    )  # fmt: skip
+        x_org,
+        face_encoder=encoder,
+        targets=targets,
+        settings=replace(QUICK, **changes),
+        generators=seeded(*seeds),
+    )
 
 
 def test_the_published_numbers() -> None:
@@ -256,13 +260,16 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_org": torch.zeros(3, 4, 4)}, r"x_org: expected float crops \[N, 3, H, W\], got torch.float32 \[3, 4, 4\]"),
+        (
+            {"x_org": torch.zeros(3, 4, 4)},
+            r"x_org: expected float crops \[N, 3, H, W\], got torch.float32 \[3, 4, 4\]",
+        ),
         ({"x_org": torch.full((1, 3, SIZE, SIZE), 7.0)}, r"x_org: expected values in \[-1, 1\], got 7 to 7"),
         ({"generators": []}, "generators: expected 1, one a face, got 0"),
         ({"targets": torch.zeros(0, 16)}, r"targets: expected embeddings \[K, 16\]"),
         ({"targets": torch.zeros(2, 5)}, r"targets: expected embeddings \[K, 16\] .*got \[2, 5\]"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(
     encoder: ToyEncoder, targets: Tensor, changes: dict[str, Any], message: str
 ) -> None:

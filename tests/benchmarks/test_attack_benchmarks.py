@@ -225,9 +225,14 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch:
 def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndarray, tmp_path: Path) -> None:
     detector = pipe.face_detector
     done = _crops.protect_once(
-        pipe, [Probe("?", crop, WHOLE)] * 2, ArrayCache(tmp_path), method="fgsm", seed=0, batch_size=2,
+        pipe,
+        [Probe("?", crop, WHOLE)] * 2,
+        ArrayCache(tmp_path),
+        method="fgsm",
+        seed=0,
+        batch_size=2,
         aligned=True,
-    )  # fmt: skip
+    )
     assert len(done.similarity) == len(done.reached) == 2  # one face a crop, in which MTCNN would find none
     for photo in done.photos:
         change = np.abs(photo.astype(int) - crop)

@@ -73,9 +73,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prints_one_json_object(
-    weights: Path, faces_folder: Path, pairs_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    weights: Path,
+    faces_folder: Path,
+    pairs_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(models, "load_recogniser", lambda name: Recogniser(name, ToyEncoder(), name))
     for count in ("SDEDIT_FACES", "GRADIENT_PAIRS"):
         monkeypatch.setattr(models, count, 4)
@@ -89,11 +93,7 @@ def test_prints_one_json_object(
     assert 0 < results["sdedit_psnr"] < 40
     assert 0 < results["sdedit_ssim"] < 1
     assert -1 <= results["sdedit_similarity_min"] <= results["sdedit_similarity"] <= 1
-    assert (results["sdedit_start_timestep"], results["sdedit_steps"], results["sdedit_faces"]) == (
-        100,
-        2,
-        4,
-    )
+    assert (results["sdedit_start_timestep"], results["sdedit_steps"], results["sdedit_faces"]) == (100, 2, 4)
     assert 0 <= results["encoder_lfw_accuracy"] <= 1
     assert results["encoder_lfw_accuracy_std"] >= 0
     assert results["encoder_tar_at_fmr_1e3"] is None  # ten impostors cannot resolve it
@@ -106,9 +106,16 @@ def test_prints_one_json_object(
         np.mean(list(by_timestep.values())), abs=1e-4
     )
     assert {
-        "unet_psnr", "sdedit_psnr", "sdedit_similarity", "encoder_lfw_accuracy", "encoder_tar_at_fmr_1e3",
-        "encoder_correlation", "landmarks_error_iod", "landmarks_flip_iod", "parameters",
-    } <= set(results)  # fmt: skip
+        "unet_psnr",
+        "sdedit_psnr",
+        "sdedit_similarity",
+        "encoder_lfw_accuracy",
+        "encoder_tar_at_fmr_1e3",
+        "encoder_correlation",
+        "landmarks_error_iod",
+        "landmarks_flip_iod",
+        "parameters",
+    } <= set(results)
     assert results["landmarks_error_iod"] == results["landmarks_flip_iod"] == 0  # untrained: the mean face
     assert set(results["parameters"]) == {"unet", "face_encoder", "landmarker"}
     assert results["weights_mib"] > 4  # MobileFaceNet has 1.0 M parameters in float32

@@ -216,9 +216,11 @@ def fake_inception(monkeypatch: pytest.MonkeyPatch, *, error: Exception | None =
     kernel = SimpleNamespace(KernelInceptionDistance=None)
     parts = {
         "torchmetrics.image.kid": kernel,
-        "torch_fidelity.feature_extractor_inceptionv3": SimpleNamespace(URL_INCEPTION_V3="https://a.test/i.pth"),
+        "torch_fidelity.feature_extractor_inceptionv3": SimpleNamespace(
+            URL_INCEPTION_V3="https://a.test/i.pth"
+        ),
         "torchmetrics.image.fid": SimpleNamespace(FrechetInceptionDistance=distance),
-    }  # fmt: skip
+    }
     monkeypatch.setattr(_distances, "import_extra", lambda module, *_: parts[module])
     return given
 

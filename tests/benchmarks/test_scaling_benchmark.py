@@ -75,9 +75,12 @@ def test_a_worker_ends_when_its_benchmark_is_killed(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=root,
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n"
     parent.kill()

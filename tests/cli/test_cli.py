@@ -48,8 +48,11 @@ def test_run_protects_a_folder(pipe: FakePipeline, source: Path, tmp_path: Path)
     assert "1 other files (no photos, or links to folders) were passed over." in result.stdout
     assert f"Report, to be kept private: {tmp_path / 'out' / 'report.html'}" in result.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "a.jpg", "b.png", "report.html", "dedim-manifest.jsonl"
-    }  # fmt: skip
+        "a.jpg",
+        "b.png",
+        "report.html",
+        "dedim-manifest.jsonl",
+    }
 
 
 def test_failures_are_listed_and_the_status_is_1(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
@@ -219,9 +222,13 @@ def test_sample_draws_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from diffusers import DDPMScheduler, UNet2DModel
 
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
     small = SimpleNamespace(unet=unet, scheduler=DDPMScheduler())
     monkeypatch.setattr(common, "load_pipeline", lambda weights, device: small)
     arguments = ("sample", "-n", 5, "--steps", 2, "--seed", 3)

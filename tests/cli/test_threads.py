@@ -8,8 +8,7 @@ from diffusers_dedim.cli import main as cli
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
 )
 def test_threads_wait_briefly_unless_the_user_says_otherwise(
     given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch

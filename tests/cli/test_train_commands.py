@@ -130,10 +130,14 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
         (with_a_lost_landmark, "data: row 4 of ", "has 1 of 136 numbers in 'landmarks_68' that are null"),
         (with_weights_of_68_points, "initial_weights: ", "has 68 landmarks, expected 51."),
         (with_a_checkpoint_of_68_points, "resume: the checkpoint in ", "other settings (model, data);"),
-        (lambda folder: ["--data", write(folder, rows()), "--batch-size", 7], "batch_size: 7 ", "the 6 images"),
+        (
+            lambda folder: ["--data", write(folder, rows()), "--batch-size", 7],
+            "batch_size: 7 ",
+            "the 6 images",
+        ),
         (lambda folder: ["--data", folder, "--max-shard-size", 15], "max_shard_size: ", "such as 15MB"),
     ],
-)  # fmt: skip
+)
 def test_the_command_says_what_it_cannot_use_and_leaves_no_model(
     tmp_path: Path, prepare: Callable[[Path], list[Any]], begin: str, text: str
 ) -> None:

@@ -163,20 +163,26 @@ def test_what_it_takes(protect: Call, uploaded: str, handlers: DemoHandlers) -> 
     assert asked[1]["threshold"] - asked[0]["threshold"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("values", "told"), [
-    (["fast", "standard", ["1"]], "faces: expected a list of whole numbers, counted from left to right from 1"),
-    (["fast", "standard", "1"], "or none for all that are large enough; got '1'."),
-    (["fast", "standard", 1], "got 1."),
-    (["fast", "standard", [1.5]], "got [1.5]."),
-    (["fast", "standard", [True]], "got [True]."),
-    (["fast", "standard", [[1]]], "got [[1]]."),
-    (["fast", "standard", []], "Choose at least one face."),
-    (["fast", "standard", [0]], "Face 0 cannot be chosen; in this photo these can: 1, 2."),
-    (["best"], "preset: expected one of ['fast', 'paper'], got 'best'."),
-    ([["fast"]], "preset: expected one of ['fast', 'paper'], got ['fast']."),
-    (["fast", "much"], "strength: expected one of ['gentler', 'standard', 'stronger'], got 'much'."),
-    (["fast", ["much"]], "strength: expected one of ['gentler', 'standard', 'stronger'], got ['much']."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (
+            ["fast", "standard", ["1"]],
+            "faces: expected a list of whole numbers, counted from left to right from 1",
+        ),
+        (["fast", "standard", "1"], "or none for all that are large enough; got '1'."),
+        (["fast", "standard", 1], "got 1."),
+        (["fast", "standard", [1.5]], "got [1.5]."),
+        (["fast", "standard", [True]], "got [True]."),
+        (["fast", "standard", [[1]]], "got [[1]]."),
+        (["fast", "standard", []], "Choose at least one face."),
+        (["fast", "standard", [0]], "Face 0 cannot be chosen; in this photo these can: 1, 2."),
+        (["best"], "preset: expected one of ['fast', 'paper'], got 'best'."),
+        ([["fast"]], "preset: expected one of ['fast', 'paper'], got ['fast']."),
+        (["fast", "much"], "strength: expected one of ['gentler', 'standard', 'stronger'], got 'much'."),
+        (["fast", ["much"]], "strength: expected one of ['gentler', 'standard', 'stronger'], got ['much']."),
+    ],
+)
 def test_wrong_arguments_are_told(
     protect: Call, uploaded: str, values: list[Any], told: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

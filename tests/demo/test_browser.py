@@ -302,9 +302,14 @@ def test_the_camera(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_in_light_and_dark(browser: Any, url: str, photo: Path, scheme: Any) -> None:
     for page in opened_page(
-        browser, url, viewport={"width": 390, "height": 844}, color_scheme=scheme, device_scale_factor=2,
-        has_touch=True, is_mobile=True,
-    ):  # fmt: skip
+        browser,
+        url,
+        viewport={"width": 390, "height": 844},
+        color_scheme=scheme,
+        device_scale_factor=2,
+        has_touch=True,
+        is_mobile=True,
+    ):
         picture(page, f"9-phone-{scheme}-start")
         upload(page, photo)
         run(page)

@@ -68,11 +68,16 @@ def test_folders_that_killed_servers_left_go_at_the_next_start(
         pass
     day_ago = time.time() - 86_500
     ages = {
-        f"dedim-demo-{gone.pid}-ab_1": 0.0, f"dedim-demo-{os.getpid()}-abc": 0.0, f"dedim-demo-{10**30}-abc": 0.0,
-        f"dedim-demo-{os.getppid()}-abc": 0.0, f"dedim-demo-{os.getppid()}-old": day_ago,
-        "dedim-demo-12345678": 0.0, "dedim-demo-abcdefgh": day_ago,  # as earlier versions named them
-        "dedim-demo-my-notes": day_ago, "other": day_ago,
-    }  # fmt: skip
+        f"dedim-demo-{gone.pid}-ab_1": 0.0,
+        f"dedim-demo-{os.getpid()}-abc": 0.0,
+        f"dedim-demo-{10**30}-abc": 0.0,
+        f"dedim-demo-{os.getppid()}-abc": 0.0,
+        f"dedim-demo-{os.getppid()}-old": day_ago,
+        "dedim-demo-12345678": 0.0,
+        "dedim-demo-abcdefgh": day_ago,  # as earlier versions named them
+        "dedim-demo-my-notes": day_ago,
+        "other": day_ago,
+    }
     for name, age in ages.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "photo.jpg").write_bytes(b"a face")

@@ -69,10 +69,13 @@ def test_the_difference_is_grey_where_nothing_changed() -> None:
     ("faces", "error", "text"),
     [
         ([], NoFaceError, "No face was found in this photo, so there is nothing to protect."),
-        ([toy_face(1, 1, 20)], FaceTooSmallError,
-         "The faces in this photo are too small: the largest face is 20 px, and 40 px are needed. Use the photo"),
+        (
+            [toy_face(1, 1, 20)],
+            FaceTooSmallError,
+            "The faces in this photo are too small: the largest face is 20 px, and 40 px are needed. Use the photo",
+        ),
     ],
-)  # fmt: skip
+)
 def test_photos_without_a_usable_face(
     tmp_path: Path, faces: list[object], error: type[Exception], text: str
 ) -> None:

@@ -39,8 +39,9 @@ def test_dedim_demo_serves_on_this_computer_unless_told_to_share(served: list[An
     assert CliRunner().invoke(cli.app, ["demo"]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["demo", "--port", "8123", "--share"]).exit_code == 0
     assert [options for _, options in served] == [
-        {"port": None, "share": False}, {"port": 8123, "share": True}
-    ]  # fmt: skip
+        {"port": None, "share": False},
+        {"port": 8123, "share": True},
+    ]
     handlers = served[0][0]
     assert handlers.presets[0] == "fast"
     assert "paper" in handlers.presets

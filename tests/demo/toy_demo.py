@@ -63,9 +63,15 @@ class BoxPipeline:
 
 def _result(face: Face, reached: bool) -> SimpleNamespace:
     return SimpleNamespace(
-        image_index=0, box=face.box, similarity_before=1.0, similarity=-0.2 if reached else 0.7,
-        probability=0.4 if reached else 0.85, rounds=1, unet_calls=STEPS, reached_threshold=reached,
-    )  # fmt: skip
+        image_index=0,
+        box=face.box,
+        similarity_before=1.0,
+        similarity=-0.2 if reached else 0.7,
+        probability=0.4 if reached else 0.85,
+        rounds=1,
+        unet_calls=STEPS,
+        reached_threshold=reached,
+    )
 
 
 def toy_handlers(detector: Any, *, unseen: Any = None, **pipeline: Any) -> DemoHandlers:

@@ -24,10 +24,16 @@ def unguided(x_org: Tensor, mask: Tensor, share: float, solver: type | None = No
     scheduler: Any = make_scheduler()
     scheduler = scheduler if solver is None else solver.from_config(scheduler.config)  # type: ignore[attr-defined]
     return sample_dedim(
-        x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(scheduler, dedim_timesteps(200, 6)),
-        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False), threshold=0.0, max_rounds=1,
-        generators=seeded(*range(len(x_org))), error_correction=share,
-    )  # fmt: skip
+        x_org,
+        mask,
+        unet=toy_unet,
+        scheduler=prepare_scheduler(scheduler, dedim_timesteps(200, 6)),
+        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False),
+        threshold=0.0,
+        max_rounds=1,
+        generators=seeded(*range(len(x_org))),
+        error_correction=share,
+    )
 
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
@@ -52,10 +58,16 @@ def test_the_face_draws_the_numbers_that_it_would_have_drawn_without() -> None:
     for share in (0.0, 1e-9):
         generators = seeded(3, 4)
         sample_dedim(
-            x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(make_scheduler(), [30, 10]),
-            face_encoder=ToyEncoder(SIZE).double(), threshold=0.0, max_rounds=2, generators=generators,
+            x_org,
+            mask,
+            unet=toy_unet,
+            scheduler=prepare_scheduler(make_scheduler(), [30, 10]),
+            face_encoder=ToyEncoder(SIZE).double(),
+            threshold=0.0,
+            max_rounds=2,
+            generators=generators,
             error_correction=share,
-        )  # fmt: skip
+        )
         seen[share] = [generator.get_state() for generator in generators]
     assert all(torch.equal(a, b) for a, b in zip(seen[0.0], seen[1e-9], strict=True))
 
@@ -109,10 +121,16 @@ def test_one_generator_for_two_faces_is_refused() -> None:
     x_org, mask = faces(2)
     with pytest.raises(ValueError, match="generators: expected another one for each face"):
         sample_dedim(
-            x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(make_scheduler(), [30, 10]),
-            face_encoder=ToyEncoder(SIZE).double(), threshold=0.0, max_rounds=1, generators=seeded(1) * 2,
+            x_org,
+            mask,
+            unet=toy_unet,
+            scheduler=prepare_scheduler(make_scheduler(), [30, 10]),
+            face_encoder=ToyEncoder(SIZE).double(),
+            threshold=0.0,
+            max_rounds=1,
+            generators=seeded(1) * 2,
             error_correction=0.5,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
@@ -127,10 +145,17 @@ def test_a_callback_that_differentiates_may_be_followed_by_another_round(solver:
         return {**tensors, "prev_sample": moved}
 
     sample = sample_dedim(
-        x_org, mask, unet=toy_unet, scheduler=prepare_scheduler(scheduler, dedim_timesteps(200, 3)),
-        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False), threshold=0.0, max_rounds=3,
-        generators=seeded(1), guidance=push, error_correction=0.7,
-    )  # fmt: skip
+        x_org,
+        mask,
+        unet=toy_unet,
+        scheduler=prepare_scheduler(scheduler, dedim_timesteps(200, 3)),
+        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False),
+        threshold=0.0,
+        max_rounds=3,
+        generators=seeded(1),
+        guidance=push,
+        error_correction=0.7,
+    )
     assert not sample.crops.requires_grad
 
 

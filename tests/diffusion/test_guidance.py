@@ -32,8 +32,14 @@ def tensors(count: int = 2) -> tuple[SimpleNamespace, dict[str, torch.Tensor]]:
     scheduler.set_timesteps(timesteps=dedim_timesteps(100, 10))
     generator = torch.Generator().manual_seed(2)
     eps = torch.randn(x_t.shape, generator=generator, dtype=torch.float64)
-    given = {"sample": x_t, "prev_sample": x_t * 0.9, "noise_pred": eps, "x_org": x_t * 0.5,
-             "mask": torch.ones(count, 1, SIZE, SIZE, dtype=torch.float64), "reference": reference}  # fmt: skip
+    given = {
+        "sample": x_t,
+        "prev_sample": x_t * 0.9,
+        "noise_pred": eps,
+        "x_org": x_t * 0.5,
+        "mask": torch.ones(count, 1, SIZE, SIZE, dtype=torch.float64),
+        "reference": reference,
+    }
     return SimpleNamespace(face_encoder=encoder, scheduler=scheduler), given
 
 
@@ -162,13 +168,22 @@ def test_the_push_keeps_to_the_mask_and_has_the_asked_size(smoothing: float) -> 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: IdentityGuidance(sigma_power=3), "sigma_power: expected 1 (Algorithm 2) or 2 (the text), got 3."),
+        (
+            lambda: IdentityGuidance(sigma_power=3),
+            "sigma_power: expected 1 (Algorithm 2) or 2 (the text), got 3.",
+        ),
         (lambda: EstimateGuidance(step_size=-1), "step_size: expected 0 or more, got -1."),
-        (lambda: EstimateGuidance(views=3), "views: expected 1 (the face) or 2 (and its mirror image), got 3."),
+        (
+            lambda: EstimateGuidance(views=3),
+            "views: expected 1 (the face) or 2 (and its mirror image), got 3.",
+        ),
         (lambda: EstimateGuidance(smoothing=-1), "smoothing: expected 0 or more crop px, got -1."),
-        (lambda: EstimateGuidance(stop_similarity=1), "stop_similarity: expected a cosine in [-1, 1), got 1."),
+        (
+            lambda: EstimateGuidance(stop_similarity=1),
+            "stop_similarity: expected a cosine in [-1, 1), got 1.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(make: object, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         make()  # type: ignore[operator]

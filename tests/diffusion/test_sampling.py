@@ -41,9 +41,15 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], text: str) -> None:
 
 
 def algorithm_2(
-    x_org: Tensor, mask: Tensor, encoder: nn.Module, generator: torch.Generator,
-    t_0: int, s: float, rounds: int, h: float,
-) -> tuple[Tensor, list[float]]:  # fmt: skip
+    x_org: Tensor,
+    mask: Tensor,
+    encoder: nn.Module,
+    generator: torch.Generator,
+    t_0: int,
+    s: float,
+    rounds: int,
+    h: float,
+) -> tuple[Tensor, list[float]]:
     """The paper's listing, word by word, for one face; t counts from 1 and nothing of ours is used."""
     beta = make_scheduler().betas.double()
     alpha_hat = torch.cumprod(1 - beta, 0)
@@ -231,9 +237,17 @@ def test_the_callback_sees_every_step_and_decides_x_prev() -> None:
         return {**tensors, "prev_sample": torch.full_like(tensors["sample"], 0.25)}
 
     result = sample_dedim(
-        x_org, mask, unet=toy_unet, scheduler=scheduler_for(30, 3), face_encoder=ToyEncoder(SIZE).double(),
-        threshold=0.01, max_rounds=1, generators=seeded(0, 1), guidance=watch, pipeline="me",
-    )  # fmt: skip
+        x_org,
+        mask,
+        unet=toy_unet,
+        scheduler=scheduler_for(30, 3),
+        face_encoder=ToyEncoder(SIZE).double(),
+        threshold=0.01,
+        max_rounds=1,
+        generators=seeded(0, 1),
+        guidance=watch,
+        pipeline="me",
+    )
     names = ["mask", "noise_pred", "prev_sample", "reference", "sample", "x_org"]
     assert seen == [("me", index, timestep, names) for index, timestep in enumerate((29, 19, 9))]
     assert torch.equal(result.crops, mask * 0.25 + (1 - mask) * x_org)

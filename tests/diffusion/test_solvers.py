@@ -59,12 +59,21 @@ def run(name: str, count: int = 2, *, seeds: tuple[int, ...] = (3, 4), **changes
     encoder = ToyEncoder(SIZE).requires_grad_(False)
     scheduler = prepare_scheduler(MAKERS[name](), dedim_timesteps(100, changes.pop("steps", 10)))
     settings: dict[str, Any] = {
-        "guidance": EstimateGuidance(0.02, -0.9, smoothing=0), "threshold": 0.01, "max_rounds": 2, **changes,
-    }  # fmt: skip
+        "guidance": EstimateGuidance(0.02, -0.9, smoothing=0),
+        "threshold": 0.01,
+        "max_rounds": 2,
+        **changes,
+    }
     return sample_dedim(
-        x_org, mask, unet=toy_unet, scheduler=scheduler, face_encoder=encoder, generators=seeded(*seeds),
-        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler), **settings,
-    )  # fmt: skip
+        x_org,
+        mask,
+        unet=toy_unet,
+        scheduler=scheduler,
+        face_encoder=encoder,
+        generators=seeded(*seeds),
+        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
+        **settings,
+    )
 
 
 def stepped(
@@ -255,23 +264,37 @@ def test_something_else_is_no_scheduler() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: DDIMScheduler.from_config(CONFIG, prediction_type="v_prediction"),
-         "scheduler: expected prediction_type 'epsilon', got 'v_prediction' in DDIMScheduler"),
-        (lambda: DDIMScheduler.from_config(CONFIG, set_alpha_to_one=False),
-         "scheduler: this DDIMScheduler ends a round with noise left in the face"),
-        (lambda: EulerDiscreteScheduler.from_config(CONFIG, final_sigmas_type="sigma_min"),
-         "scheduler: this EulerDiscreteScheduler ends a round with noise left in the face"),
-        (lambda: DDPMScheduler.from_config(CONFIG, variance_type="fixed_large"),
-         "scheduler: expected variance_type 'fixed_small' (that of Eq. 3), got 'fixed_large' in DDPMScheduler"),
-        (lambda: EulerDiscreteScheduler.from_config(CONFIG, use_karras_sigmas=True),
-         "scheduler: this EulerDiscreteScheduler does not take a round's timesteps: Cannot set `timesteps` with"),
-        (lambda: DPMSolverMultistepScheduler.from_config(CONFIG, use_flow_sigmas=True),
-         "scheduler: this DPMSolverMultistepScheduler does not take a round's timesteps"),
-        (lambda: DDIMScheduler(),
-         "scheduler: the noise schedule of this DDIMScheduler is not the one that the pipeline's denoiser came with; "
-         "build it with DDIMScheduler.from_config(pipe.scheduler.config)."),
+        (
+            lambda: DDIMScheduler.from_config(CONFIG, prediction_type="v_prediction"),
+            "scheduler: expected prediction_type 'epsilon', got 'v_prediction' in DDIMScheduler",
+        ),
+        (
+            lambda: DDIMScheduler.from_config(CONFIG, set_alpha_to_one=False),
+            "scheduler: this DDIMScheduler ends a round with noise left in the face",
+        ),
+        (
+            lambda: EulerDiscreteScheduler.from_config(CONFIG, final_sigmas_type="sigma_min"),
+            "scheduler: this EulerDiscreteScheduler ends a round with noise left in the face",
+        ),
+        (
+            lambda: DDPMScheduler.from_config(CONFIG, variance_type="fixed_large"),
+            "scheduler: expected variance_type 'fixed_small' (that of Eq. 3), got 'fixed_large' in DDPMScheduler",
+        ),
+        (
+            lambda: EulerDiscreteScheduler.from_config(CONFIG, use_karras_sigmas=True),
+            "scheduler: this EulerDiscreteScheduler does not take a round's timesteps: Cannot set `timesteps` with",
+        ),
+        (
+            lambda: DPMSolverMultistepScheduler.from_config(CONFIG, use_flow_sigmas=True),
+            "scheduler: this DPMSolverMultistepScheduler does not take a round's timesteps",
+        ),
+        (
+            lambda: DDIMScheduler(),
+            "scheduler: the noise schedule of this DDIMScheduler is not the one that the pipeline's denoiser came "
+            "with; build it with DDIMScheduler.from_config(pipe.scheduler.config).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_would_spoil_a_face_are_refused(make: Any, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         prepare_scheduler(make(), [99, 49], make_scheduler().alphas_cumprod)

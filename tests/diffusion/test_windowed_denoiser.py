@@ -89,11 +89,17 @@ def run(window: tuple[int, int] | None, error_correction: float) -> SampleResult
     mask[0, :, 2:7, 3:8] = 1
     mask[1, :, 5:12, 0:6] = 0.5
     return sample_dedim(
-        x_org, mask, unet=lambda x_t, t: toy_unet(x_t.mean((2, 3), keepdim=True), t) + 0.1 * x_t,
+        x_org,
+        mask,
+        unet=lambda x_t, t: toy_unet(x_t.mean((2, 3), keepdim=True), t) + 0.1 * x_t,
         scheduler=prepare_scheduler(make_scheduler(), [60, 30, 10]),
-        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False), threshold=0.0, max_rounds=2,
-        generators=seeded(0, 1), error_correction=error_correction, window=window,
-    )  # fmt: skip
+        face_encoder=ToyEncoder(SIZE).double().requires_grad_(False),
+        threshold=0.0,
+        max_rounds=2,
+        generators=seeded(0, 1),
+        error_correction=error_correction,
+        window=window,
+    )
 
 
 @pytest.mark.parametrize("error_correction", [0.0, 0.7])

@@ -30,10 +30,16 @@ def run(encoder: nn.Module, guidance: Any, **changes: Any) -> SampleResult:
     scheduler.set_timesteps(timesteps=dedim_timesteps(100, 10))
     settings = {"threshold": 0.3, "max_rounds": 3, **changes}
     return sample_dedim(
-        x_org, torch.ones(2, 1, SIZE, SIZE), unet=lambda x, t: torch.sin(3 * x) + 0.001 * t, scheduler=scheduler,
-        face_encoder=encoder, generators=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
-        guidance=guidance, pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler), **settings,
-    )  # fmt: skip
+        x_org,
+        torch.ones(2, 1, SIZE, SIZE),
+        unet=lambda x, t: torch.sin(3 * x) + 0.001 * t,
+        scheduler=scheduler,
+        face_encoder=encoder,
+        generators=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+        guidance=guidance,
+        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("guidance", [EstimateGuidance(0.1, -0.5), IdentityGuidance(20.0)])

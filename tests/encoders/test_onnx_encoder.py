@@ -144,8 +144,10 @@ def write_padded_model(path: Path, pads: list[int], mode: str, value: float | No
         model.graph.node.insert(0, node)
     stored = {
         "pads" if amounts == "initializer" else "stored": np.array(pads),
-        "none": np.zeros(len(pads), np.int64), "first": np.array([0]), "second": np.array([1]),
-    }  # fmt: skip
+        "none": np.zeros(len(pads), np.int64),
+        "first": np.array([0]),
+        "second": np.array([1]),
+    }
     if value is not None:
         stored["value"] = np.array(value, np.float32)
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
@@ -156,10 +158,16 @@ def write_padded_model(path: Path, pads: list[int], mode: str, value: float | No
 @pytest.mark.parametrize("amounts", ["initializer", "constant", "computed", "of the input"])
 @pytest.mark.parametrize(
     ("pads", "mode", "value"),
-    [([0, 0, 1, 2, 0, 0, 3, 4], "constant", None), ([0, 0, 1, 2, 0, 0, 3, 4], "constant", 0.5),
-     ([0, 0, 1, 2, 0, 0, 3, 4], "reflect", None), ([0, 0, 1, 2, 0, 0, 3, 4], "edge", None),
-     ([0, 1, 0, 0, 0, -1, 0, 0], "constant", 0.25), ([0] * 8, "constant", None), ([0] * 8, "reflect", None)],
-)  # fmt: skip
+    [
+        ([0, 0, 1, 2, 0, 0, 3, 4], "constant", None),
+        ([0, 0, 1, 2, 0, 0, 3, 4], "constant", 0.5),
+        ([0, 0, 1, 2, 0, 0, 3, 4], "reflect", None),
+        ([0, 0, 1, 2, 0, 0, 3, 4], "edge", None),
+        ([0, 1, 0, 0, 0, -1, 0, 0], "constant", 0.25),
+        ([0] * 8, "constant", None),
+        ([0] * 8, "reflect", None),
+    ],
+)
 def test_constant_pads_become_numbers_and_compute_the_same(
     tmp_path: Path, crops: torch.Tensor, pads: list[int], mode: str, value: float | None, amounts: str
 ) -> None:

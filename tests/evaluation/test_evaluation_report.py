@@ -37,10 +37,22 @@ EVIL = "<script>alert(1)</script>"
 def rate(method: str, recogniser: str, rank1: float) -> RateEntry:
     some = Estimate(rank1, rank1, min(1.0, rank1 + 0.1))
     return RateEntry(
-        method, recogniser, recogniser == "white", "", 50, some, some, (rank1, 1.0), some,
-        (VerificationRate(0.001, 0.4, Estimate(1 - rank1, 0.0, 1.0), 0.0), VerificationRate(0.01, problem="too few")),
-        ((0.001, 1.0), (0.1, 0.5), (1.0, 0.0)), 0,
-    )  # fmt: skip
+        method,
+        recogniser,
+        recogniser == "white",
+        "",
+        50,
+        some,
+        some,
+        (rank1, 1.0),
+        some,
+        (
+            VerificationRate(0.001, 0.4, Estimate(1 - rank1, 0.0, 1.0), 0.0),
+            VerificationRate(0.01, problem="too few"),
+        ),
+        ((0.001, 1.0), (0.1, 0.5), (1.0, 0.0)),
+        0,
+    )
 
 
 @pytest.fixture
@@ -48,11 +60,23 @@ def evaluation() -> Evaluation:
     quality = Estimate(0.9, 0.88, 0.92)
     methods = tuple(
         MethodEntry(
-            name, 50, Estimate(30.0, 29.0, 31.0), quality, quality, None, quality, 0, 51, 2.0, 4.0, 40.0, 0.98,
+            name,
+            50,
+            Estimate(30.0, 29.0, 31.0),
+            quality,
+            quality,
+            None,
+            quality,
+            0,
+            51,
+            2.0,
+            4.0,
+            40.0,
+            0.98,
             (f"{EVIL} (row 3)",),
         )
         for name in ("original", "dedim:paper", EVIL)
-    )  # fmt: skip
+    )
     names = ("white", "foamliu", "dlib")
     return Evaluation(
         DataEntry("lfw.parquet", 50, 1000, ("row 7",), 1),
@@ -73,16 +97,18 @@ def test_table_1_has_the_papers_numbers_beside_ours(evaluation: Evaluation) -> N
     table = table_1(evaluation)
     assert table.columns[1:5] == ("rank-1, white box", "rank-1, foamliu", "rank-1, dlib", "rank-1, SE-Net50")
     assert [row[0] for row in table.rows] == [
-        "original", "original (paper)", "dedim:paper", "dedim (paper)", EVIL
-    ]  # fmt: skip
+        "original",
+        "original (paper)",
+        "dedim:paper",
+        "dedim (paper)",
+        EVIL,
+    ]
     assert table.paper == (False, True, False, True, False)
     dedim, printed = table.rows[2:4]
     assert dedim[1] == "0.000 [0.000, 0.100]"
     assert dedim[5:7] == ("30.0 [29.0, 31.0]", "0.900 [0.880, 0.920]")
     assert dedim[7] == "1.000 [0.000, 1.000]"
-    assert printed == (
-        "dedim (paper)", "0.008", "", "", "0.124", "28.1", "0.91", "0.99", "", "", "0.85"
-    )  # fmt: skip
+    assert printed == ("dedim (paper)", "0.008", "", "", "0.124", "28.1", "0.91", "0.99", "", "", "0.85")
     assert {len(row) for row in table.rows} == {len(table.columns)}
     methods = [replace(evaluation.methods[0], method=name) for name in ("dedim", "dedim:paper@L=2")]
     rates = [replace(rate, method=method.method) for method in methods for rate in evaluation.rates[:3]]
@@ -196,9 +222,11 @@ def legend(figure: Any) -> list[str]:
 def test_strengths_of_a_method_are_one_line_and_one_colour(evaluation: Evaluation) -> None:
     several = strengths(evaluation)
     figure = trade_off_figure(several)
-    assert drawn(figure) == [
-        ([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [0]), ([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [1, 2])
-    ] * 2 + [([1.0], [1.0], [0])] * 2  # fmt: skip
+    assert (
+        drawn(figure)
+        == [([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [0]), ([0.9, 0.8, 0.7], [0.5, 0.2, 0.1], [1, 2])] * 2
+        + [([1.0], [1.0], [0])] * 2
+    )
     limit = figure.axes[0].lines[0]
     assert list(limit.get_xdata()) == [0.9, 0.9]
     words = [text.get_text() for text in figure.axes[0].texts]

@@ -179,7 +179,10 @@ def test_small_faces_and_none(finding: DeDiMPipeline, photo: Pixels) -> None:
         ("blur", r"method: expected one of \['original', 'gaussian-blur', .*got 'blur'"),
         ("fgsm:strong", "method: expected one of .*got 'fgsm:strong'"),
         ("dedim:slow", r"method: expected a preset out of \['fast', 'paper', 'strong'\], got 'dedim:slow'"),
-        ("tip-im:mild", r"method: expected a preset out of \['published', 'strong', 'weak'\], got 'tip-im:mild'"),
+        (
+            "tip-im:mild",
+            r"method: expected a preset out of \['published', 'strong', 'weak'\], got 'tip-im:mild'",
+        ),
         ("tip-im", r"targets: 'tip-im' needs photos of other people \(10 in the paper\)"),
         ("original@h=1", r"these two also with '@SETTING=NUMBER'\), got 'original@h=1'"),
         ("dedim@", "method: expected METHOD@SETTING=NUMBER, .*got 'dedim@'"),
@@ -190,7 +193,7 @@ def test_small_faces_and_none(finding: DeDiMPipeline, photo: Pixels) -> None:
         ("dedim@L=1.5", "method: 'dedim@L=1.5': expected a whole number for max_rounds, got 1.5"),
         ("tip-im@iterations=0", "iterations: expected a whole number of at least 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_made_is_said_at_once(pipe: DeDiMPipeline, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_method(name, pipe)

@@ -50,8 +50,11 @@ def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
     assert found["schema"] == "diffusers-dedim/evaluation/1"
     pairs = [(entry["method"], entry["recogniser"], entry["white_box"]) for entry in found["rates"]]
     assert pairs == [
-        ("original", "white", True), ("original", "other", False), ("swap", "white", True), ("swap", "other", False),
-    ]  # fmt: skip
+        ("original", "white", True),
+        ("original", "other", False),
+        ("swap", "white", True),
+        ("swap", "other", False),
+    ]
     assert [entry["rank1"]["value"] for entry in found["rates"]] == [1, 1, 0, 0]
     original, swap = found["methods"]
     assert (original["psnr"]["value"], original["unchanged"], original["reached_threshold"]) == (
@@ -72,9 +75,15 @@ def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
     assert found["recognisers"][0]["impostors"] == 3
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "cache", "results.json", "table.md", "report.html", "det.png", "trade-off.png", "calls.png",
+        "cache",
+        "results.json",
+        "table.md",
+        "report.html",
+        "det.png",
+        "trade-off.png",
+        "calls.png",
         "panel.png",
-    }  # fmt: skip
+    }
     assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 3 * 236 - 12, 2 * 254)
 
 
@@ -195,8 +204,9 @@ def test_transforms_are_searched_too(tmp_path: Path) -> None:
     found = results(tmp_path / "out")
     assert [entry["rank1"]["value"] for entry in found["rates"]] == [0, 0]
     assert [(entry["transform"], entry["rank1"]["value"]) for entry in found["robustness"]] == [
-        ("back", 1), ("back", 1)
-    ]  # fmt: skip
+        ("back", 1),
+        ("back", 1),
+    ]
     assert "Robustness" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -48,11 +48,17 @@ def ours(threshold: float, generator: torch.Generator) -> Any:
     unet, encoder, scheduler = tiny_unet().eval(), ToyEncoder().requires_grad_(False), make_scheduler()
     scheduler.set_timesteps(timesteps=dedim_timesteps(20, 3))
     return sample_dedim(
-        crops(), landmark_mask(MEAN_FACE[None]).expand(2, -1, -1, -1), unet=lambda x, t: unet(x, t).sample,
-        scheduler=scheduler, face_encoder=encoder, threshold=threshold, max_rounds=2,
-        generators=[child_generator(generator) for _ in range(2)], guidance=IdentityGuidance(100.0),
+        crops(),
+        landmark_mask(MEAN_FACE[None]).expand(2, -1, -1, -1),
+        unet=lambda x, t: unet(x, t).sample,
+        scheduler=scheduler,
+        face_encoder=encoder,
+        threshold=threshold,
+        max_rounds=2,
+        generators=[child_generator(generator) for _ in range(2)],
+        guidance=IdentityGuidance(100.0),
         pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.5])
@@ -60,9 +66,13 @@ def test_it_samples_what_the_package_samples(pipe: Any, threshold: float) -> Non
     """The same operations in the same order on the same seed: bit for bit."""
     expected = ours(threshold, torch.Generator().manual_seed(5))
     out = pipe(
-        crops(), landmark_mask(MEAN_FACE[None]), threshold=threshold, output_type="pt",
-        generator=torch.Generator().manual_seed(5), **SETTINGS,
-    )  # fmt: skip
+        crops(),
+        landmark_mask(MEAN_FACE[None]),
+        threshold=threshold,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(5),
+        **SETTINGS,
+    )
     assert torch.equal(out.images, expected.crops)
     assert out.probabilities == [history[-1] for history in expected.probability_history]
     assert (out.rounds, out.reached_threshold) == (expected.rounds, expected.reached_threshold)
@@ -95,14 +105,23 @@ def test_diffusers_loads_it_as_custom_pipeline(tmp_path: Path, pipe: Any) -> Non
         "OMP_NUM_THREADS": "1",
     }
     answer = subprocess.run(
-        [sys.executable, "-c", LOAD, *arguments], check=True, capture_output=True, text=True, timeout=180,
+        [sys.executable, "-c", LOAD, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=180,
         cwd=FILE.parents[2],  # the path above is the documented one
         env={**environment, "PYTHONPATH": str(FILE.parents[2] / "src"), "HOME": str(tmp_path)},
-    ).stdout.split()  # fmt: skip
+    ).stdout.split()
     expected = pipe(
-        crops(), start_timestep=20, num_inference_steps=3, max_rounds=1, threshold=0.9, output_type="pt",
+        crops(),
+        start_timestep=20,
+        num_inference_steps=3,
+        max_rounds=1,
+        threshold=0.9,
+        output_type="pt",
         generator=torch.Generator().manual_seed(5),
-    )  # fmt: skip
+    )
     assert answer[:2] == ["DeDiMCropPipeline", "False"]
     assert float(answer[2]) == pytest.approx(float(expected.images.double().sum()), abs=1e-3)  # order of sums
 
@@ -152,20 +171,47 @@ def test_a_callback_decides_x_prev(pipe: Any) -> None:
         ({"image": "face.png"}, TypeError, "image: expected a PIL image, a list of them, or a tensor"),
         ({"image": torch.full((1, 3, 8, 8), 2.0)}, ValueError, "image: expected tensor values in [-1, 1]."),
         ({"image": torch.zeros(3, 8, 8)}, ValueError, "image: expected a float tensor [N, 3, H, W], got"),
-        ({"image": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))]}, ValueError,
-         "image: expected crops of one size, got [(8, 8), (9, 9)]."),
-        ({"mask": torch.ones(2, 112, 112)}, ValueError, "mask: expected [2, 1, 112, 112], got [2, 112, 112]."),
-        ({"mask": torch.full((1, 1, 112, 112), 255.0)}, ValueError, "mask: expected values in [0, 1], 1 = sampled"),
+        (
+            {"image": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))]},
+            ValueError,
+            "image: expected crops of one size, got [(8, 8), (9, 9)].",
+        ),
+        (
+            {"mask": torch.ones(2, 112, 112)},
+            ValueError,
+            "mask: expected [2, 1, 112, 112], got [2, 112, 112].",
+        ),
+        (
+            {"mask": torch.full((1, 1, 112, 112), 255.0)},
+            ValueError,
+            "mask: expected values in [0, 1], 1 = sampled",
+        ),
         ({"mask": torch.full((1, 1, 112, 112), torch.nan)}, ValueError, "mask: expected values in [0, 1]"),
-        ({"guidance_scale": -1.0}, ValueError, "guidance_scale: expected a finite number of 0 or more, got -1.0."),
-        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale: expected a finite number of 0 or more"),
-        ({"threshold": 1.0}, ValueError, "threshold: expected a probability strictly between 0 and 1, got 1.0."),
+        (
+            {"guidance_scale": -1.0},
+            ValueError,
+            "guidance_scale: expected a finite number of 0 or more, got -1.0.",
+        ),
+        (
+            {"guidance_scale": float("nan")},
+            ValueError,
+            "guidance_scale: expected a finite number of 0 or more",
+        ),
+        (
+            {"threshold": 1.0},
+            ValueError,
+            "threshold: expected a probability strictly between 0 and 1, got 1.0.",
+        ),
         ({"max_rounds": 0}, ValueError, "max_rounds: expected at least 1, got 0."),
         ({"num_inference_steps": 21}, ValueError, "expected 1 <= steps <= start <= 1000, got 21 and 20."),
         ({"output_type": "np"}, ValueError, "output_type: expected 'pil' or 'pt', got 'np'."),
-        ({"generator": [torch.Generator()]}, ValueError, "generator: expected one, or 2 (one a face), got 1."),
+        (
+            {"generator": [torch.Generator()]},
+            ValueError,
+            "generator: expected one, or 2 (one a face), got 1.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(
     pipe: Any, changes: dict[str, Any], error: type[Exception], text: str
 ) -> None:

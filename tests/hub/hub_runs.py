@@ -41,9 +41,14 @@ See [the other](unet.md), [the licence](../weights/LICENSE.md) and [a page](http
 def run_fresh(script: str, hub_url: str, home: Path, *words: str, **environment: str) -> str:
     """Run Python in a new process that takes the server for the Hub; returns what it printed."""
     env = {
-        **os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": SOURCE, **environment,
-    }  # fmt: skip
+        **os.environ,
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": SOURCE,
+        **environment,
+    }
     env.pop("HF_TOKEN", None)
     result = subprocess.run(
         [sys.executable, "-c", script, *words], env=env, capture_output=True, text=True, timeout=600, cwd=home

@@ -124,9 +124,11 @@ class Handler(BaseHTTPRequestHandler):
             # what was not read of the request would be taken for the next one
             self.close_connection = True
             headers = {
-                "Connection": "close", "X-Error-Message": stop.text, "X-Error-Code": stop.code,
+                "Connection": "close",
+                "X-Error-Message": stop.text,
+                "X-Error-Code": stop.code,
                 "X-Repo-Commit": stop.commit,
-            }  # fmt: skip
+            }
             self.answer(
                 {"error": stop.text}, stop.status, {key: value for key, value in headers.items() if value}
             )
@@ -205,8 +207,17 @@ def info(handler: Handler, kinds: str, name: str, revision: str | None) -> None:
     repo = handler.repo(KINDS[kinds], name)
     sha, files = handler.files(repo, revision or "main")
     siblings = [{"rfilename": path} for path in sorted(files)]
-    handler.answer({"id": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": [],
-                    "downloads": 0, "likes": 0})  # fmt: skip
+    handler.answer(
+        {
+            "id": name,
+            "sha": sha,
+            "private": repo.private,
+            "siblings": siblings,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+        }
+    )
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:

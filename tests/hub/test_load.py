@@ -117,9 +117,10 @@ def zeroed(files: dict[str, bytes]) -> dict[str, bytes]:
     """The same repository with every weight 0."""
     return {
         path: save({key: value * 0 for key, value in load(data).items()}, metadata={"format": "pt"})
-        if path.endswith(".safetensors") else data
+        if path.endswith(".safetensors")
+        else data
         for path, data in files.items()
-    }  # fmt: skip
+    }
 
 
 def test_everything_loads_in_fresh_processes_and_from_the_cache(
@@ -157,9 +158,13 @@ def test_everything_loads_in_fresh_processes_and_from_the_cache(
     ],
 )
 def test_what_cannot_be_loaded_is_told(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, str], token: str | None,
+    hub: FakeHub,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, str],
+    token: str | None,
     text: str,
-) -> None:  # fmt: skip
+) -> None:
     """In diffusers' own words: the unknown revision, the unknown or hidden repository, the missing variant."""
     files = {"model_index.json": b"{}", "face_encoder/config.json": b"{}"}
     hub.add("model", "me/toy", files, private=True)

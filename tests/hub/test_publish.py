@@ -18,9 +18,13 @@ from safetensors.torch import load
 from diffusers_dedim.hub.cards import KINDS, Model
 
 ENCODER = {
-    ".eval_results/dedim.yaml", "LICENSE.md", "README.md", "config.json",
-    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
-}  # fmt: skip
+    ".eval_results/dedim.yaml",
+    "LICENSE.md",
+    "README.md",
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+}
 
 
 @pytest.fixture
@@ -148,12 +152,21 @@ def test_a_name_that_is_no_tag(hub: FakeHub, encoder: Dedim, name: str) -> None:
     assert not hub.log
 
 
-@pytest.mark.parametrize(("token", "message"), [
-    (None, "Error: no Hugging Face token was found: make one with write access at"),
-    ("hf_wrong", "Error: me/encoder: the Hub does not accept the token (it may be mistyped, expired or revoked); make"),
-    (READER, "Error: me/encoder: the token has no right to write there. It needs the role 'write', or"),
-    (STRANGER, "'me' must be your own name or an organisation that lets you write; make one with write access"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, "Error: no Hugging Face token was found: make one with write access at"),
+        (
+            "hf_wrong",
+            "Error: me/encoder: the Hub does not accept the token (it may be mistyped, expired or revoked); make",
+        ),
+        (READER, "Error: me/encoder: the token has no right to write there. It needs the role 'write', or"),
+        (
+            STRANGER,
+            "'me' must be your own name or an organisation that lets you write; make one with write access",
+        ),
+    ],
+)
 @pytest.mark.parametrize("exists", [False, True])
 def test_tokens_that_do_not_do(
     hub: FakeHub,
@@ -183,11 +196,14 @@ def test_a_name_taken_by_another_kind_of_repository(hub: FakeHub, encoder: Dedim
     assert list(hub.repos) == [("space", "me/encoder")]
 
 
-@pytest.mark.parametrize(("index", "found"), [
-    ({"config.json": b'{"_class_name": "LandmarkRegressor"}'}, "LandmarkRegressor"),
-    ({"model_index.json": b'{"_class_name": "DeDiMPipeline"}'}, "DeDiMPipeline"),
-    ({"config.json": b'{"model_type": "bert"}'}, "model with another config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        ({"config.json": b'{"_class_name": "LandmarkRegressor"}'}, "LandmarkRegressor"),
+        ({"model_index.json": b'{"_class_name": "DeDiMPipeline"}'}, "DeDiMPipeline"),
+        ({"config.json": b'{"model_type": "bert"}'}, "model with another config.json"),
+    ],
+)
 def test_another_model_is_not_overwritten(
     hub: FakeHub, encoder: Dedim, index: dict[str, bytes], found: str
 ) -> None:
@@ -200,12 +216,18 @@ def test_another_model_is_not_overwritten(
     assert repo.files == index
 
 
-@pytest.mark.parametrize(("files", "told"), [
-    (("adapter_config.json", "adapter_model.safetensors"), "adapter_config.json, adapter_model.safetensors"),
-    (("model.Q4_K_M.gguf",), "model.Q4_K_M.gguf"),
-    (("diffusion_pytorch_model.safetensors",), "diffusion_pytorch_model.safetensors"),
-    (("a/LICENSE", "b.bin", "c.bin", "d.bin"), "a/LICENSE, b.bin, c.bin, ..."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (
+            ("adapter_config.json", "adapter_model.safetensors"),
+            "adapter_config.json, adapter_model.safetensors",
+        ),
+        (("model.Q4_K_M.gguf",), "model.Q4_K_M.gguf"),
+        (("diffusion_pytorch_model.safetensors",), "diffusion_pytorch_model.safetensors"),
+        (("a/LICENSE", "b.bin", "c.bin", "d.bin"), "a/LICENSE, b.bin, c.bin, ..."),
+    ],
+)
 def test_files_that_name_no_class_are_not_overwritten(
     hub: FakeHub, encoder: Dedim, files: tuple[str, ...], told: str
 ) -> None:
@@ -304,13 +326,16 @@ def test_a_space_that_lacks_something(hub: FakeHub, dedim: Dedim, space: Path) -
     assert not hub.log
 
 
-@pytest.mark.parametrize(("readme", "found"), [
-    ("---\ntitle: My album\nsdk: gradio\n---\n", "the Space 'My album'"),
-    ("---\nsdk: gradio\n---\n", "a Space without a title"),
-    ("no front matter", "a Space without a title"),
-    ("---\n{: [\n---\n", "a Space without a title"),
-    (None, "a Space without a title"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("readme", "found"),
+    [
+        ("---\ntitle: My album\nsdk: gradio\n---\n", "the Space 'My album'"),
+        ("---\nsdk: gradio\n---\n", "a Space without a title"),
+        ("no front matter", "a Space without a title"),
+        ("---\n{: [\n---\n", "a Space without a title"),
+        (None, "a Space without a title"),
+    ],
+)
 def test_another_space_is_not_overwritten(
     hub: FakeHub, dedim: Dedim, space: Path, readme: str | None, found: str
 ) -> None:

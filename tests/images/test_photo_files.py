@@ -93,8 +93,10 @@ def test_16_bit_tiff_that_counts_from_white_is_turned_around(tmp_path: Path) -> 
 
 def test_what_a_pngs_colours_mean_is_kept_and_nothing_else(tmp_path: Path) -> None:
     kept = [
-        (b"cICP", bytes([9, 16, 0, 1])), (b"gAMA", struct.pack(">I", 100000)), (b"cHRM", bytes(range(32))),
-    ]  # fmt: skip
+        (b"cICP", bytes([9, 16, 0, 1])),
+        (b"gAMA", struct.pack(">I", 100000)),
+        (b"cHRM", bytes(range(32))),
+    ]
     odd = [(b"sRGB", b"secret text"), (b"tEXt", b"Comment\0secret comment"), (b"tIME", bytes(7))]
     data = png_16_bit_colour(0x8000, *(png_chunk(*pair) for pair in (*kept, *odd)))
     (tmp_path / "wide.png").write_bytes(data)
@@ -124,9 +126,15 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     turned = read_photo(tmp_path / "turned.png")
     pixels = photo_array()
     expected = {
-        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.swapaxes(0, 1),
-        6: np.rot90(pixels, -1), 7: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90(pixels),
-    }[orientation]  # fmt: skip
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: np.rot90(pixels, -1),
+        7: np.rot90(pixels, 2).swapaxes(0, 1),
+        8: np.rot90(pixels),
+    }[orientation]
     assert np.array_equal(turned.pixels, expected)
     saved = read_photo_bytes(encode_photo(turned, turned.pixels, keep_metadata=True))
     assert saved.getexif()[Base.Orientation] == 1  # or a viewer would turn it a second time
@@ -196,9 +204,11 @@ def test_odd_exif_does_not_refuse_a_sound_photo(tmp_path: Path, tag: str, orient
 def test_nothing_but_the_position_is_kept_of_the_gps_block(tmp_path: Path) -> None:
     exif = Image.Exif()
     position = {
-        GPS.GPSLatitudeRef: "N", GPS.GPSLatitude: (52.0, 31.0, 12.0), GPS.GPSVersionID: b"\2\3\0\0",
+        GPS.GPSLatitudeRef: "N",
+        GPS.GPSLatitude: (52.0, 31.0, 12.0),
+        GPS.GPSVersionID: b"\2\3\0\0",
         GPS.GPSDateStamp: "2024:05:06",
-    }  # fmt: skip
+    }
     exif.get_ifd(IFD.GPSInfo).update(position)
     secrets = {GPS.GPSProcessingMethod: b"secret method", GPS.GPSAreaInformation: b"secret area"}
     secrets[0x7777] = b"secret vendor"
@@ -230,9 +240,20 @@ def test_exif_thumbnail_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "file_format"),
-    [("L", "JPEG"), ("L", "PNG"), ("LA", "PNG"), ("RGB", "JPEG"), ("RGB", "BMP"), ("RGBA", "PNG"),
-     ("RGBA", "WEBP"), ("RGBA", "TIFF"), ("LA", "TIFF"), ("L", "BMP"), ("RGBA", "BMP")],
-)  # fmt: skip
+    [
+        ("L", "JPEG"),
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("RGB", "JPEG"),
+        ("RGB", "BMP"),
+        ("RGBA", "PNG"),
+        ("RGBA", "WEBP"),
+        ("RGBA", "TIFF"),
+        ("LA", "TIFF"),
+        ("L", "BMP"),
+        ("RGBA", "BMP"),
+    ],
+)
 def test_mode_and_format_stay(tmp_path: Path, mode: str, file_format: str) -> None:
     image = Image.fromarray(photo_array())
     if mode.endswith("A"):

@@ -26,9 +26,14 @@ def test_psnr_and_ssim_agree_with_scikit_image(pair: tuple[torch.Tensor, torch.T
         # 1e-9: both in float64, sums in another order
         assert ours_psnr[index].item() == pytest.approx(theirs, abs=1e-9)
         theirs = structural_similarity(
-            original[index], changed[index], data_range=255, channel_axis=0,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )  # fmt: skip
+            original[index],
+            changed[index],
+            data_range=255,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
         # 1e-6: piq's gaussian window is built in float32
         assert ours_ssim[index].item() == pytest.approx(theirs, abs=1e-6)
 

@@ -67,8 +67,10 @@ def test_a_stream_gives_what_the_pipeline_gives(
         for face, expected in zip(result.faces, alone.faces, strict=True):
             assert face.probability == pytest.approx(expected.probability, abs=1e-4)
             assert (face.box, face.rounds, face.unet_calls) == (
-                expected.box, expected.rounds, expected.unet_calls
-            )  # fmt: skip
+                expected.box,
+                expected.rounds,
+                expected.unet_calls,
+            )
 
 
 def test_a_bad_photo_comes_back_with_its_reason_and_the_others_protected(

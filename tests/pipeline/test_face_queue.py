@@ -21,9 +21,14 @@ def sampler(unet: Any = toy_unet) -> partial[SampleResult]:
     encoder = ToyEncoder(SIZE).double().requires_grad_(False)
     scheduler = scheduler_for(30, STEPS)
     return partial(
-        sample_dedim, unet=unet, scheduler=scheduler, face_encoder=encoder, threshold=0.35,
-        guidance=IdentityGuidance(20.0), pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
-    )  # fmt: skip
+        sample_dedim,
+        unet=unet,
+        scheduler=scheduler,
+        face_encoder=encoder,
+        threshold=0.35,
+        guidance=IdentityGuidance(20.0),
+        pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
+    )
 
 
 def run_queue(queue: FaceQueue, count: int = COUNT) -> dict[int, SampledFace]:
@@ -118,9 +123,12 @@ def test_after_a_lack_of_memory_all_faces_go_on_in_pieces_that_fit() -> None:
             raise RuntimeError("CUDA error: out of memory")
         many = len(x_org)
         return SampleResult(
-            crops=x_org, probability_history=((1.0, 0.5),) * many, unet_calls=(1,) * many,
-            reached_threshold=(False,) * many, rounds=(1,) * many,
-        )  # fmt: skip
+            crops=x_org,
+            probability_history=((1.0, 0.5),) * many,
+            unet_calls=(1,) * many,
+            reached_threshold=(False,) * many,
+            rounds=(1,) * many,
+        )
 
     queue = FaceQueue(sample, max_rounds=12, slots=64)
     for row in range(64):

@@ -89,19 +89,30 @@ def test_what_is_hidden_stays_hidden_and_the_profile_goes_along(mode: str, back:
     [
         ([], ValueError, "image: the list is empty; give at least one photo."),
         (torch.zeros(0, 3, 4, 4), ValueError, "image: the list is empty"),
-        ("photo.jpg", TypeError, "image: expected PIL images, numpy arrays or torch tensors, got str; open a"),
+        (
+            "photo.jpg",
+            TypeError,
+            "image: expected PIL images, numpy arrays or torch tensors, got str; open a",
+        ),
         ([None], TypeError, "image: expected PIL images, numpy arrays or torch tensors, got NoneType"),
-        (RGB.astype(float), ValueError,
-         "image: expected an array uint8 [H, W, 3] (RGB) or [H, W] (grey), got float64 [5, 7, 3]"),
+        (
+            RGB.astype(float),
+            ValueError,
+            "image: expected an array uint8 [H, W, 3] (RGB) or [H, W] (grey), got float64 [5, 7, 3]",
+        ),
         (np.dstack([RGB, RGB[..., :1]]), ValueError, "got uint8 [5, 7, 4]; convert it first."),
         (RGB[0, 0], ValueError, "got uint8 [3]"),
-        (TENSOR[:1], ValueError, "image: expected a float tensor [3, H, W] in [-1, 1], got torch.float32 [1, 5, 7]."),
+        (
+            TENSOR[:1],
+            ValueError,
+            "image: expected a float tensor [3, H, W] in [-1, 1], got torch.float32 [1, 5, 7].",
+        ),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), ValueError, "got torch.uint8 [3, 4, 4]."),
         (torch.zeros(3, 0, 4), ValueError, "got torch.float32 [3, 0, 4]."),
         (TENSOR * 127.5 + 127.5, ValueError, "image: expected tensor values in [-1, 1], got"),
         (TENSOR * float("nan"), ValueError, "image: expected tensor values in [-1, 1], got nan to nan."),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_refused(wrong: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=re.escape(text)):
         to_pixel_list(wrong)

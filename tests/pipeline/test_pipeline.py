@@ -96,9 +96,12 @@ def test_the_feather_counts_once(pipe: DeDiMPipeline, crop: Pixels) -> None:
         return {"prev_sample": tensors["x_org"] + 40 / 127.5}
 
     image = protect(
-        pipe, crop, preset=tiny_preset(guidance_scale=0, mask_feather=6.0, threshold=0.999, max_rounds=1),
-        callback_on_step_end=brighten, callback_on_step_end_tensor_inputs=["x_org"],
-    ).images[0]  # fmt: skip
+        pipe,
+        crop,
+        preset=tiny_preset(guidance_scale=0, mask_feather=6.0, threshold=0.999, max_rounds=1),
+        callback_on_step_end=brighten,
+        callback_on_step_end_tensor_inputs=["x_org"],
+    ).images[0]
     mask = landmark_mask(MEAN_FACE[None], feather=6.0)[0, 0].numpy()
     # 8-bit rounding is half a level; float32 coordinates of the resampling cost a little of the slope
     np.testing.assert_allclose(image.astype(float) - crop, 40 * mask[..., None].repeat(3, 2), atol=0.6)
@@ -237,22 +240,39 @@ def test_guidance_and_callbacks_are_the_users_to_replace(pipe: DeDiMPipeline, cr
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"threshold": 1.0}, ValueError,
-         "threshold: expected a probability strictly between 0 and 1 (Eq. 4), got 1.0."),
-        ({"threshold": 0.0}, ValueError,
-         "threshold: expected a probability strictly between 0 and 1 (Eq. 4), got 0.0."),
+        (
+            {"threshold": 1.0},
+            ValueError,
+            "threshold: expected a probability strictly between 0 and 1 (Eq. 4), got 1.0.",
+        ),
+        (
+            {"threshold": 0.0},
+            ValueError,
+            "threshold: expected a probability strictly between 0 and 1 (Eq. 4), got 0.0.",
+        ),
         ({"max_rounds": 0}, ValueError, "max_rounds: expected a whole number of at least 1, got 0."),
         ({"preset": "best"}, ValueError, "preset: expected one of"),
-        ({"output_type": "latent"}, ValueError, "output_type: expected one of ('pil', 'np', 'pt'), got 'latent'."),
+        (
+            {"output_type": "latent"},
+            ValueError,
+            "output_type: expected one of ('pil', 'np', 'pt'), got 'latent'.",
+        ),
         ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0."),
         ({"small_faces": "ignore"}, ValueError, "small_faces: expected 'error' or 'skip', got 'ignore'."),
-        ({"num_inference_steps": 50}, ValueError, "num_inference_steps: expected 1..20 (start_timestep), got 50."),
+        (
+            {"num_inference_steps": 50},
+            ValueError,
+            "num_inference_steps: expected 1..20 (start_timestep), got 50.",
+        ),
         ({"generator": seeded(1, 2)}, ValueError, "generator: expected one, or 1 (one a photo), got 2."),
         ({"generator": 3}, TypeError, "generator: expected a torch.Generator or a list of them, got int"),
-        ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]}, ValueError,
-         "callback_on_step_end_tensor_inputs: expected names out of ['sample', 'prev_sample'"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["latents"]},
+            ValueError,
+            "callback_on_step_end_tensor_inputs: expected names out of ['sample', 'prev_sample'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(
     pipe: DeDiMPipeline, crop: Pixels, changes: dict[str, Any], error: type[Exception], text: str
 ) -> None:
@@ -367,8 +387,11 @@ def test_save_and_load_in_a_fresh_process(tmp_path: Path, crop: Pixels) -> None:
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["face_encoder"] == ["diffusers_dedim", "MobileFaceNet"]
     assert sorted(key for key in index if not key.startswith("_")) == [
-        "face_encoder", "landmarker", "scheduler", "unet"
-    ]  # fmt: skip
+        "face_encoder",
+        "landmarker",
+        "scheduler",
+        "unet",
+    ]
     np.save(tmp_path / "crop.npy", crop)
     arguments = [str(tmp_path / name) for name in ("model", "crop.npy", "out.npy")]
     subprocess.run([sys.executable, "-c", FRESH_PROCESS, *arguments], check=True, timeout=120)
@@ -457,7 +480,6 @@ def test_scores_need_no_float64_on_the_device(
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr(torch.Tensor, "double", double)
     (record,) = measure_faces(
-        [crop], [(0, aligned)], crops, landmarks, pipe.face_encoder,
-        rounds=[1], unet_calls=[1], threshold=0.5,
-    )  # fmt: skip
+        [crop], [(0, aligned)], crops, landmarks, pipe.face_encoder, rounds=[1], unet_calls=[1], threshold=0.5
+    )
     np.testing.assert_allclose(record.landmarks, MEAN_FACE.numpy(), atol=1e-4)  # float32 points

@@ -245,9 +245,11 @@ def test_a_record_leaves_no_other_result_of_its_photo(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"old or new")
     recorder = Recorder(Manifest.start(tmp_path, {}), tmp_path, frozenset({"a.png", "b.png", "c"}))
     new = [
-        file_record("a.png"), PhotoRecord("b.png", "no_face"), file_record("c", output="c.jpeg"),
+        file_record("a.png"),
+        PhotoRecord("b.png", "no_face"),
+        file_record("c", output="c.jpeg"),
         PhotoRecord("d.png", "error", "shares a file"),
-    ]  # fmt: skip
+    ]
     assert recorder.record(new) == {record.name: record for record in new}
     assert sorted(path.name for path in tmp_path.glob("*.*g")) == ["a.png", "c.jpeg", "d.png", "other.png"]
     (tmp_path / "a.not-protected.png").mkdir()  # in place of what cannot be removed
@@ -304,8 +306,9 @@ def test_a_name_that_is_no_unicode_goes_through_all_stages(
     protected = Protect(FakePipeline, RunSettings(seed=1), out, None)(found)
     written = Write(out, output)(protected).column("record").to_pylist()
     assert [(record.name, record.status) for record in map(parse_record, written)] == [
-        (name, "protected"), ("fine.png", "protected")
-    ]  # fmt: skip
+        (name, "protected"),
+        ("fine.png", "protected"),
+    ]
     if output == "files":
         assert (out / name).is_file()
     else:

@@ -130,8 +130,12 @@ def test_settings_reach_the_pipeline_and_seeds_do_not_depend_on_the_batch(tmp_pa
     assert (one.calls, three.calls) == ([1, 1, 1], [3])
     shared = {key: value for key, value in three.keywords[0].items() if key != "generator"}
     assert shared == {
-        "preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip", "output_type": "pil"
-    }  # fmt: skip
+        "preset": "paper",
+        "threshold": 0.3,
+        "max_rounds": 7,
+        "small_faces": "skip",
+        "output_type": "pil",
+    }
     seeds = [keywords["generator"][0].initial_seed() for keywords in one.keywords]
     assert seeds == [generator.initial_seed() for generator in three.keywords[0]["generator"]]
     assert len(set(seeds)) == 3
@@ -406,8 +410,11 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     assert [job.name for job in run.pending] == ["02.png"]
     run.execute(FakePipeline())
     assert [json.loads(line).get("name") for line in manifest.read_bytes().splitlines()] == [
-        None, "00.png", "01.png", "02.png"
-    ]  # fmt: skip
+        None,
+        "00.png",
+        "01.png",
+        "02.png",
+    ]
     lines = whole.splitlines(keepends=True)
     manifest.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
     with pytest.raises(RunError, match=r"line 2 is damaged; start again with --overwrite"):
@@ -532,8 +539,10 @@ def test_a_pipe_with_the_name_of_a_photo_blocks_nobody(tmp_path: Path) -> None:
     (source / "broken.jpg").symlink_to(source / "gone.png")
     result = protect(source, tmp_path / "out")
     assert [(record.name, record.status) for record in result.records] == [
-        ("00.png", "protected"), ("broken.jpg", "unreadable"), ("link.jpg", "protected")
-    ]  # fmt: skip
+        ("00.png", "protected"),
+        ("broken.jpg", "unreadable"),
+        ("link.jpg", "protected"),
+    ]
     assert result.other_files == 1
 
 

@@ -81,12 +81,14 @@ def cluster():
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
     # one worker each for two actors, and one for reading and writing
     ray.init(
-        num_cpus=3, include_dashboard=False, log_to_driver=False,
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
         runtime_env={
             "env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             "worker_process_setup_hook": "ray_hook.install",
         },
-    )  # fmt: skip
+    )
     yield ray
     ray.shutdown()
 
@@ -173,8 +175,10 @@ def test_a_real_pipeline_gets_its_faces_and_gives_what_a_folder_run_gives(cluste
     result = run([source], tmp_path / "out", blind_pipeline, settings=settings, workers=1)
     records = {record.name: record for record in result.records}
     assert {name: record.status for name, record in records.items()} == {
-        "none.png": "no_face", "one.png": "protected", "two.png": "protected"
-    }  # fmt: skip
+        "none.png": "no_face",
+        "one.png": "protected",
+        "two.png": "protected",
+    }
     assert [len(record.faces) for record in alone.records] == [0, 1, 2]
     for expected in alone.records:
         record = records[expected.name]
@@ -235,8 +239,11 @@ def test_bad_photos_are_named_and_a_resume_does_only_what_is_missing(cluster, tm
     (source / "torn.png").write_bytes(photo_bytes(0)[:100])
     result = run([source], out)
     assert Counter(record.status for record in result.records) == {
-        "protected": 6, "no_face": 1, "error": 1, "unreadable": 1
-    }  # fmt: skip
+        "protected": 6,
+        "no_face": 1,
+        "error": 1,
+        "unreadable": 1,
+    }
     (out / "03.png").unlink()
     again = run([source], out, resume=True)
     assert again.resumed == 6  # five photos and the one without a face

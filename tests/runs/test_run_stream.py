@@ -43,15 +43,18 @@ def test_a_run_writes_what_the_pipeline_gives_and_names_the_rest(
     result = run.execute(pipe, batch_size=batch_size, on_done=lambda record: seen.append(record.name))
     assert [record.name for record in result.protected] == [f"{index}.png" for index in range(5)]
     assert {record.name: record.status for record in result.failures} == {
-        "black.png": "no_face", "torn.png": "unreadable"
-    }  # fmt: skip
+        "black.png": "no_face",
+        "torn.png": "unreadable",
+    }
     assert result.failures[0].reason == "no face was found, so nothing was protected"
     assert sorted(seen) == sorted(record.name for record in result.records)
     for record in result.protected:
         alone = pipe(
-            read_photo(source / record.name).pixels, preset="tiny", output_type="np",
+            read_photo(source / record.name).pixels,
+            preset="tiny",
+            output_type="np",
             generator=generators(3, [record.name]),
-        )  # fmt: skip
+        )
         written = read_photo(tmp_path / "out" / record.name).pixels
         # convolutions of another batch size may add in another order: a value on .5 may round the other way
         assert abs(written.astype(int) - alone.images[0]).max() <= 1

@@ -47,8 +47,10 @@ def start(source: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}
     return subprocess.Popen(
         [sys.executable, "-c", program, "run", str(source), "-o", str(out), *settings, *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
 
 
 def files(out: Path) -> set[str]:

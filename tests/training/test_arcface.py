@@ -103,12 +103,16 @@ def test_a_column_of_text_or_numbers_holds_identities(tmp_path: Path, names: lis
 @pytest.mark.parametrize(
     ("names", "column", "text"),
     [
-        (["a", "b"], "label", r"has no column 'label'; its columns are \['image', 'who'\]\. Give --labels COLUMN"),
+        (
+            ["a", "b"],
+            "label",
+            r"has no column 'label'; its columns are \['image', 'who'\]\. Give --labels COLUMN",
+        ),
         (["a", None], "who", r"labels: 1 rows of .* have no 'who'; drop them\."),
         ([0.5, 1.5], "who", r"holds double, expected text or whole numbers\."),
         (["a", "a"], "who", r"names one identity only, expected at least 2\."),
     ],
-)  # fmt: skip
+)
 def test_bad_labels_are_refused(tmp_path: Path, names: list[Any], column: str, text: str) -> None:
     rows = datasets.Dataset.from_dict({"image": [crop(0), crop(1)], "who": names})
     rows.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "train.parquet"))

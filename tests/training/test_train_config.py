@@ -66,9 +66,13 @@ def test_the_config_of_an_earlier_run_is_a_file_of_settings(tmp_path: Path, take
         ("a.toml", "batch_size = ", "is not well-formed TOML ("),
         ("a.json", "{", "is not well-formed JSON ("),
         ("a.json", "[1]", "holds a list, expected names and values."),
-        ("a.toml", "batchsize = 3", "has unknown settings ['batchsize']; expected some of ['batch_size', 'seed']."),
+        (
+            "a.toml",
+            "batchsize = 3",
+            "has unknown settings ['batchsize']; expected some of ['batch_size', 'seed'].",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_refused(tmp_path: Path, name: str, content: str, text: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -102,22 +106,54 @@ def test_dedim_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         (LandmarkConfig, {"log_every": 0}, "log_every: expected at least 1, got 0."),
         (UNetConfig, {"val_images": 0}, "val_images: expected at least 1, got 0."),
         (LandmarkConfig, {"val_images": 0}, "val_images: expected at least 1, got 0."),
-        (UNetConfig, {"low_timestep_limit": 0}, "low_timestep_limit: expected a timestep from 1 to 1000, got 0."),
-        (UNetConfig, {"low_timestep_limit": 1001}, "low_timestep_limit: expected a timestep from 1 to 1000, got"),
+        (
+            UNetConfig,
+            {"low_timestep_limit": 0},
+            "low_timestep_limit: expected a timestep from 1 to 1000, got 0.",
+        ),
+        (
+            UNetConfig,
+            {"low_timestep_limit": 1001},
+            "low_timestep_limit: expected a timestep from 1 to 1000, got",
+        ),
         (UNetConfig, {"full_size_share": 1.5}, "full_size_share: expected a number from 0 to 1, got 1.5."),
-        (UNetConfig, {"low_timestep_share": -0.1}, "low_timestep_share: expected a number from 0 to 1, got -0.1."),
+        (
+            UNetConfig,
+            {"low_timestep_share": -0.1},
+            "low_timestep_share: expected a number from 0 to 1, got -0.1.",
+        ),
         (EncoderConfig, {"margin": 3.2}, "margin: expected an angle from 0 to below pi, got 3.2."),
         (EncoderConfig, {"scale": 0}, "scale: expected a positive number, got 0."),
         (EncoderConfig, {"max_noise": -1}, "max_noise: expected a number from 0 on, got -1."),
-        (EncoderConfig, {"feature_weight": math.nan}, "feature_weight: expected a number from 0 on, got nan."),
+        (
+            EncoderConfig,
+            {"feature_weight": math.nan},
+            "feature_weight: expected a number from 0 on, got nan.",
+        ),
         (EncoderConfig, {"relation_weight": -1}, "relation_weight: expected a number from 0 on, got -1."),
         (EncoderConfig, {"method": "triplet"}, "method: expected 'distill' or 'arcface', got 'triplet'."),
-        (UNetConfig, {"keep_in_memory": True, "num_workers": 2}, "keep_in_memory: expected num_workers 0 beside it"),
-        (EncoderConfig, {"keep_in_memory": True, "num_workers": 1, "method": "arcface"}, "Leave out one of the two."),
-        (LandmarkConfig, {"keep_in_memory": True, "num_workers": 8}, "keep_in_memory: expected num_workers 0"),
-        (EncoderConfig, {}, "teacher: --method distill needs one; give --teacher FILE.onnx, or --method arcface"),
+        (
+            UNetConfig,
+            {"keep_in_memory": True, "num_workers": 2},
+            "keep_in_memory: expected num_workers 0 beside it",
+        ),
+        (
+            EncoderConfig,
+            {"keep_in_memory": True, "num_workers": 1, "method": "arcface"},
+            "Leave out one of the two.",
+        ),
+        (
+            LandmarkConfig,
+            {"keep_in_memory": True, "num_workers": 8},
+            "keep_in_memory: expected num_workers 0",
+        ),
+        (
+            EncoderConfig,
+            {},
+            "teacher: --method distill needs one; give --teacher FILE.onnx, or --method arcface",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(config: Any, changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         config(**REQUIRED, **changes)

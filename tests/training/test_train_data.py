@@ -144,14 +144,30 @@ def test_encoded_bytes_of_other_programs_are_images(tmp_path: Path, image: Any) 
     ("columns", "arguments", "text"),
     [
         ({"photo": [png()]}, {}, "has no column 'image'; its columns are ['photo']."),
-        ({"image": [png()]}, {"require_landmarks": True}, "has no column 'landmarks_68' (136 floats, x then y)"),
-        ({"image": [png(64)]}, {}, "is 64x64, expected 112x112; align it with diffusers_dedim.faces.align_face first."),
+        (
+            {"image": [png()]},
+            {"require_landmarks": True},
+            "has no column 'landmarks_68' (136 floats, x then y)",
+        ),
+        (
+            {"image": [png(64)]},
+            {},
+            "is 64x64, expected 112x112; align it with diffusers_dedim.faces.align_face first.",
+        ),
         ({"image": [3]}, {}, "the column 'image' of"),
         ({"image": [b"no image"]}, {}, "cannot be read (cannot identify image file"),
-        ({"image": [png()], "landmarks_68": [[1.0] * 10]}, {}, "has 10 numbers in 'landmarks_68', expected 136"),
-        ({"image": [png()], "landmarks_68": pa.array([None], pa.list_(pa.float32()))}, {}, "has 0 numbers in"),
+        (
+            {"image": [png()], "landmarks_68": [[1.0] * 10]},
+            {},
+            "has 10 numbers in 'landmarks_68', expected 136",
+        ),
+        (
+            {"image": [png()], "landmarks_68": pa.array([None], pa.list_(pa.float32()))},
+            {},
+            "has 0 numbers in",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_data_is_refused(
     tmp_path: Path, columns: dict[str, Any], arguments: dict[str, Any], text: str
 ) -> None:
@@ -286,8 +302,10 @@ def test_batches_for_cuda_are_in_pinned_memory(
 def test_batches_are_collated(faces: Path) -> None:
     batch = next(batches(FaceCrops(faces), 4, 0, 0, 0))
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "image": (4, 3, 112, 112), "known": (4, 1, 112, 112), "landmarks": (4, 68, 2),
-    }  # fmt: skip
+        "image": (4, 3, 112, 112),
+        "known": (4, 1, 112, 112),
+        "landmarks": (4, 68, 2),
+    }
 
 
 def test_model_range() -> None:

@@ -25,7 +25,7 @@ from diffusers_dedim.training.loop import Progress, train
 
 def run(
     folder: Path, *, resume: bool = False, width: int = 4, rows: int = 12, crop_size: int = 64, **changes: Any
-) -> tuple[TinyTask, dict[str, float]]:  # fmt: skip
+) -> tuple[TinyTask, dict[str, float]]:
     config = loop_config(str(folder), **changes)
     task = TinyTask(config, width, rows=rows, crop_size=crop_size)
     return task, train(task, config, resume=resume)
@@ -53,8 +53,12 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path: Path) -> None:
     assert lines[-1]["loss"] < lines[0]["loss"] / 4
     assert recorded_step(tmp_path) == 60
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoint", "config.json", "log.jsonl", "metrics.json", "model",
-    ]  # fmt: skip
+        "checkpoint",
+        "config.json",
+        "log.jsonl",
+        "metrics.json",
+        "model",
+    ]
     model = TinyNet.from_pretrained(tmp_path / "model")
     task = TinyTask(loop_config(str(tmp_path)))
     assert task.validate(model)["mse"] == pytest.approx(metrics["mse"], rel=1e-6)  # the EMA weights
@@ -88,10 +92,17 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"batch_size": 3}, "batch_size"), ({"seed": 1}, "seed"), ({"width": 5}, "model"),
-     ({"width": 5, "seed": 1}, "model, seed"), ({"rows": 13}, "data"), ({"crop_size": 112}, "crop_size"),
-     ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"), ({"optimizer": "muon"}, "optimizer")],
-)  # fmt: skip
+    [
+        ({"batch_size": 3}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"width": 5}, "model"),
+        ({"width": 5, "seed": 1}, "model, seed"),
+        ({"rows": 13}, "data"),
+        ({"crop_size": 112}, "crop_size"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ({"optimizer": "muon"}, "optimizer"),
+    ],
+)
 def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     run(tmp_path, max_steps=1)
     text = f"resume: the checkpoint in {tmp_path} was made with other settings ({named}); use the same ones"
@@ -216,12 +227,18 @@ def test_settings_are_written_in_one_move(tmp_path: Path, monkeypatch: pytest.Mo
         ({"seed": -1}, "seed: expected at least 0, got -1."),
         ({"checkpoint_minutes": -1}, "checkpoint_minutes: expected at least 0, got -1."),
         ({"validate_minutes": math.nan}, "validate_minutes: expected at least 0, got nan."),
-        ({"max_shard_size": "15"}, "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got 15."),
-        ({"max_shard_size": "big"}, "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got big."),
+        (
+            {"max_shard_size": "15"},
+            "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got 15.",
+        ),
+        (
+            {"max_shard_size": "big"},
+            "max_shard_size: expected a size such as 15MB (KB, MB, GB or TB), got big.",
+        ),
         ({"precision": "int8"}, "precision: expected 'no', 'bf16' or 'fp16', got 'int8'."),
         ({"optimizer": "sgd"}, "optimizer: expected 'adamw' or 'muon', got 'sgd'."),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         loop_config("out", **changes)
@@ -327,8 +344,9 @@ def test_a_model_is_saved_in_shards_and_read_back(tmp_path: Path) -> None:
     assert TinyNet.from_pretrained(tmp_path / "model").layer.weight.shape == (1, 2000)
     run(tmp_path, width=2000, max_steps=1, resume=True)  # one file now, and no index of the shards is left
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "config.json", "diffusion_pytorch_model.safetensors",
-    }  # fmt: skip
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
 
 
 def test_validation_before_the_first_step(tmp_path: Path) -> None:

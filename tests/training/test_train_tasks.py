@@ -73,20 +73,33 @@ def test_the_shipped_unet_takes_crops_of_both_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "crop_size", "text"),
     [
-        ({"num_class_embeds": 10}, 64, "initial_weights: the UNet asks for a class of each image, expected one"),
+        (
+            {"num_class_embeds": 10},
+            64,
+            "initial_weights: the UNet asks for a class of each image, expected one",
+        ),
         ({"levels": 5}, 56, "crop_size: expected a multiple of 16, which a UNet of 5 levels needs, got 56."),
-        ({"levels": 6}, 64, "initial_weights: the UNet has 6 levels, and 112 px is no multiple of 32; expected at"),
+        (
+            {"levels": 6},
+            64,
+            "initial_weights: the UNet has 6 levels, and 112 px is no multiple of 32; expected at",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_unet_that_does_not_fit_is_refused(
     data: FaceCrops, changes: dict[str, Any], crop_size: int, text: str
 ) -> None:
     levels = changes.pop("levels", 2)
     model = UNet2DModel(
-        sample_size=112, layers_per_block=1, block_out_channels=(4,) * levels, norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels, add_attention=False,
+        sample_size=112,
+        layers_per_block=1,
+        block_out_channels=(4,) * levels,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        add_attention=False,
         **changes,
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         UNetTask(data, data, UNetConfig(**SETTINGS, crop_size=crop_size), model=model)
 
@@ -103,9 +116,13 @@ def test_a_regressor_of_other_landmarks_is_refused(data: FaceCrops) -> None:
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [("lost", "lacks 1 weights, mean_shape among them"), ("more", "config.json, 1 weights, other among them"),
-     ("shape", "cannot be loaded ("), ("file", "cannot be loaded (")],
-)  # fmt: skip
+    [
+        ("lost", "lacks 1 weights, mean_shape among them"),
+        ("more", "config.json, 1 weights, other among them"),
+        ("shape", "cannot be loaded ("),
+        ("file", "cannot be loaded ("),
+    ],
+)
 def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, change: str, text: str) -> None:
     LandmarkRegressor().save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -304,9 +321,14 @@ def test_weights_of_another_network_are_refused_before_training(faces: Path, tmp
     assert "holds a LandmarkRegressor, expected a UNet2DModel" in str(result.exception) + result.output
     assert not (tmp_path / "run" / "model").exists()
     six = UNet2DModel(
-        sample_size=112, out_channels=6, layers_per_block=1, block_out_channels=(16,), norm_num_groups=8,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=112,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(16,),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     data = FaceCrops(str(faces))
     with pytest.raises(ValueError, match=r"\(3, 6\) channels in and out, expected \(3, 3\)"):
         UNetTask(data, data, UNetConfig("", data=str(faces)), model=six)

@@ -121,9 +121,17 @@ def fix_batch(path: Path, stated: int | None, reshaped: tuple[int, ...] | None) 
 
 @pytest.mark.parametrize(
     ("stated", "reshaped", "pieces"),
-    [(None, None, None), (None, (1, -1), 1), (1, None, None), (4, None, None), (1, (1, 3), 1), (1, (1, -1), 1),
-     (4, (4, 3), 4), (4, (-1, 3), None)],
-)  # fmt: skip
+    [
+        (None, None, None),
+        (None, (1, -1), 1),
+        (1, None, None),
+        (4, None, None),
+        (1, (1, 3), 1),
+        (1, (1, -1), 1),
+        (4, (4, 3), 4),
+        (4, (-1, 3), None),
+    ],
+)
 def test_a_teacher_of_a_fixed_batch_is_run_in_pieces(
     data: FaceCrops, teacher: Path, tmp_path: Path, stated: int | None, reshaped: Any, pieces: int | None
 ) -> None:

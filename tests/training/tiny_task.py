@@ -34,8 +34,13 @@ class TinyTask:
     """Linear regression with a little noise from the loop's generator; dies in step ``kill_at``."""
 
     def __init__(
-        self, loop: LoopConfig, width: int = 4, kill_at: int | None = None, rows: int = 12, crop_size: int = 64
-    ) -> None:  # fmt: skip
+        self,
+        loop: LoopConfig,
+        width: int = 4,
+        kill_at: int | None = None,
+        rows: int = 12,
+        crop_size: int = 64,
+    ) -> None:
         torch.manual_seed(loop.seed)
         self.crop_size = crop_size
         self.model, self.loop, self.kill_at = TinyNet(width), loop, kill_at
@@ -68,9 +73,17 @@ class TinyTask:
 def loop_config(output_dir: str, **changes: Any) -> LoopConfig:
     """One checkpoint a step and no clock: the learning rate depends on the step alone."""
     settings: dict[str, Any] = {
-        "output_dir": output_dir, "minutes": 1e6, "max_steps": 8, "batch_size": 4, "learning_rate": 0.1,
-        "warmup_steps": 1, "precision": "no", "log_every": 2, "checkpoint_minutes": 0.0, "ema_decay": 0.9,
-    }  # fmt: skip
+        "output_dir": output_dir,
+        "minutes": 1e6,
+        "max_steps": 8,
+        "batch_size": 4,
+        "learning_rate": 0.1,
+        "warmup_steps": 1,
+        "precision": "no",
+        "log_every": 2,
+        "checkpoint_minutes": 0.0,
+        "ema_decay": 0.9,
+    }
     return LoopConfig(**{**settings, **changes})
 
 

@@ -67,8 +67,26 @@ def warp_images(images: Tensor, warps: Tensor) -> Tensor:
 
 # Variances in squared grey levels: from far below one level in one pixel to 12 levels in each of 37,632 (5.4e6).
 BANDWIDTHS = (
-    1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 1e2, 1e3, 1e4, 1e5, 1e6,
-)  # fmt: skip
+    1e-6,
+    1e-5,
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+    5.0,
+    10.0,
+    15.0,
+    20.0,
+    25.0,
+    30.0,
+    35.0,
+    1e2,
+    1e3,
+    1e4,
+    1e5,
+    1e6,
+)
 
 
 def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> Tensor:

@@ -89,11 +89,20 @@ def evaluate(
     boxes = load_black_boxes(black_box or [])
     pipe = _load_pipeline(weights, device, white_box)
     session = Session(
-        pipe, experiment, str(data), settings, make_method, FaceDetector(device=str(pipe.device)), boxes,
-        _read_targets(targets, seed), _load_transforms(pipe, seed) if robustness else None,
-        Lpips(lpips) if lpips else None, [Record(str(file), file.stem, "panel", file) for file in panel or []],
-        cache, shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
-    )  # fmt: skip
+        pipe,
+        experiment,
+        str(data),
+        settings,
+        make_method,
+        FaceDetector(device=str(pipe.device)),
+        boxes,
+        _read_targets(targets, seed),
+        _load_transforms(pipe, seed) if robustness else None,
+        Lpips(lpips) if lpips else None,
+        [Record(str(file), file.stem, "panel", file) for file in panel or []],
+        cache,
+        shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
+    )
     try:
         session.run(out, _tell)
     except KeyboardInterrupt as error:

@@ -19,13 +19,33 @@ from diffusers_dedim.demo.protect import STRENGTHS
 from diffusers_dedim.demo.texts import PRESET_LABELS, score_table
 
 _TEAL = colors.Color(
-    name="teal", c50="#eef7f6", c100="#d6ebe9", c200="#aed7d4", c300="#7fbfbb", c400="#4ba39e", c500="#2a857f",
-    c600="#1f6f6b", c700="#1a5a57", c800="#174846", c900="#133a38", c950="#0a2423",
-)  # fmt: skip
+    name="teal",
+    c50="#eef7f6",
+    c100="#d6ebe9",
+    c200="#aed7d4",
+    c300="#7fbfbb",
+    c400="#4ba39e",
+    c500="#2a857f",
+    c600="#1f6f6b",
+    c700="#1a5a57",
+    c800="#174846",
+    c900="#133a38",
+    c950="#0a2423",
+)
 _STONE = colors.Color(
-    name="stone", c50="#faf9f7", c100="#f6f5f2", c200="#e9e7e1", c300="#d6d3cb", c400="#a9adb0", c500="#6b747b",
-    c600="#4b545b", c700="#333a40", c800="#1e2327", c900="#191d20", c950="#15181b",
-)  # fmt: skip
+    name="stone",
+    c50="#faf9f7",
+    c100="#f6f5f2",
+    c200="#e9e7e1",
+    c300="#d6d3cb",
+    c400="#a9adb0",
+    c500="#6b747b",
+    c600="#4b545b",
+    c700="#333a40",
+    c800="#1e2327",
+    c900="#191d20",
+    c950="#15181b",
+)
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
 
@@ -33,9 +53,14 @@ _MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
 def make_theme() -> gr.themes.Base:
     """A Gradio theme that loads no font from anywhere."""
     theme = gr.themes.Base(
-        primary_hue=_TEAL, secondary_hue=_TEAL, neutral_hue=_STONE, text_size=sizes.text_md,
-        radius_size=sizes.radius_md, font=_FONTS, font_mono=_MONO_FONTS,
-    )  # fmt: skip
+        primary_hue=_TEAL,
+        secondary_hue=_TEAL,
+        neutral_hue=_STONE,
+        text_size=sizes.text_md,
+        radius_size=sizes.radius_md,
+        font=_FONTS,
+        font_mono=_MONO_FONTS,
+    )
     return theme.set(
         body_background_fill="*neutral_100",
         body_background_fill_dark="*neutral_950",
@@ -72,9 +97,12 @@ def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
     """
 
     def protect(
-        photo: FileData, preset: str = handlers.presets[0], strength: str = "standard",
-        faces: list[int] | None = None, second_photo: FileData | None = None,
-    ) -> tuple[FileData, dict[str, Any]]:  # fmt: skip
+        photo: FileData,
+        preset: str = handlers.presets[0],
+        strength: str = "standard",
+        faces: list[int] | None = None,
+        second_photo: FileData | None = None,
+    ) -> tuple[FileData, dict[str, Any]]:
         try:
             path = uploaded_file("photo", photo, cache_dir)
             other = None if second_photo is None else uploaded_file("second_photo", second_photo, cache_dir)
@@ -118,9 +146,15 @@ _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
     """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
     field = gr.Image(
-        type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"], show_label=False,
-        buttons=[], height=height, elem_id=elem_id, placeholder=placeholder,
-    )  # fmt: skip
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "webcam", "clipboard"],
+        show_label=False,
+        buttons=[],
+        height=height,
+        elem_id=elem_id,
+        placeholder=placeholder,
+    )
 
     def uploaded_path(payload: Any) -> str | None:
         if payload is None or payload.path is None:
@@ -225,9 +259,13 @@ def _faces_card() -> FacesCard:
         gr.Markdown("## 2. Choose the faces")
         sentence = gr.HTML(elem_id="faces-found")
         picture = gr.Image(
-            format="jpeg", interactive=False, show_label=False, buttons=[], elem_id="faces",
+            format="jpeg",
+            interactive=False,
+            show_label=False,
+            buttons=[],
+            elem_id="faces",
             alt_text="Your photo with a numbered box around each face",
-        )  # fmt: skip
+        )
         chosen = gr.CheckboxGroup(label="Faces to change", elem_id="chosen")
         back = gr.Button("Use another photo", size="sm", elem_id="back")
     return FacesCard(card, sentence, picture, chosen, back)
@@ -237,15 +275,20 @@ def _settings_card(presets: Sequence[str]) -> SettingsCard:
     with gr.Column(visible=False, elem_classes="dd-card") as card:
         gr.Markdown("## 3. Protect")
         strength = gr.Radio(
-            [(name.capitalize(), name) for name in STRENGTHS], value="standard", label="Strength",
+            [(name.capitalize(), name) for name in STRENGTHS],
+            value="standard",
+            label="Strength",
             info="How far the match score must fall before a face is done. Stronger changes the face more.",
             elem_id="strength",
-        )  # fmt: skip
+        )
         preset = gr.Radio(
-            [(PRESET_LABELS.get(name, name.capitalize()), name) for name in presets], value=presets[0],
-            label="Preset", visible=len(presets) > 1, elem_id="preset",
+            [(PRESET_LABELS.get(name, name.capitalize()), name) for name in presets],
+            value=presets[0],
+            label="Preset",
+            visible=len(presets) > 1,
+            elem_id="preset",
             info="The score that is aimed for, and how often it is tried; the strength above is added to it.",
-        )  # fmt: skip
+        )
         with gr.Accordion("Check against a second photo of the same person (optional)", open=False):
             hint = "Whoever searches has another photo. Drop one here to see how it compares"
             other = _photo_upload("other", hint, 200)
@@ -262,15 +305,23 @@ def _result_card() -> ResultCard:
         with gr.Tabs():
             with gr.Tab("Before and after"):
                 slider = gr.ImageSlider(
-                    format="png", interactive=False, show_label=False, buttons=[],
-                    elem_id="slider", max_height=720,
-                )  # fmt: skip
+                    format="png",
+                    interactive=False,
+                    show_label=False,
+                    buttons=[],
+                    elem_id="slider",
+                    max_height=720,
+                )
                 gr.HTML(SLIDER_HINT)
             with gr.Tab("What changed"):
                 change = gr.Image(
-                    format="png", interactive=False, show_label=False, buttons=[],
-                    elem_id="change", alt_text="The difference between before and after",
-                )  # fmt: skip
+                    format="png",
+                    interactive=False,
+                    show_label=False,
+                    buttons=[],
+                    elem_id="change",
+                    alt_text="The difference between before and after",
+                )
                 gr.HTML(CHANGE_HINT)
         download = gr.DownloadButton("Download", variant="primary", visible=False, elem_id="download")
         scores = gr.HTML(elem_id="scores")
@@ -278,14 +329,26 @@ def _result_card() -> ResultCard:
 
 
 def _wire_photo(
-    handlers: DemoHandlers, opened: gr.State, upload: UploadCard, faces: FacesCard, settings: SettingsCard,
+    handlers: DemoHandlers,
+    opened: gr.State,
+    upload: UploadCard,
+    faces: FacesCard,
+    settings: SettingsCard,
     result: ResultCard,
-) -> None:  # fmt: skip
+) -> None:
     open_photo = events.opening(handlers)
     outputs = [
-        opened, upload.problem, upload.card, faces.card, settings.card, result.card, faces.sentence,
-        faces.picture, faces.chosen, upload.photo,
-    ]  # fmt: skip
+        opened,
+        upload.problem,
+        upload.card,
+        faces.card,
+        settings.card,
+        result.card,
+        faces.sentence,
+        faces.picture,
+        faces.chosen,
+        upload.photo,
+    ]
     progress = {"show_progress_on": [upload.photo], "concurrency_limit": 2, **PRIVATE}
     upload.photo.change(open_photo, [upload.photo], outputs, **progress)
     upload.example.click(lambda: open_photo(str(EXAMPLE)), None, outputs, **progress)
@@ -300,14 +363,21 @@ def _wire_run(
     buttons = [settings.run, settings.stop, faces.back]
     start = [settings.status, result.card, *buttons]
     outputs = [
-        settings.status, result.card, result.verdict, result.slider, result.change, result.download,
+        settings.status,
+        result.card,
+        result.verdict,
+        result.slider,
+        result.change,
+        result.download,
         result.scores,
-    ]  # fmt: skip
+    ]
     job = settings.run.click(events.starting(handlers), None, start, queue=False, **_QUIET).then(
         events.protecting(handlers, result.download.GRADIO_CACHE),
         [opened, faces.chosen, settings.preset, settings.strength, settings.other],
-        outputs, concurrency_limit=None, **_QUIET,  # the handlers have a line of their own
-    )  # fmt: skip
+        outputs,
+        concurrency_limit=None,
+        **_QUIET,  # the handlers have a line of their own
+    )
     job.then(events.ended, None, buttons, queue=False, **_QUIET)
     job.then(None, js=SHOW_RESULT)
     settings.stop.click(events.stopping(handlers), None, [settings.stop], queue=False, **_QUIET)

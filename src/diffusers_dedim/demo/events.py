@@ -36,16 +36,29 @@ def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
             view = handlers.open(path)
         except DemoError as error:
             return (
-                None, texts.render_message(str(error), "problem"), gr.skip(), *_hidden(3), "", None,
-                gr.update(value=[]), None,
-            )  # fmt: skip
+                None,
+                texts.render_message(str(error), "problem"),
+                gr.skip(),
+                *_hidden(3),
+                "",
+                None,
+                gr.update(value=[]),
+                None,
+            )
         large = view.opened.large
         choices = [(f"Face {index + 1}", index) for index in large]
         return (
-            view.opened, "", gr.update(visible=False), gr.update(visible=True), gr.update(visible=True),
-            gr.update(visible=False), texts.render_message(view.sentence), view.picture,
-            gr.update(choices=choices, value=large, visible=len(large) > 1), gr.skip(),
-        )  # fmt: skip
+            view.opened,
+            "",
+            gr.update(visible=False),
+            gr.update(visible=True),
+            gr.update(visible=True),
+            gr.update(visible=False),
+            texts.render_message(view.sentence),
+            view.picture,
+            gr.update(choices=choices, value=large, visible=len(large) > 1),
+            gr.skip(),
+        )
 
     return on_photo
 
@@ -101,15 +114,26 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
     """
 
     def on_run(
-        opened: OpenedPhoto | None, chosen: Sequence[int], preset: str, strength: str, other: str | None,
+        opened: OpenedPhoto | None,
+        chosen: Sequence[int],
+        preset: str,
+        strength: str,
+        other: str | None,
         request: gr.Request,
-    ) -> Iterator[Updates]:  # fmt: skip
+    ) -> Iterator[Updates]:
         session, progress = str(request.session_hash), deque([(0.0, "Starting")], maxlen=1)
         with ThreadPoolExecutor(max_workers=1) as pool:
             job = pool.submit(
-                copy_context().run, handlers.protect, opened, chosen, preset, strength, other, session,
+                copy_context().run,
+                handlers.protect,
+                opened,
+                chosen,
+                preset,
+                strength,
+                other,
+                session,
                 lambda share, words: progress.append((share, words)),
-            )  # fmt: skip
+            )
             try:
                 while not wait([job], timeout=PROGRESS_SECONDS).done:
                     yield texts.render_progress(*progress[0]), *(gr.skip(),) * 6
@@ -125,17 +149,27 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
 
 def _result(view: ResultView, cache_dir: str) -> Updates:
     return (
-        "", gr.update(visible=True), view.verdict, (view.before, view.after), view.change,
-        _download(view, cache_dir), view.scores,
-    )  # fmt: skip
+        "",
+        gr.update(visible=True),
+        view.verdict,
+        (view.before, view.after),
+        view.change,
+        _download(view, cache_dir),
+        view.scores,
+    )
 
 
 def _no_result(sentence: str) -> Updates:
     kind = "info" if sentence == STOPPED else "problem"
     return (
-        texts.render_message(sentence, kind), gr.update(visible=False), "", None, None,
-        gr.update(value=None, visible=False), "",
-    )  # fmt: skip
+        texts.render_message(sentence, kind),
+        gr.update(visible=False),
+        "",
+        None,
+        None,
+        gr.update(value=None, visible=False),
+        "",
+    )
 
 
 def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Any]:

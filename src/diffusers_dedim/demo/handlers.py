@@ -103,9 +103,15 @@ class DemoHandlers:
             self._running[session] = threading.Event()
 
     def protect(
-        self, opened: OpenedPhoto | None, chosen: Sequence[int], preset: str, strength: str,
-        other_path: str | None, session: str, report: Progress = lambda share, words: None,
-    ) -> ResultView:  # fmt: skip
+        self,
+        opened: OpenedPhoto | None,
+        chosen: Sequence[int],
+        preset: str,
+        strength: str,
+        other_path: str | None,
+        session: str,
+        report: Progress = lambda share, words: None,
+    ) -> ResultView:
         """Protect the chosen faces and put the page's result together.
 
         Args:
@@ -142,9 +148,13 @@ class DemoHandlers:
         return self._view(opened, result, note, texts.advise(preset, strength, self.presets))
 
     def protect_file(
-        self, path: str, preset: str, strength: str, faces: Sequence[int] | None = None,
+        self,
+        path: str,
+        preset: str,
+        strength: str,
+        faces: Sequence[int] | None = None,
         other_path: str | None = None,
-    ) -> ResultView:  # fmt: skip
+    ) -> ResultView:
         """`open` and `protect` in one, for programs; only a protected photo comes back.
 
         Args:
@@ -180,10 +190,16 @@ class DemoHandlers:
         verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note, advice)
         before = opened.photo.pixels
         return ResultView(
-            shown(before), shown(result.pixels), difference(before, result.pixels), verdict, scores,
+            shown(before),
+            shown(result.pixels),
+            difference(before, result.pixels),
+            verdict,
+            scores,
             file_name(opened, result) if result.is_protected else None,
-            result.data if result.is_protected else None, result, note,
-        )  # fmt: skip
+            result.data if result.is_protected else None,
+            result,
+            note,
+        )
 
     def _open(self, path: str | os.PathLike[str]) -> OpenedPhoto:
         try:

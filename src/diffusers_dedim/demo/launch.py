@@ -63,11 +63,22 @@ def serve(
     demo = app.build_demo(handlers, where)
     keep_forgetting(demo, *app.DELETE_CACHE)
     _, url, _ = demo.launch(
-        server_port=port, share=share, prevent_thread_lock=not block, quiet=not block, theme=make_theme(),
-        css_paths=app.HERE / "style.css", footer_links=["api"], max_file_size=_MAX_UPLOAD,
-        state_session_capacity=_SESSIONS, run_history=False, enable_monitoring=False, ssr_mode=False,
-        pwa=False, mcp_server=False, i18n=None,
-    )  # fmt: skip
+        server_port=port,
+        share=share,
+        prevent_thread_lock=not block,
+        quiet=not block,
+        theme=make_theme(),
+        css_paths=app.HERE / "style.css",
+        footer_links=["api"],
+        max_file_size=_MAX_UPLOAD,
+        state_session_capacity=_SESSIONS,
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        i18n=None,
+    )
     return demo, url
 
 

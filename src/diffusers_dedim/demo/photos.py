@@ -157,9 +157,12 @@ def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float
 
 
 def _tag(
-    draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], text: str,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont, is_chosen: bool,
-) -> None:  # fmt: skip
+    draw: ImageDraw.ImageDraw,
+    corners: tuple[float, float, float, float],
+    text: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    is_chosen: bool,
+) -> None:
     """The number of the face, above its box where there is room, else inside, always within the picture."""
     width, height = (edge + 10 for edge in draw.textbbox((0, 0), text, font=font, anchor="lt")[2:])
     x0, y0, _, _ = corners

@@ -110,12 +110,14 @@ def render_result(
     before, after = Image.fromarray(opened.photo.pixels), Image.fromarray(result.pixels)
     cards = [
         FaceCard(
-            index + 1, data_uri(face_square(before, opened.faces[index].box)),
-            data_uri(face_square(after, opened.faces[index].box)), result.reached[row],
+            index + 1,
+            data_uri(face_square(before, opened.faces[index].box)),
+            data_uri(face_square(after, opened.faces[index].box)),
+            result.reached[row],
             tuple(_bar(score) for score in result.scores[row]),
         )
         for row, index in enumerate(result.chosen)
-    ]  # fmt: skip
+    ]
     values = {
         "cards": cards,
         "result": result,
@@ -159,18 +161,28 @@ def advise(preset: str, strength: str, presets: Sequence[str]) -> str:
 
 def render_message(text: str, kind: str = "info") -> str:
     """A short message as HTML; ``kind`` is "info" or "problem"."""
-    return _environment().from_string(
-        '<p class="dd-message dd-{{ kind }}" role="{{ "alert" if kind == "problem" else "status" }}">{{ text }}</p>'
-    ).render(text=text, kind=kind) if text else ""  # fmt: skip
+    return (
+        _environment()
+        .from_string(
+            '<p class="dd-message dd-{{ kind }}" role="{{ "alert" if kind == "problem" else "status" }}">{{ text }}</p>'
+        )
+        .render(text=text, kind=kind)
+        if text
+        else ""
+    )
 
 
 def render_progress(share: float, words: str) -> str:
     """A bar and what is being done, as HTML; ``share`` in [0, 1]."""
-    return _environment().from_string(
-        '<div class="dd-progress"><div class="dd-progress-bar" role="progressbar" aria-valuemin="0" '
-        'aria-valuemax="100" aria-valuenow="{{ percent }}"><span style="width:{{ percent }}%"></span></div>'
-        '<p class="dd-hint">{{ words }}</p></div>'
-    ).render(percent=round(100 * share), words=words)  # fmt: skip
+    return (
+        _environment()
+        .from_string(
+            '<div class="dd-progress"><div class="dd-progress-bar" role="progressbar" aria-valuemin="0" '
+            'aria-valuemax="100" aria-valuenow="{{ percent }}"><span style="width:{{ percent }}%"></span></div>'
+            '<p class="dd-hint">{{ words }}</p></div>'
+        )
+        .render(percent=round(100 * share), words=words)
+    )
 
 
 def join_numbers(numbers: Sequence[int]) -> str:
@@ -192,15 +204,18 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
             "reached_threshold": result.reached[row],
             "scores": [
                 {
-                    "recogniser": score.recogniser, "against": score.against,
-                    "before": round(score.before, 4), "after": round(score.after, 4),
-                    "line": score.scale and score.scale.line, "still_matches": score.still_matches,
+                    "recogniser": score.recogniser,
+                    "against": score.against,
+                    "before": round(score.before, 4),
+                    "after": round(score.after, 4),
+                    "line": score.scale and score.scale.line,
+                    "still_matches": score.still_matches,
                 }
                 for score in result.scores[row]
             ],
         }
         for row, index in enumerate(result.chosen)
-    ]  # fmt: skip
+    ]
     return {
         "faces": faces,
         "left_out_not_protected": [index + 1 for index in result.left_out],
@@ -220,9 +235,9 @@ def _still_matching(result: ProtectedPhoto) -> list[int]:
 
 def _bar(score: Score) -> ScoreBar:
     scale = score.scale
-    low, high = _NO_SCALE_RANGE if scale is None else (
-        scale.strangers - _BAR_ROOM * (1 - scale.strangers), 1.0
-    )  # fmt: skip
+    low, high = (
+        _NO_SCALE_RANGE if scale is None else (scale.strangers - _BAR_ROOM * (1 - scale.strangers), 1.0)
+    )
 
     def place(value: float) -> float:
         return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 1)
@@ -230,10 +245,17 @@ def _bar(score: Score) -> ScoreBar:
     who = "This tool's own recogniser" if score.recogniser == GUIDE_NAME else score.recogniser
     against = "against the photo as it was" if score.against == "itself" else "against your second photo"
     return ScoreBar(
-        who, against, f"{score.before:.2f}", f"{score.after:.2f}", place(score.before), place(score.after),
-        f"{scale.line:.2f}" if scale else None, place(scale.line) if scale else None, _verdict(score),
+        who,
+        against,
+        f"{score.before:.2f}",
+        f"{score.after:.2f}",
+        place(score.before),
+        place(score.after),
+        f"{scale.line:.2f}" if scale else None,
+        place(scale.line) if scale else None,
+        _verdict(score),
         score.still_matches,
-    )  # fmt: skip
+    )
 
 
 def _verdict(score: Score) -> str:

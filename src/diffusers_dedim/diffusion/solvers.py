@@ -176,9 +176,14 @@ class SolverStepper:
         before = _state(self.solver)
         prev = self._advance(eps, timestep, x_t, generator)
         self._last = {
-            "eps": eps, "timestep": timestep, "x_t": x_t, "generator": generator, "prev": prev,
-            "before": before, "noise_states": noise_states,
-        }  # fmt: skip
+            "eps": eps,
+            "timestep": timestep,
+            "x_t": x_t,
+            "generator": generator,
+            "prev": prev,
+            "before": before,
+            "noise_states": noise_states,
+        }
         return SchedulerOutput(prev_sample=prev)
 
     def shift_estimate(self, shift: Tensor) -> Tensor:

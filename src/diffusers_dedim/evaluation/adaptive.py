@@ -141,9 +141,16 @@ def fit_adaptive_encoder(
     targets, others = _embed(encoder, originals), _embed_mates(encoder, mates)
     lesson = _Lesson(protected.cpu(), originals.cpu(), targets, others)
     _train(
-        pupil, lesson, _vary, steps=steps, learning_rate=learning_rate, seed=seed, batch_size=batch_size,
-        keep_weight=keep_weight, contrast_weight=contrast_weight,
-    )  # fmt: skip
+        pupil,
+        lesson,
+        _vary,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        batch_size=batch_size,
+        keep_weight=keep_weight,
+        contrast_weight=contrast_weight,
+    )
     return AdaptedEncoder(pupil, nn.Identity()).eval().requires_grad_(False)
 
 
@@ -201,10 +208,16 @@ def fit_adaptive_head(
         torch.manual_seed(seed)
         head = CorrectionHead(targets.shape[1])
     _train(
-        head, _Lesson(*both, targets, _embed_mates(encoder, mates)), _one_of_two, steps=steps,
-        learning_rate=learning_rate, seed=seed, batch_size=batch_size, keep_weight=keep_weight,
+        head,
+        _Lesson(*both, targets, _embed_mates(encoder, mates)),
+        _one_of_two,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        batch_size=batch_size,
+        keep_weight=keep_weight,
         contrast_weight=contrast_weight,
-    )  # fmt: skip
+    )
     # no .eval() and no freezing over all: the encoder stays the caller's
     return AdaptedEncoder(encoder, head.to(_device_of(encoder)).requires_grad_(False))
 
@@ -212,9 +225,17 @@ def fit_adaptive_head(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _train(
-    pupil: nn.Module, lesson: _Lesson, views: Views, *, steps: int, learning_rate: float, seed: int,
-    batch_size: int, keep_weight: float, contrast_weight: float,
-) -> None:  # fmt: skip
+    pupil: nn.Module,
+    lesson: _Lesson,
+    views: Views,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    batch_size: int,
+    keep_weight: float,
+    contrast_weight: float,
+) -> None:
     """Fit ``pupil`` in place; what it sees and in which order depends on the seed alone."""
     device = next(pupil.parameters()).device
     optimizer = torch.optim.AdamW(pupil.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
@@ -290,9 +311,13 @@ def _embed_mates(encoder: nn.Module, mates: Mapping[int, Tensor] | None) -> dict
 
 
 def _check(
-    originals: Tensor, protected: Tensor, mates: Mapping[int, Tensor] | None, steps: int,
-    learning_rate: float, batch_size: int,
-) -> None:  # fmt: skip
+    originals: Tensor,
+    protected: Tensor,
+    mates: Mapping[int, Tensor] | None,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+) -> None:
     check_crops(originals)
     if protected.shape != originals.shape:
         raise ValueError(

@@ -99,8 +99,12 @@ class Session:
             done.append(evaluator.measure(method, impostors))
             finished = len(done) == len(self.settings.methods)
             seconds = round(time.perf_counter() - begin, 1)
-            evaluation = self._evaluation(evaluator, done, {name: len(s) for name, s in impostors.items()},
-                                          {"finished": finished, "seconds": seconds})  # fmt: skip
+            evaluation = self._evaluation(
+                evaluator,
+                done,
+                {name: len(s) for name, s in impostors.items()},
+                {"finished": finished, "seconds": seconds},
+            )
             write_results(evaluation, folder)
             write_report(evaluation, folder)  # now, for the next one may fail or be killed
             on_method(done[-1][0])
@@ -133,9 +137,12 @@ class Session:
         )
 
     def _evaluation(
-        self, evaluator: Evaluator, done: Sequence[tuple[MethodEntry, list[RateEntry]]],
-        impostors: Mapping[str, int], progress: Mapping[str, Any],
-    ) -> Evaluation:  # fmt: skip
+        self,
+        evaluator: Evaluator,
+        done: Sequence[tuple[MethodEntry, list[RateEntry]]],
+        impostors: Mapping[str, int],
+        progress: Mapping[str, Any],
+    ) -> Evaluation:
         protocol, bench = self.experiment.protocol, evaluator.bench
         measured = {probe.name for probe in evaluator.probes}
         rates = [rate for _, entries in done for rate in entries]

@@ -106,9 +106,15 @@ def _offsets(size: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def _write(axes: Any, label: Label, offset: NDArray[np.float64], *, line: bool) -> None:
     stroke = {"arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkA": 0, "shrinkB": 3}
     text = axes.annotate(
-        label.text, (label.x, label.y), xytext=offset, textcoords="offset points", va="bottom",
-        fontsize=_FONT_SIZE, color=label.colour, arrowprops=stroke if line else None,
-    )  # fmt: skip
+        label.text,
+        (label.x, label.y),
+        xytext=offset,
+        textcoords="offset points",
+        va="bottom",
+        fontsize=_FONT_SIZE,
+        color=label.colour,
+        arrowprops=stroke if line else None,
+    )
     text.set_in_layout(False)  # the layout would move the axes for it, and the labels away from what is free
 
 
@@ -288,9 +294,11 @@ def _draw_rank1(axes: Any, evaluation: Evaluation, place: Callable[[MethodEntry]
 
 
 def _points(
-    evaluation: Evaluation, members: Sequence[MethodEntry], recogniser: str,
+    evaluation: Evaluation,
+    members: Sequence[MethodEntry],
+    recogniser: str,
     place: Callable[[MethodEntry], float | None],
-) -> list[_Point]:  # fmt: skip
+) -> list[_Point]:
     """One method at all its strengths by one recogniser, from the right to the left."""
     points = []
     for member in members:

@@ -209,10 +209,8 @@ def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
         "gaussian-blur": lambda: FilterMethod(pipe, blur_face),
         "pixelate": lambda: FilterMethod(pipe, pixelate_face),
         "ddpm": lambda: partial(_ddpm, pipe),
-        "fgsm": lambda: AttackMethod(
-            pipe, partial(_fgsm, pipe), epsilon=FGSM_EPSILON, rounds=1
-        ),
-    }  # fmt: skip
+        "fgsm": lambda: AttackMethod(pipe, partial(_fgsm, pipe), epsilon=FGSM_EPSILON, rounds=1),
+    }
     if base in plain and not preset and not strength:
         return plain[base]()
     if base == "tip-im":
@@ -276,9 +274,15 @@ def _ddpm(pipe: DeDiMPipeline, photos: list[Pixels], generator: Generators = Non
         # nothing pushes these faces below h: that they stay above it is the finding, not a fault
         warnings.filterwarnings("ignore", message=".* stayed above the threshold")
         return pipe(
-            photos, preset="paper", guidance_scale=0, max_rounds=1, threshold=_THRESHOLD, small_faces="skip",
-            output_type="np", generator=generator,
-        )  # fmt: skip
+            photos,
+            preset="paper",
+            guidance_scale=0,
+            max_rounds=1,
+            threshold=_THRESHOLD,
+            small_faces="skip",
+            output_type="np",
+            generator=generator,
+        )
 
 
 def _fgsm(pipe: DeDiMPipeline, x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -368,7 +372,13 @@ def _measure_all(
         with torch.no_grad():
             landmarks = pipe.landmarker(crops)
         results += measure_faces(
-            photos, batch, crops, landmarks, pipe.face_encoder,
-            rounds=[rounds] * count, unet_calls=[0] * count, threshold=_THRESHOLD,
-        )  # fmt: skip
+            photos,
+            batch,
+            crops,
+            landmarks,
+            pipe.face_encoder,
+            rounds=[rounds] * count,
+            unet_calls=[0] * count,
+            threshold=_THRESHOLD,
+        )
     return results

@@ -111,18 +111,34 @@ def pick_columns(table: Table, wanted: Callable[[str], bool]) -> Table:
 def effort_table(evaluation: Evaluation) -> Table:
     """What each method cost and what it did to the face besides the recognisers' numbers."""
     columns = (
-        "method", "probes", "faces", "seconds a face", "rounds", "UNet calls", "reached its threshold",
-        "no face found after", "HaarPSI", "LPIPS", "landmark shift",
-    )  # fmt: skip
+        "method",
+        "probes",
+        "faces",
+        "seconds a face",
+        "rounds",
+        "UNet calls",
+        "reached its threshold",
+        "no face found after",
+        "HaarPSI",
+        "LPIPS",
+        "landmark shift",
+    )
     rows = tuple(
         (
-            each.method, str(each.probes), str(each.faces), _number(each.seconds_per_face, 2),
-            _number(each.rounds, 1), _number(each.unet_calls, 0), _number(each.reached_threshold, 3),
-            str(len(each.undetected)), _estimate(each.haarpsi), _estimate(each.lpips),
+            each.method,
+            str(each.probes),
+            str(each.faces),
+            _number(each.seconds_per_face, 2),
+            _number(each.rounds, 1),
+            _number(each.unet_calls, 0),
+            _number(each.reached_threshold, 3),
+            str(len(each.undetected)),
+            _estimate(each.haarpsi),
+            _estimate(each.lpips),
             _estimate(each.landmark_shift),
         )
         for each in evaluation.methods
-    )  # fmt: skip
+    )
     return Table(columns, rows, (False,) * len(rows))
 
 
@@ -130,9 +146,16 @@ def rates_table(entries: Sequence[RateEntry]) -> Table:
     """Every rate of every method and recogniser with its interval; a transform is named where there is one."""
     transformed = any(entry.transform for entry in entries)
     columns = (
-        "method", *(("after",) if transformed else ()), "recogniser", "rank-1", "rank-5", "FNMR at FMR 0.1 %",
-        "FNMR at FMR 1 %", "strangers matched at FMR 0.1 %", "similarity to the own person",
-    )  # fmt: skip
+        "method",
+        *(("after",) if transformed else ()),
+        "recogniser",
+        "rank-1",
+        "rank-5",
+        "FNMR at FMR 0.1 %",
+        "FNMR at FMR 1 %",
+        "strangers matched at FMR 0.1 %",
+        "similarity to the own person",
+    )
     rows = tuple(
         (
             entry.method,
@@ -200,9 +223,16 @@ def _paper_row(row: PaperRow, names: Sequence[str]) -> tuple[str, ...]:
     """The paper's white box is not ours, but the role is the same; its black box gets a column of its own."""
     blanks = ("",) * (len(names) - 1)
     return (
-        f"{row.method} (paper)", _number(row.rank1_wb, 3), *blanks, _number(row.rank1_bb, 3), _number(row.psnr, 1),
-        _number(row.ssim, 2), _number(row.fnmr_wb, 2), *blanks, _number(row.fnmr_bb, 2),
-    )  # fmt: skip
+        f"{row.method} (paper)",
+        _number(row.rank1_wb, 3),
+        *blanks,
+        _number(row.rank1_bb, 3),
+        _number(row.psnr, 1),
+        _number(row.ssim, 2),
+        _number(row.fnmr_wb, 2),
+        *blanks,
+        _number(row.fnmr_bb, 2),
+    )
 
 
 def _fnmr(entry: RateEntry, fmr: float) -> Estimate | None:
@@ -360,9 +390,11 @@ def _facts(evaluation: Evaluation) -> dict[str, Any]:
     """Environment, seed, commit, command, data and recognisers as rows of a table."""
     data = evaluation.data
     facts: dict[str, Any] = {
-        key: ", ".join(f"{name} {each}" for name, each in value.items() if each) if isinstance(value, dict) else value
+        key: ", ".join(f"{name} {each}" for name, each in value.items() if each)
+        if isinstance(value, dict)
+        else value
         for key, value in evaluation.run.items()
-    }  # fmt: skip
+    }
     facts["data"] = data.source
     without = ", ".join(data.probes_without_face) or "none"
     facts["probes without a face of 40 px or more, left out"] = without

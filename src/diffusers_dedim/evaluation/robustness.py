@@ -74,10 +74,15 @@ def sdedit(
     for start in range(0, len(crops), _CROPS_AT_ONCE):
         x_org = crops[start : start + _CROPS_AT_ONCE].to(pipe.device)
         sample = sample_dedim(
-            x_org, torch.ones_like(x_org[:, :1]), unet=predict_noise, scheduler=scheduler,
-            face_encoder=pipe.face_encoder, threshold=0.0, max_rounds=1,
+            x_org,
+            torch.ones_like(x_org[:, :1]),
+            unet=predict_noise,
+            scheduler=scheduler,
+            face_encoder=pipe.face_encoder,
+            threshold=0.0,
+            max_rounds=1,
             generators=list(generators[start : start + _CROPS_AT_ONCE]),
-        )  # fmt: skip
+        )
         pieces.append(sample.crops.clamp(-1, 1).to(crops.device))
     return torch.cat(pieces)
 

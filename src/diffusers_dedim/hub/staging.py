@@ -188,9 +188,11 @@ def _check_it_loads(model: Model, folder: Path) -> None:
     from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet
 
     classes = {
-        Model.pipeline: DeDiMPipeline, Model.unet: DDPMPipeline,
-        Model.encoder: MobileFaceNet, Model.landmarks: LandmarkRegressor,
-    }  # fmt: skip
+        Model.pipeline: DeDiMPipeline,
+        Model.unet: DDPMPipeline,
+        Model.encoder: MobileFaceNet,
+        Model.landmarks: LandmarkRegressor,
+    }
     try:
         classes[model].from_pretrained(str(folder), variant="fp16")
     except (OSError, ValueError, RuntimeError, TypeError) as error:

@@ -294,10 +294,15 @@ def _compare(target: Target, local: Mapping[str, Path], remote: Mapping[str, Rep
     changed = [path for path in local if path in known and path not in same]
     new = [path for path in local if path not in known]
     return Plan(
-        target.repo_id, target.repo_type, remote is not None,
-        tuple(sorted(new)), tuple(sorted(changed)), tuple(sorted(same)), tuple(sorted({*known} - {*local})),
+        target.repo_id,
+        target.repo_type,
+        remote is not None,
+        tuple(sorted(new)),
+        tuple(sorted(changed)),
+        tuple(sorted(same)),
+        tuple(sorted({*known} - {*local})),
         sum(local[path].stat().st_size for path in new + changed),
-    )  # fmt: skip
+    )
 
 
 def _same(path: Path, remote: RepoFile) -> bool:

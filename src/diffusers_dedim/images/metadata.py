@@ -57,30 +57,75 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 _KEPT_TAGS = (
-    Base.ImageDescription, Base.Make, Base.Model, Base.XResolution, Base.YResolution,
-    Base.ResolutionUnit, Base.Software, Base.DateTime, Base.Artist, Base.Copyright,
-)  # fmt: skip
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.XResolution,
+    Base.YResolution,
+    Base.ResolutionUnit,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.Copyright,
+)
 # When, and how the camera was set. No tag of free bytes (maker note, user comment: some hold a preview of the
 # original) and no size, which is as stored, before the orientation was applied.
-_KEPT_DETAILS = frozenset((
-    Base.ExifVersion, Base.DateTimeOriginal, Base.DateTimeDigitized, Base.OffsetTime, Base.OffsetTimeOriginal,
-    Base.OffsetTimeDigitized, Base.SubsecTime, Base.SubsecTimeOriginal, Base.SubsecTimeDigitized,
-    Base.ExposureTime, Base.FNumber, Base.ExposureProgram, Base.ISOSpeedRatings, Base.SensitivityType,
-    Base.RecommendedExposureIndex, Base.ShutterSpeedValue, Base.ApertureValue, Base.BrightnessValue,
-    Base.ExposureBiasValue, Base.MaxApertureValue, Base.SubjectDistance, Base.MeteringMode, Base.LightSource,
-    Base.Flash, Base.FocalLength, Base.FocalLengthIn35mmFilm, Base.ColorSpace, Base.SensingMethod,
-    Base.ExposureMode, Base.WhiteBalance, Base.DigitalZoomRatio, Base.SceneCaptureType, Base.GainControl,
-    Base.Contrast, Base.Saturation, Base.Sharpness, Base.LensSpecification, Base.LensMake, Base.LensModel,
-))  # fmt: skip
+_KEPT_DETAILS = frozenset(
+    (
+        Base.ExifVersion,
+        Base.DateTimeOriginal,
+        Base.DateTimeDigitized,
+        Base.OffsetTime,
+        Base.OffsetTimeOriginal,
+        Base.OffsetTimeDigitized,
+        Base.SubsecTime,
+        Base.SubsecTimeOriginal,
+        Base.SubsecTimeDigitized,
+        Base.ExposureTime,
+        Base.FNumber,
+        Base.ExposureProgram,
+        Base.ISOSpeedRatings,
+        Base.SensitivityType,
+        Base.RecommendedExposureIndex,
+        Base.ShutterSpeedValue,
+        Base.ApertureValue,
+        Base.BrightnessValue,
+        Base.ExposureBiasValue,
+        Base.MaxApertureValue,
+        Base.SubjectDistance,
+        Base.MeteringMode,
+        Base.LightSource,
+        Base.Flash,
+        Base.FocalLength,
+        Base.FocalLengthIn35mmFilm,
+        Base.ColorSpace,
+        Base.SensingMethod,
+        Base.ExposureMode,
+        Base.WhiteBalance,
+        Base.DigitalZoomRatio,
+        Base.SceneCaptureType,
+        Base.GainControl,
+        Base.Contrast,
+        Base.Saturation,
+        Base.Sharpness,
+        Base.LensSpecification,
+        Base.LensMake,
+        Base.LensModel,
+    )
+)
 
 # Without the two of free bytes, and without what the standard does not know: vendors put anything there.
 _KEPT_POSITION = frozenset(GPS) - {GPS.GPSProcessingMethod, GPS.GPSAreaInformation}
 _MOST_BYTES = 4  # of a value without a type, such as a version: more could be a preview under a kept tag
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 _Block = dict[int, Any]
 
 

@@ -111,10 +111,13 @@ def cmyk_to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.I
         try:
             source = ImageCms.ImageCmsProfile(BytesIO(icc_profile))
             converted = ImageCms.profileToProfile(
-                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB",
+                image,
+                source,
+                ImageCms.createProfile("sRGB"),
+                outputMode="RGB",
                 renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
                 flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-            )  # fmt: skip
+            )
         except (ImageCms.PyCMSError, OSError):
             converted = None
         if converted is not None:

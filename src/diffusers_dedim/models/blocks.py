@@ -60,9 +60,16 @@ class ConvNormAct(nn.Sequential):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
-        groups: int = 1, *, linear: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        *,
+        linear: bool = False,
+    ) -> None:
         convolution = DepthwiseConv2d if groups == in_channels == out_channels else nn.Conv2d
         layers: list[nn.Module] = [
             convolution(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),

@@ -36,8 +36,7 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     def __init__(self, embedding_dim: int = 128) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            ConvNormAct(3, 64, 3, stride=2, padding=1),
-            ConvNormAct(64, 64, 3, padding=1, groups=64),
+            ConvNormAct(3, 64, 3, stride=2, padding=1), ConvNormAct(64, 64, 3, padding=1, groups=64)
         )
         self.bottlenecks = bottleneck_stack(64, _BOTTLENECKS)
         self.head = nn.Sequential(

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-OWN_COMPONENTS: dict[str, type[ModelMixin]] = {
-    "face_encoder": MobileFaceNet,
-    "landmarker": LandmarkRegressor,
-}
+OWN_COMPONENTS: dict[str, type[ModelMixin]] = {"face_encoder": MobileFaceNet, "landmarker": LandmarkRegressor}
 _WHERE = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
 _PACKAGE = "diffusers_dedim"
 # diffusers takes a class it does not know from `<component>/<library>.py`, and only with trust_remote_code=True.

@@ -338,8 +338,14 @@ def _paste_and_measure(
         pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
     pixels = as_written(pixels, grey=opened.photo.grey)  # colours that are lost may be what hid the face
     records = measure_faces(
-        [pixels], [(0, aligned) for aligned in opened.faces], opened.x_org, opened.landmarks,
-        pipe.face_encoder, threshold=settings.threshold, batch_size=slots,
-        rounds=[item.rounds for item in sampled], unet_calls=[item.unet_calls for item in sampled],
-    )  # fmt: skip
+        [pixels],
+        [(0, aligned) for aligned in opened.faces],
+        opened.x_org,
+        opened.landmarks,
+        pipe.face_encoder,
+        threshold=settings.threshold,
+        batch_size=slots,
+        rounds=[item.rounds for item in sampled],
+        unet_calls=[item.unet_calls for item in sampled],
+    )
     return StreamResult(opened.photo, pixels, tuple(records))

@@ -62,7 +62,7 @@ class DeDiMPipeline(ComposablePipeline):
 
     Args:
         unet: face denoiser, epsilon prediction on 112-px crops.
-        scheduler: `DDPMScheduler`, or DDIM, DPM-Solver++ or Euler (`diffusers_dedim.diffusion.solvers`; else TypeError), with the
+        scheduler: `DDPMScheduler`, or DDIM, DPM-Solver++ or Euler (`diffusion.solvers`; else TypeError), with the
             noise schedule the denoiser was trained with; the bundled one has the paper's cosine schedule.
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
             module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
@@ -80,8 +80,13 @@ class DeDiMPipeline(ComposablePipeline):
     _own_components: ClassVar[tuple[str, ...]] = tuple(OWN_COMPONENTS)
     _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
-        "sample", "prev_sample", "noise_pred", "x_org", "mask", "reference",
-    ]  # fmt: skip
+        "sample",
+        "prev_sample",
+        "noise_pred",
+        "x_org",
+        "mask",
+        "reference",
+    ]
 
     def __init__(
         self,
@@ -99,9 +104,11 @@ class DeDiMPipeline(ComposablePipeline):
         for module in (unet, face_encoder, landmarker):
             module.eval().requires_grad_(False)
         self.register_modules(
-            unet=unet, scheduler=scheduler,
-            face_encoder=as_component(face_encoder), landmarker=as_component(landmarker),
-        )  # fmt: skip
+            unet=unet,
+            scheduler=scheduler,
+            face_encoder=as_component(face_encoder),
+            landmarker=as_component(landmarker),
+        )
         self.face_detector = FaceDetector()
         self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
 
@@ -225,8 +232,9 @@ class DeDiMPipeline(ComposablePipeline):
             found += [(index, face) for face in faces]
         callback = chain_callbacks(
             [guidance or settings.make_guidance(), callback_on_step_end],
-            callback_on_step_end_tensor_inputs, self._callback_tensor_inputs,
-        )  # fmt: skip
+            callback_on_step_end_tensor_inputs,
+            self._callback_tensor_inputs,
+        )
         measures: list[Callable[[], list[FaceResult]]] = []
         with self.progress_bar(total=len(found)) as bar:
             for start in range(0, len(found), batch_size):
@@ -241,9 +249,14 @@ class DeDiMPipeline(ComposablePipeline):
         return DeDiMOutput(images, results) if return_dict else (images, results)
 
     def _protect_batch(
-        self, photos: list[NDArray[np.uint8]], batch: list[tuple[int, AlignedFace]], settings: DeDiMPreset,
-        callback: StepCallback | None, generators: list[torch.Generator], bar: Any,
-    ) -> Callable[[], list[FaceResult]]:  # fmt: skip
+        self,
+        photos: list[NDArray[np.uint8]],
+        batch: list[tuple[int, AlignedFace]],
+        settings: DeDiMPreset,
+        callback: StepCallback | None,
+        generators: list[torch.Generator],
+        bar: Any,
+    ) -> Callable[[], list[FaceResult]]:
         """Sample the faces of one batch and paste them into ``photos``; call what is returned to measure them there."""
         device = self._execution_device
         x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
@@ -268,9 +281,16 @@ class DeDiMPipeline(ComposablePipeline):
             photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
         bar.update(len(batch))
         return partial(
-            measure_faces, photos, batch, x_org, landmarks, self.face_encoder,
-            rounds=sample.rounds, unet_calls=sample.unet_calls, threshold=settings.threshold,
-        )  # fmt: skip
+            measure_faces,
+            photos,
+            batch,
+            x_org,
+            landmarks,
+            self.face_encoder,
+            rounds=sample.rounds,
+            unet_calls=sample.unet_calls,
+            threshold=settings.threshold,
+        )
 
     def _sampler(self, settings: DeDiMPreset, callback: StepCallback | None) -> Callable[..., SampleResult]:
         """`sample_dedim` with all that does not depend on the faces put in."""
@@ -278,10 +298,16 @@ class DeDiMPipeline(ComposablePipeline):
         scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
         window = window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None
         return partial(
-            sample_dedim, unet=self._predict_noise, scheduler=scheduler, face_encoder=self.face_encoder,
-            threshold=settings.sampler_threshold, guidance=callback, error_correction=settings.error_correction,
-            window=window, pipeline=CallbackView(self, scheduler),
-        )  # fmt: skip
+            sample_dedim,
+            unet=self._predict_noise,
+            scheduler=scheduler,
+            face_encoder=self.face_encoder,
+            threshold=settings.sampler_threshold,
+            guidance=callback,
+            error_correction=settings.error_correction,
+            window=window,
+            pipeline=CallbackView(self, scheduler),
+        )
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
         """Call the denoiser in its own type and the memory layout that convolutions like."""

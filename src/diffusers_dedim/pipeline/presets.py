@@ -123,22 +123,44 @@ PRESETS: dict[str, DeDiMPreset] = {
     # 8 development faces of LFW: rank-1 foamliu 0.12, casia 0.00, the teacher 0.75; PSNR 28.6, SSIM 0.866, and
     # 1 of 8 below h. Measured once, by hand. max_rounds=2, and all rounds on four faces: docs/results.
     "paper": DeDiMPreset(
-        start_timestep=100, num_inference_steps=100, guidance="log_probability", guidance_scale=250.0,
-        max_rounds=100, threshold=0.2,
+        start_timestep=100,
+        num_inference_steps=100,
+        guidance="log_probability",
+        guidance_scale=250.0,
+        max_rounds=100,
+        threshold=0.2,
     ),
     # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.06, casia 0.04, dlib 0.00; PSNR 32.2,
     # SSIM 0.935; 34 denoiser calls a face; 109 of 110 faces below h. How it was chosen: D16, D17 in docs/paper.md.
     "fast": DeDiMPreset(
-        start_timestep=250, num_inference_steps=5, guidance="estimate", guidance_scale=0.04, error_correction=0.7,
-        max_rounds=12, threshold=0.45, threshold_margin=0.06, mask_feather=4.0, keep_eyes=0.8, denoise_window=True,
+        start_timestep=250,
+        num_inference_steps=5,
+        guidance="estimate",
+        guidance_scale=0.04,
+        error_correction=0.7,
+        max_rounds=12,
+        threshold=0.45,
+        threshold_margin=0.06,
+        mask_feather=4.0,
+        keep_eyes=0.8,
+        denoise_window=True,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
     # -0.09 instead of -0.04 by foamliu, 0.01 instead of 0.05 by casia), for 0.7 dB and 0.007 of SSIM.
     "strong": DeDiMPreset(
-        start_timestep=250, num_inference_steps=5, guidance="estimate", guidance_scale=0.04, error_correction=0.7,
-        max_rounds=20, threshold=0.4, threshold_margin=0.06, mask_feather=4.0, keep_eyes=0.8, denoise_window=True,
+        start_timestep=250,
+        num_inference_steps=5,
+        guidance="estimate",
+        guidance_scale=0.04,
+        error_correction=0.7,
+        max_rounds=20,
+        threshold=0.4,
+        threshold_margin=0.06,
+        mask_feather=4.0,
+        keep_eyes=0.8,
+        denoise_window=True,
     ),
-}  # fmt: skip
+}
 
 
 def resolve_preset(preset: str | DeDiMPreset, **overrides: float | None) -> DeDiMPreset:

@@ -272,9 +272,11 @@ class Manifest:
         _check_header(path, rows[0], settings)
         records = (_record(path, number, row) for number, row in enumerate(rows[1:], start=2))
         return cls(
-            path, {record.name: record for record in records},
-            () if "package" in rows[0] else (_NO_PACKAGE,), len(whole) if len(whole) < len(data) else None,
-        )  # fmt: skip
+            path,
+            {record.name: record for record in records},
+            () if "package" in rows[0] else (_NO_PACKAGE,),
+            len(whole) if len(whole) < len(data) else None,
+        )
 
     def append(self, records: Iterable[PhotoRecord]) -> None:
         """Add finished photos; on return they are on disk.

@@ -18,9 +18,7 @@ from diffusers_dedim.errors import (
 )
 from diffusers_dedim.images.files import Photo
 from diffusers_dedim.images.modes import PixelArray
-from diffusers_dedim.runs.jobs import (
-    PhotoJob,
-)
+from diffusers_dedim.runs.jobs import PhotoJob
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
@@ -192,9 +190,14 @@ def face_record(face: Any) -> FaceRecord:
     """The numbers of a `FaceResult`, as plain values."""
     x0, y0, x1, y1 = (float(edge) for edge in face.box)
     return FaceRecord(
-        (x0, y0, x1, y1), float(face.similarity_before), float(face.similarity), float(face.probability),
-        int(face.rounds), int(face.unet_calls), bool(face.reached_threshold),
-    )  # fmt: skip
+        (x0, y0, x1, y1),
+        float(face.similarity_before),
+        float(face.similarity),
+        float(face.probability),
+        int(face.rounds),
+        int(face.unet_calls),
+        bool(face.reached_threshold),
+    )
 
 
 def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:

@@ -161,9 +161,16 @@ def _photo_pair(job: PhotoJob, record: PhotoRecord, out: Path) -> PhotoPair | No
     small_before, small_after = _thumbnail(before), _thumbnail(after)
     caption = "protected" if record.status == "protected" else f"NOT PROTECTED: {record.reason}"
     return PhotoPair(
-        display_name(record.output), caption, record.status == "protected", data_uri(small_before),
-        data_uri(small_after), small_before.width, small_before.height, faces, record.notes,
-    )  # fmt: skip
+        display_name(record.output),
+        caption,
+        record.status == "protected",
+        data_uri(small_before),
+        data_uri(small_after),
+        small_before.width,
+        small_before.height,
+        faces,
+        record.notes,
+    )
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

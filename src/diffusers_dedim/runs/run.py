@@ -171,9 +171,12 @@ def _stream(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a face that was left as it is; see _call in run_batch
         stream = protect_stream(
-            pipe, (_stream_photo(item, settings.seed) for item in photos), preset,
-            small_faces=settings.small_faces, slots=slots,
-        )  # fmt: skip
+            pipe,
+            (_stream_photo(item, settings.seed) for item in photos),
+            preset,
+            small_faces=settings.small_faces,
+            slots=slots,
+        )
         for result in stream:
             item, now = result.photo.owner, time.monotonic()
             if isinstance(item, PhotoRecord):
@@ -297,10 +300,15 @@ class FolderRun:
             raise RunError(f"{self.out}: cannot be written ({error.strerror or error})") from error
         jobs = self.plan.jobs
         return RunResult(
-            self.out, self.settings, jobs, tuple(records[job.name] for job in jobs),
-            len(self.finished), self.plan.other_files, time.monotonic() - started,
+            self.out,
+            self.settings,
+            jobs,
+            tuple(records[job.name] for job in jobs),
+            len(self.finished),
+            self.plan.other_files,
+            time.monotonic() - started,
             (*(self._manifest.notes if self._manifest else ()), *notes_of_replaced(self._earlier, records)),
-        )  # fmt: skip
+        )
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
         """Yield each photo's record once it is in the manifest, and the photo's file, if any, on disk."""
@@ -346,9 +354,13 @@ class FolderRun:
         yield from self._protect_jobs(pipe, others, batch_size, under_way, settle)
 
     def _protect_jobs(
-        self, pipe: Pipeline, jobs: Sequence[PhotoJob], batch_size: int | None, under_way: UnderWay,
+        self,
+        pipe: Pipeline,
+        jobs: Sequence[PhotoJob],
+        batch_size: int | None,
+        under_way: UnderWay,
         settle: Callable[[ProtectedPhoto | PhotoRecord], PhotoRecord],
-    ) -> Generator[PhotoRecord, None, None]:  # fmt: skip
+    ) -> Generator[PhotoRecord, None, None]:
         """Yield a record for each photo once it is settled; memory is flat in their number."""
         loaded = map_ahead(partial(self._load, under_way), jobs, threads=2, ahead=_PHOTOS_AHEAD)
         protected = protect_photos(pipe, loaded, self.settings, batch_size)

@@ -40,14 +40,19 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
         (mixing if mixes else others).append(weight)
     optimizer: torch.optim.Optimizer = timm.Muon(
         [{"params": mixing}, {"params": others, "use_fallback": True}],
-        lr=rate, weight_decay=decay, nesterov=True, betas=(0.9, 0.999),
-    )  # fmt: skip
+        lr=rate,
+        weight_decay=decay,
+        nesterov=True,
+        betas=(0.9, 0.999),
+    )
     return optimizer
 
 
 def settle_batch_norm(
-    network: nn.Module, forward: Callable[[Mapping[str, Tensor]], object], batches: Iterable[Mapping[str, Tensor]]
-) -> None:  # fmt: skip
+    network: nn.Module,
+    forward: Callable[[Mapping[str, Tensor]], object],
+    batches: Iterable[Mapping[str, Tensor]],
+) -> None:
     """Compute every batch norm's mean and variance anew, averaged over the batches (Wu and Johnson 2021).
 
     What a norm gathered in training is of the live weights of the last steps. The averaged weights make slightly
@@ -127,9 +132,11 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
             f"{config.precision!r}; accelerate keeps one a process. Take the same, or train in a new process."
         )
     accelerator = Accelerator(
-        mixed_precision=config.precision, gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.tracker, project_dir=config.output_dir,
-    )  # fmt: skip
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.tracker,
+        project_dir=config.output_dir,
+    )
     if accelerator.num_processes > 1:
         raise ValueError(
             f"num_processes: expected 1, got {accelerator.num_processes}; the data is not shared out among "

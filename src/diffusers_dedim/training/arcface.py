@@ -94,8 +94,13 @@ class ArcFaceTask(FaceTask):
     model: ArcFaceNet
 
     def __init__(
-        self, train_data: FaceCrops, val_data: FaceCrops, config: EncoderConfig, *, student: MobileFaceNet | None = None
-    ) -> None:  # fmt: skip
+        self,
+        train_data: FaceCrops,
+        val_data: FaceCrops,
+        config: EncoderConfig,
+        *,
+        student: MobileFaceNet | None = None,
+    ) -> None:
         self.model = ArcFaceNet(student or MobileFaceNet(), int(train_data.labels.max()) + 1)
         super().__init__(train_data, val_data, config)
         self.config = config
@@ -109,9 +114,12 @@ class ArcFaceTask(FaceTask):
         embeddings = model(images)
         with torch.autocast(images.device.type, enabled=False):
             logits = arcface_logits(
-                embeddings, self.model.centres, batch["label"],
-                margin=self.config.margin, scale=self.config.scale,
-            )  # fmt: skip
+                embeddings,
+                self.model.centres,
+                batch["label"],
+                margin=self.config.margin,
+                scale=self.config.scale,
+            )
             return nn.functional.cross_entropy(logits, batch["label"])
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -14,9 +14,13 @@ from diffusers_dedim.training.data import to_model_range
 
 
 def random_similarity(
-    images: Tensor, points: Tensor, generator: torch.Generator,
-    max_shift: float, max_scale: float, max_degrees: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    images: Tensor,
+    points: Tensor,
+    generator: torch.Generator,
+    max_shift: float,
+    max_scale: float,
+    max_degrees: float,
+) -> tuple[Tensor, Tensor]:
     """Shift, scale and turn each image a little, and its landmarks with it.
 
     Args:
@@ -57,9 +61,15 @@ _NOSE = (7.0, 8.0, 9.0, 5.0)  # height, spreads, and how far below the centre th
 
 
 def turn_heads(
-    images: Tensor, generator: torch.Generator, *, share: float, yaw: float, pitch: float,
-    bend_share: float = 0.0, bend: float = 0.0,
-) -> Tensor:  # fmt: skip
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    share: float,
+    yaw: float,
+    pitch: float,
+    bend_share: float = 0.0,
+    bend: float = 0.0,
+) -> Tensor:
     """Turn and tilt heads as if the camera had moved, and align them to the five-point template again.
 
     Training crops of strongly turned heads are missing from the data; photos hold many. The depth is the same

@@ -34,7 +34,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value >= 1,
         "max_steps batch_size gradient_accumulation_steps log_every val_images",
     ),
-    "at least 0": (lambda value: value >= 0, "num_workers seed warmup_steps validate_minutes checkpoint_minutes"),
+    "at least 0": (
+        lambda value: value >= 0,
+        "num_workers seed warmup_steps validate_minutes checkpoint_minutes",
+    ),
     "a number from 0 on": (
         lambda value: 0 <= value < math.inf,
         "weight_decay feature_weight relation_weight max_noise",
@@ -47,7 +50,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: bool(re.fullmatch(r"\s*\d*\.?\d+\s*[KMGT]B\s*", value, re.IGNORECASE)),
         "max_shard_size",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,10 @@ def read_config(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     if path.suffix not in readers or not path.is_file():
         raise ValueError(f"config: expected an existing .toml or .json file, got {path}.")
     parser = readers[path.suffix] or import_extra(
-        "tomllib" if sys.version_info >= (3, 11) else "tomli", "--config", 'pip install "diffusers-dedim[train]"'
-    )  # fmt: skip
+        "tomllib" if sys.version_info >= (3, 11) else "tomli",
+        "--config",
+        'pip install "diffusers-dedim[train]"',
+    )
     try:
         content = parser.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # both parsers' errors are of this kind

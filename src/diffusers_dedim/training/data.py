@@ -195,9 +195,14 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, source: str | Path, split: str = "train", *, require_landmarks: bool = False,
-        keep_in_memory: bool = False, label_column: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        source: str | Path,
+        split: str = "train",
+        *,
+        require_landmarks: bool = False,
+        keep_in_memory: bool = False,
+        label_column: str | None = None,
+    ) -> None:
         self.source = str(source)
         self._kept: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
         self.rows = open_rows(self.source, split, with_labels=label_column is not None)
@@ -382,9 +387,14 @@ class ResumableBatches(Sampler[list[int]]):
 
 
 def batches(
-    dataset: Dataset[dict[str, Tensor]], batch_size: int, seed: int, start_batch: int, num_workers: int,
-    *, pin_memory: bool = False,
-) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    dataset: Dataset[dict[str, Tensor]],
+    batch_size: int,
+    seed: int,
+    start_batch: int,
+    num_workers: int,
+    *,
+    pin_memory: bool = False,
+) -> Iterator[dict[str, Tensor]]:
     """Endless collated batches from ``start_batch`` on, in pinned memory if they are to be copied to CUDA."""
     sampler = ResumableBatches(len(dataset), batch_size, seed, start_batch)  # type: ignore[arg-type]
     return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=pin_memory))

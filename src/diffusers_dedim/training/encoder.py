@@ -53,10 +53,17 @@ class EncoderTask(FaceTask):
     model: MobileFaceNet
 
     def __init__(
-        self, train_data: FaceCrops, val_data: FaceCrops, teacher: Teacher, teacher_train: Tensor,
-        teacher_val: Tensor, config: EncoderConfig, *, student: MobileFaceNet | None = None,
+        self,
+        train_data: FaceCrops,
+        val_data: FaceCrops,
+        teacher: Teacher,
+        teacher_train: Tensor,
+        teacher_val: Tensor,
+        config: EncoderConfig,
+        *,
+        student: MobileFaceNet | None = None,
         targets: Targets | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model = student or MobileFaceNet()
         super().__init__(train_data, val_data, config)
         self.config = config
@@ -111,7 +118,7 @@ class EncoderTask(FaceTask):
 
 def make_encoder_task(
     train_data: FaceCrops, val_data: FaceCrops, config: EncoderConfig, student: MobileFaceNet, *, resume: bool
-) -> EncoderTask:  # fmt: skip
+) -> EncoderTask:
     """Let the teacher embed all crops, or read what it said, and set the distillation up.
 
     Embedding takes minutes: what would bar the training afterwards is refused before it. The targets are kept in

@@ -36,9 +36,13 @@ class LandmarkTask(FaceTask):
     """
 
     def __init__(
-        self, train_data: FaceCrops, val_data: FaceCrops, config: LandmarkConfig, *,
+        self,
+        train_data: FaceCrops,
+        val_data: FaceCrops,
+        config: LandmarkConfig,
+        *,
         model: LandmarkRegressor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model = model or LandmarkRegressor()
         found = self.model.config.num_landmarks
         if found != NUM_LANDMARKS:

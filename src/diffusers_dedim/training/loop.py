@@ -168,8 +168,10 @@ def _begin(task: Task, config: LoopConfig, accelerator: Accelerator, *, resume: 
 def _run(session: _Session) -> None:
     """Step until the budget is spent, with a bar, a log line now and then, and checkpoints by the clock."""
     config, progress, accumulated = (
-        session.config, session.progress, session.config.gradient_accumulation_steps
-    )  # fmt: skip
+        session.config,
+        session.progress,
+        session.config.gradient_accumulation_steps,
+    )
     bar = tqdm(total=100, initial=round(100 * session.share, 1), unit="%", bar_format=_BAR)
     if config.validate_first:
         _report_validation(session, bar)
@@ -327,6 +329,10 @@ class FaceTask:
         """Yield what `FaceCrops` holds, collated."""
         config = self._loading
         return batches(
-            self.train_data, config.batch_size, config.seed, start_batch, config.num_workers,
+            self.train_data,
+            config.batch_size,
+            config.seed,
+            start_batch,
+            config.num_workers,
             pin_memory=next(self.model.parameters()).is_cuda,
-        )  # fmt: skip
+        )

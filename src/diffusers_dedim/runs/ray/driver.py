@@ -260,9 +260,15 @@ def run_ray(
             absent = [*absent_records(plan.names, records, plan.refused), *source.damaged]
             records.update(recorder.record(absent))
     return RunResult(
-        folder, settings, (), tuple(records.values()), len(plan.finished), source.other_files,
-        time.monotonic() - started, manifest.notes,
-    )  # fmt: skip
+        folder,
+        settings,
+        (),
+        tuple(records.values()),
+        len(plan.finished),
+        source.other_files,
+        time.monotonic() - started,
+        manifest.notes,
+    )
 
 
 def _begin(
@@ -310,9 +316,17 @@ def _start_ray(workers: int, accelerators: float) -> None:
 
 
 def _stages(
-    source: Source, find: FindFaces, out: Path, settings: RunSettings, load: Callable[[], Any], workers: int,
-    accelerators: float, output: Output, batch_size: int | None, rows_at_a_time: int,
-) -> Any:  # fmt: skip
+    source: Source,
+    find: FindFaces,
+    out: Path,
+    settings: RunSettings,
+    load: Callable[[], Any],
+    workers: int,
+    accelerators: float,
+    output: Output,
+    batch_size: int | None,
+    rows_at_a_time: int,
+) -> Any:
     found = source.rows.map_batches(
         find,
         batch_size=min(rows_at_a_time, FOUND_AT_A_TIME),
@@ -321,9 +335,7 @@ def _stages(
     )
     protected = found.map_batches(
         Protect,
-        fn_constructor_kwargs={
-            "load": load, "settings": settings, "out": out, "batch_size": batch_size
-        },
+        fn_constructor_kwargs={"load": load, "settings": settings, "out": out, "batch_size": batch_size},
         batch_size=rows_at_a_time,
         batch_format="pyarrow",
         compute=import_ray_data().ActorPoolStrategy(size=workers),
@@ -331,7 +343,7 @@ def _stages(
         num_gpus=accelerators,
         max_restarts=-1,
         max_task_retries=_MOST_DEATHS,
-    )  # fmt: skip
+    )
     return protected.map_batches(
         Write(out, output), batch_size=rows_at_a_time, batch_format="pyarrow", max_retries=_TRIES
     )

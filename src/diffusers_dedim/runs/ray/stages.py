@@ -62,9 +62,12 @@ def batch_key(stage: str, names: Sequence[str]) -> str:
 
 
 def survive(
-    out: Path, key: str, rows: Sequence[Row], work: Callable[[list[Row]], list[Row]],
+    out: Path,
+    key: str,
+    rows: Sequence[Row],
+    work: Callable[[list[Row]], list[Row]],
     give_up: Callable[[Row], Row],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """``work(rows)``, tried so that a row that kills the process is known when the batch is tried again.
 
     The first attempt works on all rows. If its journal is still there, the process has died of one of them: rows are
@@ -169,9 +172,12 @@ class FindFaces:
         key = batch_key("find", [row["id"] for row in rows])
         rows = [row for place, row in enumerate(rows) if self._is_first(row["id"], f"{key}/{place}")]
         found = survive(
-            self.out, key, rows, lambda some: [self._find(row) for row in some],
+            self.out,
+            key,
+            rows,
+            lambda some: [self._find(row) for row in some],
             lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
-        )  # fmt: skip
+        )
         columns = {"id": "binary", "data": "large_binary", "faces": "large_binary", "problem": "string"}
         return _table(found, columns)
 
@@ -225,9 +231,12 @@ class Protect:
         """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
         rows = [{**row, "id": unpack_name(row["id"])} for row in table.to_pylist()]
         done = survive(
-            self._out, batch_key("protect", [row["id"] for row in rows]), rows, self._protect,
+            self._out,
+            batch_key("protect", [row["id"] for row in rows]),
+            rows,
+            self._protect,
             lambda row: _result(PhotoRecord(row["id"], "error", DIED)),
-        )  # fmt: skip
+        )
         return _table(done, {"record": "string", "target": "binary", "data": "large_binary"})
 
     def _protect(self, rows: list[Row]) -> list[Row]:
