@@ -203,10 +203,18 @@ def create(handler: Handler) -> None:
     handler.answer({"url": url, "id": name})
 
 
+def sibling(path: str, content: bytes) -> dict[str, Any]:
+    """As with ``blobs=true``, which only gives more."""
+    result = {"rfilename": path, "size": len(content), "blobId": git_hash(content)}
+    if is_lfs(path):
+        result["lfs"] = {"sha256": lfs_hash(content), "size": len(content), "pointerSize": 134}
+    return result
+
+
 def info(handler: Handler, kinds: str, name: str, revision: str | None) -> None:
     repo = handler.repo(KINDS[kinds], name)
     sha, files = handler.files(repo, revision or "main")
-    siblings = [{"rfilename": path} for path in sorted(files)]
+    siblings = [sibling(path, content) for path, content in sorted(files.items())]
     handler.answer(
         {
             "id": name,

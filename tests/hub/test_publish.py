@@ -188,6 +188,32 @@ def test_tokens_that_do_not_do(
     assert not exists or not hub.repos["model", "me/encoder"].files
 
 
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_variable_that_cannot_be_right_is_named(
+    hub: FakeHub, encoder: Dedim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for token in ("hf_tökén", "hf_a b", "hf_\u2026"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        result = encoder(*words)
+        assert result.exit_code == 2
+        assert (
+            "Error: HF_TOKEN: holds no Hugging Face token, which has letters, digits, _ and -"
+            in result.stderr
+        )
+        assert token not in result.output
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "no-token").write_text("hf_tökén", encoding="utf-8")  # as `hf auth login` keeps it
+    assert f"Error: {tmp_path / 'no-token'}: holds no Hugging Face token" in encoder(*words).stderr
+    for address in ("127.0.0.1:9", "huggingface.co", "https://", "ftp://huggingface.co"):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        result = encoder(*words)
+        assert result.exit_code == 2
+        assert (
+            f"HF_ENDPOINT: expected an address like https://huggingface.co, got {address!r}." in result.stderr
+        )
+    assert not hub.log
+
+
 def test_a_name_taken_by_another_kind_of_repository(hub: FakeHub, encoder: Dedim) -> None:
     hub.add("space", "me/encoder", {})
     result = encoder()

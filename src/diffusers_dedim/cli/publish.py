@@ -45,12 +45,12 @@ def publish(
     Uploads what differs from the repository, and nothing else. Needs a token: `hf auth login`, or HF_TOKEN.
     """
     with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
-        from diffusers_dedim.hub.upload import Target, check_repo_id, check_tag
+        from diffusers_dedim.hub.upload import Target, check_repo_id, check_settings, check_tag
 
         check_repo_id(repo_id)
         if tag is not None:
             check_tag(tag)
-        _be_ready(dry_run)
+        check_settings(need_token=not dry_run)  # now: the weights take a while to prepare
         from diffusers_dedim.hub.staging import stage_model
 
         folder = Path(temporary)
@@ -76,7 +76,7 @@ def publish_space(
     with plain_errors(_STOPPED), TemporaryDirectory(prefix="dedim-publish-") as temporary:
         from diffusers_dedim.hub.cards import space_sdk
         from diffusers_dedim.hub.staging import stage_space
-        from diffusers_dedim.hub.upload import Target, check_repo_id
+        from diffusers_dedim.hub.upload import Target, check_repo_id, check_settings
 
         check_repo_id(repo_id)
         if wheel is not None and private:
@@ -84,25 +84,17 @@ def publish_space(
                 "--wheel: the Space fetches it by its address while it is built, and a private one does not show it; "
                 "leave --private out, or --wheel."
             )
-        _be_ready(dry_run)
+        check_settings(need_token=not dry_run)
         staged = Path(temporary)
         for note in stage_space(repo_id, staged, folder, wheel=wheel):
             typer.echo(f"Note: {note}")
         _publish(Target(repo_id, None, private, space_sdk(staged)), staged, dry_run)
 
 
-def _be_ready(dry_run: bool) -> None:
-    """Say at once what would fail only after the weights were prepared."""
-    from diffusers_dedim.hub.upload import check_token
-
-    if not dry_run:
-        check_token()
-
-
 def _publish(target: Target, folder: Path, dry_run: bool, tag: str | None = None) -> None:
     from huggingface_hub import constants
 
-    from diffusers_dedim.hub.upload import add_tag, make_plan, publish, refuse_taken_tag
+    from diffusers_dedim.hub.upload import add_tag, make_plan, refuse_taken_tag, upload_files
 
     plan = make_plan(target, folder)
     if tag is not None and plan.exists:
@@ -113,7 +105,7 @@ def _publish(target: Target, folder: Path, dry_run: bool, tag: str | None = None
         typer.echo("Dry run: nothing was created or uploaded.")
         return
     if plan.upload:
-        for note in publish(target, folder, plan):
+        for note in upload_files(plan):
             typer.echo(f"Note: {note}")
     if tag is not None:
         add_tag(target, tag)
@@ -123,7 +115,7 @@ def _publish(target: Target, folder: Path, dry_run: bool, tag: str | None = None
 
 def _show(plan: Plan) -> None:
     state = "" if plan.exists else ", to be created"
-    typer.echo(f"{plan.repo_id} ({plan.repo_type}{state}):")
+    typer.echo(f"{plan.target.repo_id} ({plan.target.repo_type}{state}):")
     for word, paths in (("new", plan.new), ("changed", plan.changed), ("unchanged", plan.same)):
         for path in paths:
             typer.echo(f"  {word:9} {path}")
