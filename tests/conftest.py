@@ -13,6 +13,7 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="dedim-datasets-")
 import numpy as np
 import pytest
 import torch
+from no_skips import pytest_collection_modifyitems, pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from numpy.typing import NDArray
 from toys import toy_pipeline
 
