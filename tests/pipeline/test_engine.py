@@ -9,7 +9,7 @@ from toys import face_at, seeded, tiny_preset
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.errors import NoFaceError
 from diffusers_dedim.faces import Face
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult, protect_stream
+from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 
 Pixels = NDArray[np.uint8]
 PRESET = tiny_preset(threshold=0.45, max_rounds=3)
@@ -44,7 +44,7 @@ def stream(pipe: DeDiMPipeline, photos: list[Pixels], slots: int) -> dict[int, S
         StreamPhoto(index, photo, generator)
         for index, (photo, generator) in enumerate(zip(photos, seeded(*range(len(photos))), strict=True))
     )
-    results = list(protect_stream(pipe, items, PRESET, slots=slots))
+    results = list(pipe.stream(items, preset=PRESET, batch_size=slots))
     assert len(results) == len(photos)
     return {result.photo.owner: result for result in results}
 
@@ -76,13 +76,14 @@ def test_a_stream_gives_what_the_pipeline_gives(
 def test_a_bad_photo_comes_back_with_its_reason_and_the_others_protected(
     pipe: DeDiMPipeline, photos: list[Pixels]
 ) -> None:
-    known = StreamPhoto("known", EMPTY, error=ValueError("torn file"))
-    bad = [StreamPhoto("empty", EMPTY), StreamPhoto("broken", EMPTY + 255), known]
-    items = [StreamPhoto(0, photos[0]), *bad, StreamPhoto(1, photos[1])]
-    results = {result.photo.owner: result for result in protect_stream(pipe, items, PRESET, slots=2)}
+    bad = [StreamPhoto("empty", EMPTY), StreamPhoto("broken", EMPTY + 255)]
+    torn = ValueError("torn file")  # no photo: the stream hands it through
+    items = [StreamPhoto(0, photos[0]), *bad, torn, StreamPhoto(1, photos[1])]
+    done = list(pipe.stream(items, preset=PRESET, batch_size=2))
+    assert done.count(torn) == 1
+    results = {result.photo.owner: result for result in done if result is not torn}
     assert isinstance(results["empty"].error, NoFaceError)
     assert str(results["broken"].error) == "the detector is broken"
-    assert str(results["known"].error) == "torn file"
     assert [len(results[index].faces) for index in (0, 1)] == [1, 2]
     assert results["broken"].pixels is bad[1].pixels
 
@@ -148,6 +149,6 @@ def test_memory_does_not_grow_with_the_number_of_photos(pipe: DeDiMPipeline, pho
         for taken in range(1, 31):
             yield StreamPhoto(taken, photos[0], torch.Generator().manual_seed(taken))
 
-    for done, _ in enumerate(protect_stream(pipe, source(), tiny_preset(max_rounds=1), slots=2), start=1):
+    for done, _ in enumerate(pipe.stream(source(), preset=tiny_preset(max_rounds=1), batch_size=2), start=1):
         assert taken - done <= 2 + 4 + 2
     assert done == 30

@@ -25,7 +25,7 @@ from diffusers_dedim.baselines import (
     pixelate_face,
 )
 from diffusers_dedim.encoders import EncoderEnsemble, OnnxEncoder
-from diffusers_dedim.faces import AlignedFace, Face, find_faces, paste_back
+from diffusers_dedim.faces import AlignedFace, Face, align_face, choose_faces, paste_back, warn_small
 from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.pipeline.inputs import child_generator, photo_generators
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces
@@ -347,12 +347,13 @@ def _clip_change(original: Pixels, changed: Pixels, epsilon: float) -> Pixels:
 
 
 def _find_all(pipe: DeDiMPipeline, photos: Sequence[Pixels]) -> list[tuple[int, AlignedFace]]:
-    # stacklevel 4: past this function and the method, the line that called it
-    return [
-        (index, aligned)
-        for index, photo in enumerate(photos)
-        for aligned in find_faces(pipe.face_detector, photo, index, "skip", 4)
-    ]
+    found: list[tuple[int, AlignedFace]] = []
+    for index, photo in enumerate(photos):
+        large, small = choose_faces(pipe.face_detector(photo), index, "skip")
+        # stacklevel 4: past this function and the method, the line that called it
+        warn_small(len(small), len(large) + len(small), index, stacklevel=4)
+        found += [(index, align_face(photo, face)) for face in large]
+    return found
 
 
 def _batches(found: list[tuple[int, AlignedFace]]) -> list[list[tuple[int, AlignedFace]]]:

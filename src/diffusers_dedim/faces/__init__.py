@@ -9,7 +9,7 @@ from diffusers_dedim.faces.align import (
 )
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
-from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, find_faces
+from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, choose_faces, warn_small
 from diffusers_dedim.faces.mask import keep_eyes, landmark_mask
 from diffusers_dedim.faces.types import AlignedFace, Face
 
@@ -22,12 +22,13 @@ __all__ = [
     "FaceDetection",
     "FaceDetector",
     "align_face",
+    "choose_faces",
     "detect_faces",
     "estimate_similarity",
-    "find_faces",
     "inside_photo",
     "keep_eyes",
     "landmark_mask",
     "paste_back",
+    "warn_small",
     "whole_crop",
 ]

@@ -1,17 +1,16 @@
-"""Find the faces of a photo that can be protected, and say aloud which cannot."""
+"""Choose the faces of a photo that can be protected, and say which cannot."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
-from diffusers_dedim.faces.align import align_face
-from diffusers_dedim.faces.types import AlignedFace, Face
+from diffusers_dedim.faces.types import Face
 
 MIN_FACE_SIZE = 40  # pixels; a smaller face has too little of the structure that DeDiM changes
 
@@ -20,40 +19,38 @@ FaceDetection = Callable[[NDArray[np.uint8]], list[Face]]
 FaceChoice = Callable[[Face], bool]
 
 
-def find_faces(
-    detector: FaceDetection,
-    photo: NDArray[np.uint8],
+def choose_faces(
+    found: Sequence[Face],
     index: int,
-    small_faces: Literal["error", "skip"],
-    stacklevel: int,
+    small_faces: Literal["error", "skip"] = "error",
     select_faces: FaceChoice | None = None,
-) -> list[AlignedFace]:
-    """Detect, choose and align the faces of a photo.
+) -> tuple[list[Face], list[Face]]:
+    """Which of a photo's faces are protected, and which are left as they are because they are too small.
 
     Args:
-        detector: photo -> faces from left to right, such as a `FaceDetector`.
-        photo: ``[H, W, 3]`` uint8 RGB, upright.
+        found: what the detector found.
         index: number of the photo, for the messages.
-        small_faces: what to do with a face under `MIN_FACE_SIZE` photo px: "error", or "skip" with a warning.
-        stacklevel: of that warning, counted from here as in `warnings.warn`.
+        small_faces: what to do with a face under `MIN_FACE_SIZE` photo px: "error", or "skip".
         select_faces: says of each face whether it is to be protected; None for all of them.
+
+    Returns:
+        The faces to protect, at least one, and the chosen ones that are too small.
 
     Raises:
         NoFaceError: there is no face, or none was chosen.
         FaceTooSmallError: a chosen face is too small ("error"), or all are.
 
     Example:
-        >>> find_faces(lambda photo: [], np.zeros((64, 64, 3), np.uint8), 0, "error", 2)
+        >>> choose_faces([], 0)
         Traceback (most recent call last):
         diffusers_dedim.errors.NoFaceError: image 0: no face was found, so nothing was protected.
     """
-    faces = detector(photo)
-    if not faces:
+    if not found:
         raise NoFaceError(f"image {index}: no face was found, so nothing was protected.")
-    chosen = [face for face in faces if select_faces is None or select_faces(face)]
+    chosen = [face for face in found if select_faces is None or select_faces(face)]
     if not chosen:
         raise NoFaceError(
-            f"image {index}: select_faces chose none of the {len(faces)} faces found, so nothing was "
+            f"image {index}: select_faces chose none of the {len(found)} faces found, so nothing was "
             "protected; let it return True for at least one."
         )
     small = [face for face in chosen if face.size < MIN_FACE_SIZE]
@@ -64,10 +61,21 @@ def find_faces(
             f"smallest {min(face.size for face in small):.0f} px) and cannot be protected; use a larger "
             "photo, or small_faces='skip' to leave them as they are."
         )
+    return large, small
+
+
+def warn_small(small: int, chosen: int, index: int, stacklevel: int) -> None:
+    """Say aloud that faces of a photo were left as they are; ``stacklevel`` counts from here, as in `warnings.warn`.
+
+    Args:
+        small: how many of the chosen faces are too small.
+        chosen: how many faces were chosen.
+        index: number of the photo.
+        stacklevel: of the warning.
+    """
     if small:
         warnings.warn(
-            f"image {index}: {len(small)} of {len(chosen)} faces are smaller than {MIN_FACE_SIZE} px and "
-            "were left UNPROTECTED (small_faces='skip').",
+            f"image {index}: {small} of {chosen} faces are smaller than {MIN_FACE_SIZE} px and were left "
+            "UNPROTECTED (small_faces='skip').",
             stacklevel=stacklevel,
         )
-    return [align_face(photo, face) for face in large]

@@ -1,4 +1,4 @@
-"""Protect a stream of photos: faces of the next photos take the places of those that are done."""
+"""One engine under `DeDiMPipeline`: faces of the next photos take the places of those that are done."""
 
 from __future__ import annotations
 
@@ -11,19 +11,117 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.callbacks import chain_callbacks
 from diffusers_dedim.diffusion.sampling import SampleResult
-from diffusers_dedim.faces import AlignedFace, Face, find_faces, inside_photo, paste_back
+from diffusers_dedim.faces import (
+    AlignedFace,
+    Face,
+    FaceChoice,
+    FaceDetection,
+    align_face,
+    choose_faces,
+    inside_photo,
+    paste_back,
+)
 from diffusers_dedim.images.modes import as_written
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts, is_out_of_memory
-from diffusers_dedim.pipeline.inputs import child_generator
+from diffusers_dedim.pipeline.inputs import (
+    NOTHING_BESIDE,
+    BesidePixels,
+    child_generator,
+    from_pixels,
+    take_photos,
+)
 from diffusers_dedim.pipeline.output import FaceResult, measure_faces
-from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.prefetch import map_ahead
+
+_PHOTOS_AHEAD = 4  # searched for faces while others are sampled; each is held in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What the engine works with; it does not know the pipeline.
+
+    Attributes:
+        detector: photo -> its faces.
+        landmarker: crops ``[N, 3, 112, 112]`` in [-1, 1] -> 51 landmarks ``[N, 51, 2]``, crop px.
+        face_encoder: such crops -> unit embeddings.
+        sample: `sample_dedim` with all that does not depend on the faces put in.
+        device: where the networks compute.
+    """
+
+    detector: FaceDetection
+    landmarker: Callable[[Tensor], Tensor]
+    face_encoder: nn.Module
+    sample: Callable[..., SampleResult]
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPhoto:
+    """A photo that goes into the stream.
+
+    Attributes:
+        owner: whatever tells the caller which photo it is.
+        pixels: uint8 RGB ``[H, W, 3]``, upright.
+        generator: as for the pipeline; None draws from torch's global one.
+        faces: found already, photo px, or cut out already; None where they are still to be found.
+        grey: it will be written as greyscale: the result is, so that what is measured is what is written.
+        beside: what the photo has beside its pixels, for `StreamResult.image`.
+    """
+
+    owner: Any
+    pixels: NDArray[np.uint8]
+    generator: torch.Generator | None = None
+    faces: Sequence[Face] | Sequence[AlignedFace] | None = None
+    grey: bool = False
+    beside: BesidePixels = NOTHING_BESIDE
+
+
+def stream_photo(item: Any, index: int, generator: torch.Generator | None) -> Any:
+    """A photo as a `StreamPhoto` whose owner is its number; what is one already, or no photo, as it is.
+
+    Args:
+        item: PIL image, uint8 array, float tensor, `StreamPhoto`, or anything else.
+        index: number of the photo in its stream.
+        generator: for a photo that brings none.
+
+    Raises:
+        ValueError: an array or tensor has another shape, type or range.
+    """
+    if not isinstance(item, (Image.Image, np.ndarray, Tensor)):
+        return item
+    (pixels,), (beside,) = take_photos([item])
+    return StreamPhoto(index, pixels, generator, beside=beside)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamResult:
+    """What became of a photo.
+
+    Attributes:
+        photo: as it went in.
+        pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
+        faces: a record of each protected face, in the order in which they were found; ``image_index`` is 0.
+        small_faces: faces under 40 px, left as they are: **unprotected**.
+        error: why the photo is not protected, or None.
+    """
+
+    photo: StreamPhoto
+    pixels: NDArray[np.uint8]
+    faces: tuple[FaceResult, ...] = ()
+    small_faces: tuple[Face, ...] = ()
+    error: Exception | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The pixels as a PIL image: RGB, or RGBA where the photo came with transparency."""
+        image: Image.Image = from_pixels(self.pixels, "pil", self.photo.beside)
+        return image
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +184,7 @@ class FaceQueue:
         sample: `sample_dedim` with everything bound but faces, masks, generators and rounds.
         max_rounds: L, the most rounds a face gets.
         slots: how many faces are sampled together, at least 1.
+        isolate: an error of the sampler is recorded with the face that is to blame; False raises it.
 
     Raises:
         ValueError: ``slots`` or ``max_rounds`` is below 1.
@@ -98,11 +197,14 @@ class FaceQueue:
         ...         print(sampled.face.owner, sampled.rounds)
     """
 
-    def __init__(self, sample: Callable[..., SampleResult], *, max_rounds: int, slots: int) -> None:
+    def __init__(
+        self, sample: Callable[..., SampleResult], *, max_rounds: int, slots: int, isolate: bool = True
+    ) -> None:
         for name, value in (("max_rounds", max_rounds), ("slots", slots)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}.")
         self._sample, self.max_rounds, self.slots = sample, max_rounds, slots
+        self.isolate = isolate
         self._waiting: deque[SampledFace] = deque()
         self._active: list[SampledFace] = []
 
@@ -143,10 +245,12 @@ class FaceQueue:
         try:
             return self._sample_round(faces)
         except Exception as error:  # whatever a face provokes, the others go on
+            out_of_memory = is_out_of_memory(error)
+            if not self.isolate and not (out_of_memory and len(faces) > 1):
+                raise
             if len(faces) == 1:
                 # the traceback would keep the round's tensors alive
                 return [replace(faces[0], error=error.with_traceback(None))]
-            out_of_memory = is_out_of_memory(error)
         # out here the traceback, and with it what the failed call had made, is gone
         for item, state in zip(faces, states, strict=True):
             item.face.generator.set_state(state)  # the failed round has drawn from it
@@ -179,173 +283,152 @@ class FaceQueue:
         ]
 
 
-_PHOTOS_AHEAD = 4  # searched for faces while others are sampled; each is held in memory
-
-
-@dataclass(frozen=True, eq=False)
-class StreamPhoto:
-    """A photo that goes into the stream.
-
-    Attributes:
-        owner: whatever tells the caller which photo it is.
-        pixels: uint8 RGB ``[H, W, 3]``, upright.
-        generator: as for the pipeline; None draws from torch's global one.
-        faces: found already, photo px; None where they are still to be found.
-        error: why the photo cannot be protected, where that is known already; it is passed on.
-        grey: it will be written as greyscale: the result is, so that what is measured is what is written.
-    """
-
-    owner: Any
-    pixels: NDArray[np.uint8]
-    generator: torch.Generator | None = None
-    faces: Sequence[Face] | None = None
-    error: Exception | None = None
-    grey: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class StreamResult:
-    """What became of a photo.
-
-    Attributes:
-        photo: as it went in; where a face was protected, with all faces found, those too small for it too.
-        pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
-        faces: a record of each protected face, from left to right; ``image_index`` is 0.
-        error: why the photo is not protected, or None.
-    """
-
-    photo: StreamPhoto
-    pixels: NDArray[np.uint8]
-    faces: tuple[FaceResult, ...] = ()
-    error: Exception | None = None
-
-
 @dataclass(eq=False)
 class _OpenPhoto:
     """A photo some of whose faces are still being sampled."""
 
     photo: StreamPhoto
     faces: list[AlignedFace]
+    small_faces: list[Face]
     x_org: Tensor  # [N, 3, 112, 112]
     landmarks: Tensor  # [N, 51, 2]
     mask: Tensor  # [N, 1, 112, 112]
     sampled: dict[int, SampledFace] = field(default_factory=dict)
 
 
-def protect_stream(
-    pipe: DeDiMPipeline,
-    photos: Iterable[StreamPhoto],
-    settings: DeDiMPreset,
-    *,
-    small_faces: Literal["error", "skip"] = "error",
-    slots: int = 16,
-) -> Iterator[StreamResult]:
-    """Protect photos one after another, with ``slots`` faces in the networks all the time.
+class PhotoStream:
+    """Photos in, protected photos out, with ``slots`` faces in the networks all the time.
 
-    Each photo gets what ``pipe(photo, preset=settings, generator=...)`` would give it, up to the rounding of other
-    batch sizes. Photos are taken when there is room for them and come back as soon as all their faces are done, so
-    their order may change and memory does not grow with their number. Faces are found in a thread of its own. What a
-    photo provokes is in its result; the stream goes on.
+    Photos are taken when there is room for them and come back as soon as all their faces are done, so their order may
+    change and memory does not grow with their number. Faces are found in a thread of its own. A face's result does not
+    depend on those beside it, up to the rounding of other batch sizes.
 
     Args:
-        pipe: its networks are used; its detector runs in another thread, so do not call it meanwhile.
-        photos: may be endless.
-        settings: of Algorithm 2; a named one is made by `resolve_preset`.
-        small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+        networks: see `Networks`; the detector is called in another thread.
+        settings: of Algorithm 2.
+        small_faces: a face under 40 px is an "error", or "skip": left as it is, and named in the result.
+        select_faces: says of each face whether it is to be protected; None for all of them.
         slots: faces that are sampled together; halved whenever memory does not suffice.
+        isolate: what a photo provokes is in its result and the stream goes on; False raises it.
+        on_face: called whenever a face is done.
 
     Raises:
         ValueError: ``slots`` is below 1.
 
     Example:
-        >>> photos = (StreamPhoto(path, read_photo(path).pixels) for path in paths)  # doctest: +SKIP
-        >>> for result in protect_stream(pipe, photos, PRESETS["fast"], slots=64):  # doctest: +SKIP
+        >>> stream = PhotoStream(networks, PRESETS["fast"], slots=64)  # doctest: +SKIP
+        >>> for result in stream.protect(photos):  # doctest: +SKIP
         ...     print(result.photo.owner, result.error or result.faces)
     """
-    callback = chain_callbacks([settings.make_guidance()], (), pipe._callback_tensor_inputs)
-    queue = FaceQueue(pipe._sampler(settings, callback), max_rounds=settings.max_rounds, slots=slots)
 
-    def find(photo: StreamPhoto) -> tuple[StreamPhoto, list[AlignedFace] | Exception]:
+    def __init__(
+        self,
+        networks: Networks,
+        settings: DeDiMPreset,
+        *,
+        small_faces: Literal["error", "skip"] = "error",
+        select_faces: FaceChoice | None = None,
+        slots: int = 16,
+        isolate: bool = True,
+        on_face: Callable[[], object] | None = None,
+    ) -> None:
+        self.networks, self.settings = networks, settings
+        self.small_faces, self.select_faces = small_faces, select_faces
+        self.isolate, self.on_face = isolate, on_face
+        self._queue = FaceQueue(networks.sample, max_rounds=settings.max_rounds, slots=slots, isolate=isolate)
+
+    def protect(self, photos: Iterable[Any]) -> Iterator[Any]:
+        """Yield a `StreamResult` for each `StreamPhoto`, as soon as it is done.
+
+        Args:
+            photos: may be endless. What is no `StreamPhoto` is handed through, at its turn.
+        """
+        # one thread: the detector is not made for several
+        for item, found in map_ahead(self._find, photos, threads=1, ahead=_PHOTOS_AHEAD):
+            if not isinstance(item, StreamPhoto):
+                yield item
+                continue
+            error = found if isinstance(found, Exception) else self._enqueue(item, *found)
+            if error is not None:
+                if not self.isolate:
+                    raise error
+                yield StreamResult(item, item.pixels, error=error)
+            while self._queue.full:
+                yield from self._run_round()
+        while len(self._queue):
+            yield from self._run_round()
+
+    def _find(self, item: Any) -> tuple[Any, Any]:
+        """The photo, and its faces that are cut out and those too small; or why that cannot be."""
+        if not isinstance(item, StreamPhoto):
+            return item, None
         try:
-            if photo.error is not None:
-                raise photo.error
-            found = list(pipe.face_detector(photo.pixels) if photo.faces is None else photo.faces)
-            faces = find_faces(lambda _: found, photo.pixels, 0, small_faces, 2)
-            return replace(photo, faces=found), faces
+            found: list[Any] = list(self.networks.detector(item.pixels) if item.faces is None else item.faces)
+            if found and isinstance(found[0], AlignedFace):
+                return item, (found, [])
+            large, small = choose_faces(found, 0, self.small_faces, self.select_faces)
+            return item, ([align_face(item.pixels, face) for face in large], small)
         except Exception as error:  # no face, or whatever this photo provokes
-            return photo, error
+            return item, error
 
-    # one thread: the detector is not made for several
-    for photo, found in map_ahead(find, photos, threads=1, ahead=_PHOTOS_AHEAD):
-        error = found if isinstance(found, Exception) else _enqueue(pipe, queue, photo, found, settings)
-        if error is not None:
-            yield StreamResult(photo, photo.pixels, error=error)
-        while queue.full:
-            yield from _finished(pipe, queue, settings)
-    while len(queue):
-        yield from _finished(pipe, queue, settings)
-    pipe.maybe_free_model_hooks()
-
-
-@torch.no_grad()
-def _enqueue(
-    pipe: DeDiMPipeline, queue: FaceQueue, photo: StreamPhoto, faces: list[AlignedFace], settings: DeDiMPreset
-) -> Exception | None:
-    """Add the photo's faces to the queue, or say why that cannot be."""
-    try:
-        x_org = torch.stack([aligned.crop for aligned in faces]).to(pipe._execution_device)
-        # a crowd has more faces than there are places
-        check_embeddings(in_parts(pipe.face_encoder, x_org, queue.slots), len(faces))
-        landmarks = in_parts(pipe.landmarker, x_org, queue.slots)
-        mask = settings.make_mask(landmarks)
-        mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
-        opened = _OpenPhoto(photo, faces, x_org, landmarks, mask)
-        generators = [child_generator(photo.generator) for _ in faces]
-    except Exception as error:
-        return error.with_traceback(None)
-    for row, generator in enumerate(generators):
-        queue.add(QueuedFace((opened, row), x_org[row], mask[row], generator))
-    return None
-
-
-def _finished(pipe: DeDiMPipeline, queue: FaceQueue, settings: DeDiMPreset) -> Iterator[StreamResult]:
-    """Run a round; the photos whose last face is done with it."""
-    for item in queue.run_round():
-        opened, row = item.face.owner
-        opened.sampled[row] = item
-        if len(opened.sampled) == len(opened.faces):
-            yield _close(pipe, opened, settings, queue.slots)
-
-
-def _close(pipe: DeDiMPipeline, opened: _OpenPhoto, settings: DeDiMPreset, slots: int) -> StreamResult:
-    """The photo's result; an error of one face is the photo's."""
-    sampled = [opened.sampled[row] for row in range(len(opened.faces))]
-    error = next((item.error for item in sampled if item.error is not None), None)
-    if error is None:
+    @torch.no_grad()
+    def _enqueue(self, photo: StreamPhoto, faces: list[AlignedFace], small: list[Face]) -> Exception | None:
+        """Add the photo's faces to the queue, or say why that cannot be."""
+        slots = self._queue.slots
         try:
-            return _paste_and_measure(pipe, opened, sampled, settings, slots)
-        except Exception as raised:
-            error = raised.with_traceback(None)
-    return StreamResult(opened.photo, opened.photo.pixels, error=error)
+            x_org = torch.stack([aligned.crop for aligned in faces]).to(self.networks.device)
+            # a crowd has more faces than there are places
+            check_embeddings(in_parts(self.networks.face_encoder, x_org, slots), len(faces))
+            landmarks = in_parts(self.networks.landmarker, x_org, slots)
+            mask = self.settings.make_mask(landmarks)
+            mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
+            opened = _OpenPhoto(photo, faces, small, x_org, landmarks, mask)
+            generators = [child_generator(photo.generator) for _ in faces]
+        except Exception as error:
+            return error.with_traceback(None) if self.isolate else error
+        for row, generator in enumerate(generators):
+            self._queue.add(QueuedFace((opened, row), x_org[row], mask[row], generator))
+        return None
 
+    def _run_round(self) -> Iterator[StreamResult]:
+        """Run a round; the photos whose last face is done with it."""
+        for item in self._queue.run_round():
+            if self.on_face is not None:
+                self.on_face()
+            opened, row = item.face.owner
+            opened.sampled[row] = item
+            if len(opened.sampled) == len(opened.faces):
+                yield self._close(opened)
 
-def _paste_and_measure(
-    pipe: DeDiMPipeline, opened: _OpenPhoto, sampled: list[SampledFace], settings: DeDiMPreset, slots: int
-) -> StreamResult:
-    pixels = opened.photo.pixels
-    for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
-        # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
-        pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
-    pixels = as_written(pixels, grey=opened.photo.grey)  # colours that are lost may be what hid the face
-    records = measure_faces(
-        [pixels],
-        [(0, aligned) for aligned in opened.faces],
-        opened.x_org,
-        opened.landmarks,
-        pipe.face_encoder,
-        threshold=settings.threshold,
-        batch_size=slots,
-        rounds=[item.rounds for item in sampled],
-        unet_calls=[item.unet_calls for item in sampled],
-    )
-    return StreamResult(opened.photo, pixels, tuple(records))
+    def _close(self, opened: _OpenPhoto) -> StreamResult:
+        """The photo's result; an error of one face is the photo's."""
+        sampled = [opened.sampled[row] for row in range(len(opened.faces))]
+        error = next((item.error for item in sampled if item.error is not None), None)
+        if error is None:
+            try:
+                return self._paste_and_measure(opened, sampled)
+            except Exception as raised:
+                if not self.isolate:
+                    raise
+                error = raised.with_traceback(None)
+        return StreamResult(opened.photo, opened.photo.pixels, error=error)
+
+    def _paste_and_measure(self, opened: _OpenPhoto, sampled: list[SampledFace]) -> StreamResult:
+        pixels = opened.photo.pixels
+        for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
+            # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
+            pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
+        pixels = as_written(pixels, grey=opened.photo.grey)  # colours that are lost may be what hid the face
+        # after all faces are pasted, for one may lie over another
+        records = measure_faces(
+            [pixels],
+            [(0, aligned) for aligned in opened.faces],
+            opened.x_org,
+            opened.landmarks,
+            self.networks.face_encoder,
+            threshold=self.settings.threshold,
+            batch_size=self._queue.slots,
+            rounds=[item.rounds for item in sampled],
+            unet_calls=[item.unet_calls for item in sampled],
+        )
+        return StreamResult(opened.photo, pixels, tuple(records), tuple(opened.small_faces))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from diffusers_dedim.faces import Face
 from diffusers_dedim.images.files import photo_from_image
 from diffusers_dedim.images.modes import join_rgb_alpha
 
@@ -50,7 +51,7 @@ class BesidePixels:
     icc_profile: bytes | None = None
 
 
-_NOTHING = BesidePixels()
+NOTHING_BESIDE = BesidePixels()
 
 
 def to_pixel_list(image: PhotoInput | Sequence[PhotoInput]) -> list[NDArray[np.uint8]]:
@@ -100,9 +101,9 @@ def _take(item: Any) -> tuple[NDArray[np.uint8], BesidePixels]:
         # a profile of a grey photo describes one channel, and three come out
         return photo.pixels, BesidePixels(photo.alpha, None if photo.grey else photo.icc_profile)
     if isinstance(item, np.ndarray):
-        return _array_to_pixels(item), _NOTHING
+        return _array_to_pixels(item), NOTHING_BESIDE
     if isinstance(item, Tensor):
-        return _tensor_to_pixels(item), _NOTHING
+        return _tensor_to_pixels(item), NOTHING_BESIDE
     raise TypeError(
         f"image: expected PIL images, numpy arrays or torch tensors, got {type(item).__name__}; "
         "open a file with PIL.Image.open or diffusers_dedim.images.files.read_photo."
@@ -131,7 +132,7 @@ def _tensor_to_pixels(tensor: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixels = _NOTHING) -> Any:
+def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixels = NOTHING_BESIDE) -> Any:
     """Turn uint8 RGB ``[H, W, 3]`` into the asked type.
 
     Args:
@@ -176,3 +177,29 @@ def child_generator(parent: torch.Generator | None) -> torch.Generator:
     device = parent.device if parent is not None else "cpu"
     seed = torch.randint(2**62, (1,), generator=parent, device=device).item()
     return torch.Generator().manual_seed(int(seed))
+
+
+def faces_of_photos(faces: Sequence[Any], count: int) -> list[Sequence[Face] | None]:
+    """The faces that a user gives, photo by photo.
+
+    Args:
+        faces: `Face` objects for one photo, or a list of them a photo.
+        count: number of photos.
+
+    Raises:
+        TypeError: something in it is no `Face`.
+        ValueError: there is not one list for each photo.
+
+    Example:
+        >>> faces_of_photos([[], []], 2)
+        [[], []]
+    """
+    lists = [faces] if count == 1 and all(isinstance(face, Face) for face in faces) else list(faces)
+    if not all(isinstance(each, Sequence) and all(isinstance(face, Face) for face in each) for each in lists):
+        raise TypeError(
+            "faces: expected diffusers_dedim.faces.Face objects, as detect_faces returns them: a list for one photo, "
+            "or a list of lists, one a photo."
+        )
+    if len(lists) != count:
+        raise ValueError(f"faces: expected a list for each of the {count} photos, got {len(lists)}.")
+    return lists

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import CallbackView, StepCallback, chain_callbacks
 from diffusers_dedim.diffusion.denoisers import window_for
-from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
+from diffusers_dedim.diffusion.sampling import sample_dedim
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.diffusion.solvers import check_scheduler, prepare_scheduler
 from diffusers_dedim.faces import (
     AlignedFace,
+    Face,
     FaceChoice,
     FaceDetector,
-    find_faces,
-    inside_photo,
-    paste_back,
+    align_face,
+    choose_faces,
+    warn_small,
     whole_crop,
 )
 from diffusers_dedim.models.blocks import CROP_SIZE
@@ -37,21 +37,21 @@ from diffusers_dedim.pipeline.components import (
     OWN_COMPONENTS,
     ComposablePipeline,
     as_component,
-    check_embeddings,
     load_own_components,
     own_classes,
     write_loading_files,
 )
 from diffusers_dedim.pipeline.device import fast_dtype, mapped_device
+from diffusers_dedim.pipeline.engine import Networks, PhotoStream, StreamPhoto, stream_photo
 from diffusers_dedim.pipeline.inputs import (
     OUTPUT_TYPES,
     PhotoInput,
-    child_generator,
+    faces_of_photos,
     from_pixels,
     photo_generators,
     take_photos,
 )
-from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces, warn_unreached
+from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.pipeline.presets import DeDiMPreset, resolve_preset
 
 
@@ -173,6 +173,7 @@ class DeDiMPipeline(ComposablePipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
         aligned: bool = False,
         small_faces: Literal["error", "skip"] = "error",
+        faces: Sequence[Face] | Sequence[Sequence[Face]] | None = None,
         select_faces: FaceChoice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -194,6 +195,8 @@ class DeDiMPipeline(ComposablePipeline):
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
             aligned: the images are aligned 112x112 crops already; nothing is detected.
             small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            faces: found by other means, instead of the detector: a list for one photo, or a list a photo; boxes and
+                five points in photo px.
             select_faces: ``face -> bool`` by its box, landmarks and confidence; the faces it refuses are left as
                 they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
@@ -218,95 +221,135 @@ class DeDiMPipeline(ComposablePipeline):
             max_rounds=max_rounds,
             threshold=threshold,
         )
-        _check_call(output_type, batch_size, small_faces, aligned and select_faces is not None)
+        _check_call(output_type, batch_size, small_faces, aligned, faces, select_faces)
         photos, beside = take_photos(image)
         generators = photo_generators(generator, len(photos))
-        found: list[tuple[int, AlignedFace]] = []
+        given = [None] * len(photos) if faces is None else faces_of_photos(faces, len(photos))
+        found: list[list[AlignedFace]] = []
         for index, photo in enumerate(photos):
+            if aligned:
+                found.append([whole_crop(photo)])
+                continue
+            seen = given[index]
+            seen = self.face_detector(photo) if seen is None else seen
+            large, small = choose_faces(seen, index, small_faces, select_faces)
             # stacklevel 4: past __call__ and its no_grad wrapper, the user's line
-            faces = (
-                [whole_crop(photo)]
-                if aligned
-                else find_faces(self.face_detector, photo, index, small_faces, 4, select_faces)
-            )
-            found += [(index, face) for face in faces]
+            warn_small(len(small), len(large) + len(small), index, stacklevel=4)
+            found.append([align_face(photo, face) for face in large])
         callback = chain_callbacks(
             [guidance or settings.make_guidance(), callback_on_step_end],
             callback_on_step_end_tensor_inputs,
             self._callback_tensor_inputs,
         )
-        measures: list[Callable[[], list[FaceResult]]] = []
-        with self.progress_bar(total=len(found)) as bar:
-            for start in range(0, len(found), batch_size):
-                batch = found[start : start + batch_size]
-                children = [child_generator(generators[index]) for index, _ in batch]
-                measures.append(self._protect_batch(photos, batch, settings, callback, children, bar))
-        # last, for a face of a later batch may lie over one of an earlier
-        results = [result for measure in measures for result in measure()]
+        with self.progress_bar(total=sum(map(len, found))) as bar:
+            stream = PhotoStream(
+                self._networks(settings, callback, bar),
+                settings,
+                slots=batch_size,
+                isolate=False,
+                on_face=bar.update,
+            )
+            items = (
+                StreamPhoto(index, photo, generators[index], found[index])
+                for index, photo in enumerate(photos)
+            )
+            done = {result.photo.owner: result for result in stream.protect(items)}
+        results = [
+            replace(face, image_index=index) for index in range(len(photos)) for face in done[index].faces
+        ]
         warn_unreached(results, settings.threshold, stacklevel=4)  # the line that called the pipeline
         self.maybe_free_model_hooks()
-        images = [from_pixels(photo, output_type, kept) for photo, kept in zip(photos, beside, strict=True)]
+        images = [from_pixels(done[index].pixels, output_type, kept) for index, kept in enumerate(beside)]
         return DeDiMOutput(images, results) if return_dict else (images, results)
 
-    def _protect_batch(
+    def stream(
         self,
-        photos: list[NDArray[np.uint8]],
-        batch: list[tuple[int, AlignedFace]],
-        settings: DeDiMPreset,
-        callback: StepCallback | None,
-        generators: list[torch.Generator],
-        bar: Any,
-    ) -> Callable[[], list[FaceResult]]:
-        """Sample the faces of one batch and paste them into ``photos``; call what is returned to measure them there."""
-        device = self._execution_device
-        x_org = torch.stack([aligned.crop for _, aligned in batch]).to(device)  # [N, 3, 112, 112]
-        landmarks = self.landmarker(x_org)  # [N, 51, 2]
-        mask = settings.make_mask(landmarks)  # [N, 1, 112, 112]
-        mask = mask * torch.stack([inside_photo(face, photos[index].shape) for index, face in batch]).to(
-            device
+        photos: Iterable[Any],
+        *,
+        preset: str | DeDiMPreset = "fast",
+        max_rounds: int | None = None,
+        threshold: float | None = None,
+        guidance: PipelineCallback | None = None,
+        callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
+        small_faces: Literal["error", "skip"] = "error",
+        select_faces: FaceChoice | None = None,
+        batch_size: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Any]:
+        """Protect photos one after another, however many there are: faces of the next take the places of those done.
+
+        Each photo gets what calling the pipeline would give it, up to the rounding of other batch sizes. Photos are
+        taken when there is room for them and come back as soon as all their faces are done, so their order may change
+        and memory does not grow with their number. Faces are found in a thread of its own: do not call the pipeline
+        meanwhile. What a photo provokes is in its result, and the stream goes on.
+
+        Args:
+            photos: may be endless. Photos as for the pipeline, numbered by ``photo.owner`` of their results; or
+                `StreamPhoto`, which may name an owner, a generator and faces. Anything else is handed through.
+            preset, max_rounds, threshold, guidance, callback_on_step_end, callback_on_step_end_tensor_inputs,
+                small_faces, select_faces: as for the pipeline. Faces left as they are come without a warning, in
+                ``small_faces`` of the result.
+            batch_size: faces that are sampled together; halved whenever memory does not suffice.
+            generator: draws for the photos in their order; a `StreamPhoto` brings its own.
+
+        Yields:
+            A `StreamResult` for each photo. **Look at its error, and at ``reached_threshold`` of its faces.**
+
+        Raises:
+            ValueError, TypeError: a setting is of the wrong type or range.
+
+        Example:
+            >>> for result in pipe.stream(map(Image.open, paths)):  # doctest: +SKIP
+            ...     if result.error is None and all(face.reached_threshold for face in result.faces):
+            ...         result.image.save(f"{result.photo.owner}.png")
+        """
+        settings = resolve_preset(preset, max_rounds=max_rounds, threshold=threshold)
+        _check_call("pil", batch_size, small_faces, False, None, None)
+        callback = chain_callbacks(
+            [guidance or settings.make_guidance(), callback_on_step_end],
+            callback_on_step_end_tensor_inputs,
+            self._callback_tensor_inputs,
         )
-        check_embeddings(self.face_encoder(x_org), len(batch))
+        stream = PhotoStream(
+            self._networks(settings, callback),
+            settings,
+            small_faces=small_faces,
+            select_faces=select_faces,
+            slots=batch_size,
+        )
+        return self._stream(
+            stream, (stream_photo(item, index, generator) for index, item in enumerate(photos))
+        )
+
+    def _stream(self, stream: PhotoStream, photos: Iterable[Any]) -> Iterator[Any]:
+        yield from stream.protect(photos)
+        self.maybe_free_model_hooks()
+
+    def _networks(self, settings: DeDiMPreset, callback: StepCallback | None, bar: Any = None) -> Networks:
+        """What the engine works with; ``bar`` shows each call of the denoiser."""
+        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
+        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
         calls, images_a_face = count(1), settings.unet_calls_per_round // settings.num_inference_steps
 
         def denoise(x_t: Tensor, timestep: int) -> Tensor:
-            # "paper" takes minutes
-            bar.set_postfix_str(f"step {next(calls)}, {len(x_t) // images_a_face} faces left")
+            if bar is not None:  # "paper" takes minutes
+                bar.set_postfix_str(f"step {next(calls)}, {len(x_t) // images_a_face} faces left")
             return self._predict_noise(x_t, timestep)
 
-        sample = self._sampler(settings, callback)(
-            x_org, mask, unet=denoise, max_rounds=settings.max_rounds, generators=generators
-        )
-        for (index, aligned), crop, face_mask in zip(batch, sample.crops.cpu(), mask.cpu(), strict=True):
-            # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
-            photos[index] = paste_back(photos[index], aligned, crop, (face_mask > 0).float())
-        bar.update(len(batch))
-        return partial(
-            measure_faces,
-            photos,
-            batch,
-            x_org,
-            landmarks,
-            self.face_encoder,
-            rounds=sample.rounds,
-            unet_calls=sample.unet_calls,
-            threshold=settings.threshold,
-        )
-
-    def _sampler(self, settings: DeDiMPreset, callback: StepCallback | None) -> Callable[..., SampleResult]:
-        """`sample_dedim` with all that does not depend on the faces put in."""
-        timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
-        scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
-        window = window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None
-        return partial(
+        sample = partial(
             sample_dedim,
-            unet=self._predict_noise,
+            unet=denoise,
             scheduler=scheduler,
             face_encoder=self.face_encoder,
             threshold=settings.sampler_threshold,
             guidance=callback,
             error_correction=settings.error_correction,
-            window=window,
+            window=window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None,
             pipeline=CallbackView(self, scheduler),
+        )
+        return Networks(
+            self.face_detector, self.landmarker, self.face_encoder, sample, self._execution_device
         )
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
@@ -317,13 +360,22 @@ class DeDiMPipeline(ComposablePipeline):
         return eps.float()
 
 
-def _check_call(output_type: str, batch_size: int, small_faces: str, chooses_among_none: bool) -> None:
-    """Refuse what `DeDiMPipeline.__call__` cannot do, before any face is looked for."""
+def _check_call(
+    output_type: str,
+    batch_size: int,
+    small_faces: str,
+    aligned: bool,
+    faces: Sequence[Any] | None,
+    select_faces: FaceChoice | None,
+) -> None:
+    """Refuse what the pipeline cannot do, before any face is looked for."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
     if small_faces not in ("error", "skip"):
         raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
-    if chooses_among_none:
+    if aligned and select_faces is not None:
         raise ValueError("select_faces: needs faces to choose from, and aligned=True detects none; drop one.")
+    if aligned and faces is not None:
+        raise ValueError("faces: aligned=True says that each image is one face; drop one of the two.")

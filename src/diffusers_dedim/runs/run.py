@@ -18,13 +18,12 @@ from PIL import Image
 
 from diffusers_dedim.atomic import sha256
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.faces import MIN_FACE_SIZE, Face
+from diffusers_dedim.faces import MIN_FACE_SIZE
 from diffusers_dedim.images.files import decode_photo, save_photo
 from diffusers_dedim.images.modes import as_written
-from diffusers_dedim.pipeline.engine import StreamPhoto, protect_stream
+from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
-from diffusers_dedim.pipeline.presets import resolve_preset
 from diffusers_dedim.prefetch import map_ahead
 from diffusers_dedim.runs.jobs import REFUSED_SUFFIXES, PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.runs.manifest import (
@@ -139,8 +138,6 @@ def _call(pipe: Pipeline, loaded: Sequence[LoadedPhoto], settings: RunSettings) 
 # small batches leave most of an accelerator idle.
 PROCESSOR_BATCH, ACCELERATOR_BATCH = 4, 64
 
-_NO_PIXELS = np.empty((0, 0, 3), dtype=np.uint8)
-
 
 def protect_photos(
     pipe: Pipeline,
@@ -166,43 +163,39 @@ def protect_photos(
 def _stream(
     pipe: DeDiMPipeline, photos: Iterator[LoadedPhoto | PhotoRecord], settings: RunSettings, slots: int
 ) -> Iterator[ProtectedPhoto | PhotoRecord]:
-    preset = resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
+    stream = pipe.stream(
+        (_stream_photo(item, settings.seed) for item in photos),
+        preset=settings.preset,
+        threshold=settings.threshold,
+        max_rounds=settings.max_rounds,
+        small_faces=settings.small_faces,
+        batch_size=slots,
+    )
     last = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a face that was left as it is; see _call in run_batch
-        stream = protect_stream(
-            pipe,
-            (_stream_photo(item, settings.seed) for item in photos),
-            preset,
-            small_faces=settings.small_faces,
-            slots=slots,
-        )
-        for result in stream:
-            item, now = result.photo.owner, time.monotonic()
-            if isinstance(item, PhotoRecord):
-                yield item
-                continue
-            outcome: Outcome = result.error or (result.pixels, tuple(map(face_record, result.faces)))
-            item = _note_small(item, result.photo.faces)
-            yield ProtectedPhoto(item, outcome, now - last)  # photos overlap: the time since the one before
-            last = now
+    for result in stream:
+        if isinstance(result, PhotoRecord):
+            yield result
+            continue
+        now = time.monotonic()
+        outcome: Outcome = result.error or (result.pixels, tuple(map(face_record, result.faces)))
+        item = _note_small(result.photo.owner, result)
+        yield ProtectedPhoto(item, outcome, now - last)  # photos overlap: the time since the one before
+        last = now
 
 
-def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPhoto:
+def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPhoto | PhotoRecord:
     if isinstance(item, PhotoRecord):
-        return StreamPhoto(item, _NO_PIXELS, error=UnreadablePhotoError(item.reason))
+        return item
     own = generators(seed, [item.job.name])
     return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces, grey=item.photo.grey)
 
 
-def _note_small(item: LoadedPhoto, found: Sequence[Face] | None) -> LoadedPhoto:
-    """Write down that faces were too small, for nobody sees the warning in a run."""
-    small = sum(face.size < MIN_FACE_SIZE for face in found or ())
+def _note_small(item: LoadedPhoto, result: StreamResult) -> LoadedPhoto:
+    """Write down that faces were too small and left as they are."""
+    small = len(result.small_faces)
     if not small:
         return item
-    note = (
-        f"{small} of {len(found or ())} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED"
-    )
+    note = f"{small} of {small + len(result.faces)} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED"
     return replace(item, photo=replace(item.photo, notes=(*item.photo.notes, note)))
 
 
