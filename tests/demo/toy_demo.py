@@ -16,6 +16,7 @@ from toys import ToyEncoder
 from diffusers_dedim.demo.handlers import DemoHandlers
 from diffusers_dedim.demo.protect import Protector
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
+from diffusers_dedim.pipeline.output import FaceResult
 
 STEPS = 10  # of the preset "fast"
 
@@ -46,7 +47,7 @@ class BoxPipeline:
     def __call__(self, photos: list[Image.Image], **keywords: Any) -> SimpleNamespace:
         self.keywords.append(keywords)
         pixels = np.array(photos[0])
-        faces = [face for face in self.detector(pixels) if keywords["select_faces"](face)]
+        faces = keywords["faces"]
         for step in range(STEPS * self.rounds if keywords["callback_on_step_end"] else 0):
             time.sleep(self.pause)
             keywords["callback_on_step_end"](self, step % STEPS, 0, {})
@@ -61,10 +62,11 @@ class BoxPipeline:
         )
 
 
-def _result(face: Face, reached: bool) -> SimpleNamespace:
-    return SimpleNamespace(
+def _result(face: Face, reached: bool) -> FaceResult:
+    return FaceResult(
         image_index=0,
         box=face.box,
+        landmarks=np.empty((0, 2)),
         similarity_before=1.0,
         similarity=-0.2 if reached else 0.7,
         probability=0.4 if reached else 0.85,

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from toys import face_at, seeded, tiny_preset
 
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.errors import NoFaceError
+from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.faces import Face
 from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 
@@ -152,3 +155,44 @@ def test_memory_does_not_grow_with_the_number_of_photos(pipe: DeDiMPipeline, pho
     for done, _ in enumerate(pipe.stream(source(), preset=tiny_preset(max_rounds=1), batch_size=2), start=1):
         assert taken - done <= 2 + 4 + 2
     assert done == 30
+
+
+def test_photos_of_any_kind_go_into_a_stream_and_are_numbered(
+    pipe: DeDiMPipeline, photos: list[Pixels]
+) -> None:
+    transparent = Image.fromarray(photos[0]).convert("RGBA")
+    results = list(pipe.stream([photos[1], transparent, "no photo"], preset=PRESET))
+    assert "no photo" in results
+    by_owner = {result.photo.owner: result for result in results if result != "no photo"}
+    assert [len(by_owner[index].faces) for index in (0, 1)] == [2, 1]
+    assert by_owner[1].image.mode == "RGBA"
+
+
+def test_small_faces_are_named_in_the_result(pipe: DeDiMPipeline, photos: list[Pixels]) -> None:
+    pipe.face_detector = lambda photo: [*detect(photo), face_at(0, 0, 30)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (result,) = pipe.stream(photos[:1], preset=tiny_preset(threshold=0.999), small_faces="skip")
+    assert [face.size for face in result.small_faces] == [30]
+    assert len(result.faces) == 1
+    (failed,) = pipe.stream(photos[:1], preset=PRESET)
+    assert isinstance(failed.error, FaceTooSmallError)
+
+
+def test_an_array_that_is_no_photo_ends_the_stream(pipe: DeDiMPipeline) -> None:
+    with pytest.raises(ValueError, match=r"image: expected an array uint8"):
+        list(pipe.stream([np.zeros((4, 4, 7))], preset=PRESET))
+
+
+def test_in_a_call_the_callback_is_not_asked_again_after_an_error(
+    pipe: DeDiMPipeline, photos: list[Pixels]
+) -> None:
+    calls = []
+
+    def stop(*arguments: object) -> dict[str, torch.Tensor]:
+        calls.append(arguments)
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        pipe(photos, preset=PRESET, callback_on_step_end=stop)
+    assert len(calls) == 1

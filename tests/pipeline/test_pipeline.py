@@ -483,3 +483,34 @@ def test_scores_need_no_float64_on_the_device(
         [crop], [(0, aligned)], crops, landmarks, pipe.face_encoder, rounds=[1], unet_calls=[1], threshold=0.5
     )
     np.testing.assert_allclose(record.landmarks, MEAN_FACE.numpy(), atol=1e-4)  # float32 points
+
+
+def test_faces_found_elsewhere_are_protected_instead_of_detected_ones(
+    pipe: DeDiMPipeline, crop: Pixels
+) -> None:
+    pipe.face_detector = lambda _: pytest.fail("nothing is to be detected")
+    photo = np.full((160, 300, 3), 120, np.uint8)
+    photo[10:122, 10:122] = photo[30:142, 150:262] = crop
+    faces = [face_at(150, 30, 112), face_at(10, 10, 112)]
+    one = protect(pipe, photo, aligned=False, faces=faces)
+    assert [face.box for face in one.faces] == [face.box for face in faces]  # in the order given
+    two = protect(pipe, [photo, photo], aligned=False, faces=[faces[:1], faces[1:]])
+    assert [(face.image_index, face.box) for face in two.faces] == [(0, faces[0].box), (1, faces[1].box)]
+    with pytest.raises(NoFaceError, match="image 0: no face was found"):
+        protect(pipe, photo, aligned=False, faces=[])
+
+
+@pytest.mark.parametrize(
+    ("faces", "error", "text"),
+    [
+        ([[face_at(0, 0, 112)]] * 3, ValueError, r"faces: expected a list for each of the 2 photos, got 3"),
+        ([(0, 0, 112, 112), None], TypeError, r"faces: expected diffusers_dedim.faces.Face objects"),
+    ],
+)
+def test_faces_that_do_not_fit_are_refused(
+    pipe: DeDiMPipeline, crop: Pixels, faces: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        protect(pipe, [crop, crop], aligned=False, faces=faces)
+    with pytest.raises(ValueError, match="faces: aligned=True says"):
+        protect(pipe, [crop, crop], faces=faces)

@@ -22,8 +22,9 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import Face
 from diffusers_dedim.images.files import decode_photo, encode_photo
 from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.pipeline.output import FaceResult
 from diffusers_dedim.pipeline.presets import resolve_preset
-from diffusers_dedim.runs.records import face_record, judge
+from diffusers_dedim.runs.records import judge
 
 GUIDE_NAME = "guide"
 _FACENET_FILES = ("20180402-114759-vggface2.pt", "20180408-102900-casia-webface.pt")
@@ -140,7 +141,6 @@ STRENGTHS = {"gentler": 0.05, "standard": 0.0, "stronger": -0.05}
 
 PipelineCall = Callable[..., Any]
 Progress = Callable[[float, str], None]
-_SAME_FACE = 0.3  # of its size: as near as the detector takes two findings for one face
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,12 @@ class Protector:
         )
         start = time.monotonic()
         faces = [opened.faces[index] for index in chosen]
-        image, results = self._run(opened, faces, watcher, preset=preset, threshold=threshold)
+        image, results = self._call(
+            opened.photo.pixels,
+            faces,
+            watcher if self.wrap is None else None,
+            {"preset": preset, "threshold": threshold},
+        )
         seconds = time.monotonic() - start
         data = encode_photo(opened.photo, image)
         pixels = decode_photo(data).pixels
@@ -272,11 +277,7 @@ class Protector:
         recognisers = [guide] if self.unseen is None else [guide, self.unseen]
         scores = face_scores(recognisers, opened.photo.pixels, pixels, faces, other)
         records = [
-            replace(
-                face_record(result),
-                similarity=rows[0].after,
-                reached_threshold=_below(rows, result, threshold),
-            )
+            replace(result, similarity=rows[0].after, reached_threshold=_below(rows, result, threshold))
             for result, rows in zip(results, scores, strict=True)
         ]
         status, reason = judge(opened.photo, (pixels, tuple(records)))
@@ -287,32 +288,20 @@ class Protector:
             2 * threshold - 1, status == "protected", reason, seconds,
         )  # fmt: skip
 
-    def _run(
-        self, opened: OpenedPhoto, faces: Sequence[Face], watcher: StepWatcher, **settings: Any
-    ) -> tuple[PixelArray, list[Any]]:
-        """Call the pipeline; its record of each of the faces, in their order."""
-        image, found = self._call(
-            opened.photo.pixels, faces, watcher if self.wrap is None else None, settings
-        )
-        results = [next((item for item in found if _is_same(item.box, face)), None) for face in faces]
-        if None in results or len(found) != len(faces):
-            raise RuntimeError(f"the pipeline changed {len(found)} faces where {len(faces)} were chosen")
-        return image, results
-
     def _call_pipeline(
         self,
         pixels: PixelArray,
         faces: Sequence[Face],
         callback: StepWatcher | None,
         settings: dict[str, Any],
-    ) -> tuple[PixelArray, list[Any]]:
+    ) -> tuple[PixelArray, list[FaceResult]]:
         """The part that a GPU may be lent for: what goes in and out can be pickled."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a face above the threshold is said on the page
             out = self.pipe(
                 [Image.fromarray(pixels)],
                 small_faces="error",
-                select_faces=lambda found: any(_is_same(found.box, face) for face in faces),
+                faces=list(faces),
                 callback_on_step_end=callback,
                 output_type="pil",
                 **settings,
@@ -331,13 +320,6 @@ def _check_chosen(opened: OpenedPhoto, chosen: Sequence[int]) -> list[int]:
     return sorted(set(chosen))
 
 
-def _is_same(box: Sequence[float], face: Face) -> bool:
-    """Whether a box found by another pass of the detector is this face."""
-    middle = np.array([box[0] + box[2], box[1] + box[3]]) / 2
-    own = np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2
-    return bool(np.linalg.norm(middle - own) < _SAME_FACE * face.size)
-
-
-def _below(scores: Sequence[Score], result: Any, threshold: float) -> bool:
+def _below(scores: Sequence[Score], result: FaceResult, threshold: float) -> bool:
     """Both the pipeline and the score of the written file must say so: saving may give some of it back."""
     return bool(result.reached_threshold) and (scores[0].after + 1) / 2 < threshold
