@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks._faces import spread
 from diffusers_dedim.training.data import CROP_SIZE, to_model_range
 
 
@@ -105,14 +106,3 @@ def embed_crops(
         rows.append(encoder(crops.flip(3) if mirrored else crops).float())
     embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
     return embeddings
-
-
-def spread(length: int, count: int) -> NDArray[np.int64]:
-    """``count`` places (at most ``length``) evenly spaced over ``length``.
-
-    Example:
-        >>> spread(10, 5).tolist()
-        [0, 2, 4, 6, 8]
-    """
-    count = min(count, length)
-    return np.arange(count) * length // count

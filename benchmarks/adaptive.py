@@ -12,7 +12,6 @@ person's (ties go to the searcher); intervals are bootstrap 95 % over people.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import CROP_RECOGNISERS, LFW, SHARED, environment, make_parser, number
-from benchmarks._crops import Pixels, Protected, choose_strangers, interval, protect_once, to_crops
-from benchmarks._run import WHITE, add_run_options, run_benchmark
+from benchmarks._command import (
+    CROP_RECOGNISERS,
+    FACES,
+    LFW,
+    add_black_boxes,
+    interval,
+    is_guide,
+    make_parser,
+    number,
+    read_people,
+    run_benchmark,
+    say,
+)
+from benchmarks._faces import Pixels, choose_strangers, protect_once, to_crops
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder, Recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -32,18 +42,17 @@ from diffusers_dedim.evaluation import (
     Probe,
     Record,
     embed_gallery,
-    prepare_probes,
     read_protocol,
     same_face,
     search_gallery,
 )
 from diffusers_dedim.evaluation.adaptive import AdaptedEncoder, fit_adaptive_encoder, fit_adaptive_head
+from diffusers_dedim.evaluation.experiment import TARGETS
 from diffusers_dedim.faces import Face, FaceDetector
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
 
 ATTACKS = ("full", "head")
-TARGETS = 10  # other people that TIP-IM pushes towards, as in the paper
 HELD_OUT = 0.1  # of the attacker's people: has the attack learned anything at all?
 
 
@@ -64,6 +73,15 @@ class Victims:
     gallery: Gallery
     detector: FaceDetector
     cache: ArrayCache
+
+    def rank1(self, recogniser: Recogniser, gallery: Gallery, *, protected: bool = True) -> dict[str, Any]:
+        """Share of the protected photos, or of the originals, that are found first in a gallery."""
+        photos, faces = self.photos, self.faces
+        if not protected:
+            photos, faces = zip(*[(probe.photo, probe.face) for probe in self.probes], strict=True)
+        scores = search_gallery(self.probes, photos, faces, gallery, [recogniser])[recogniser.name]
+        persons = [probe.person for probe in self.probes]
+        return interval(bootstrap_mean(genuine_ranks(scores, persons, gallery.persons) == 1, persons))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +105,8 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
         raise ValueError(
             f"--black-box: {framing} frame faces in whole photos; the attack is fitted to crops."
         )
-    protocol = read_protocol(options.data).take_probes(options.probes)
     detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
-    gallery = embed_gallery(protocol.gallery, recognisers, detector, cache)
-    probes = prepare_probes(protocol.probes, detector, cache)
+    probes, gallery = read_people(options, recognisers, detector)
     training, targets, lookalikes = choose_people(recognisers, gallery, options)
     settings = {"method": options.method, "batch_size": options.batch_size, "targets": targets}
     # another seed than the probes': or face k of either set would be diffused with the same noise
@@ -99,23 +115,27 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     pairs = zip(done.photos, probes, strict=True)
     found = [same_face(photo, probe.face, detector) for photo, probe in pairs]
     faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
-    victims = Victims(probes, done.photos, faces, protocol.gallery, gallery, detector, cache)
-    people = People(
-        to_crops([person.photo for person in training]),
-        to_crops(taught.photos),
-        max(2, round(HELD_OUT * len(training))),
-    )
+    records = read_protocol(options.data).gallery
+    victims = Victims(probes, done.photos, faces, records, gallery, detector, cache)
+    originals, protected = to_crops([person.photo for person in training]), to_crops(taught.photos)
+    people = People(originals, protected, max(2, round(HELD_OUT * len(training))))
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
         "method": options.method,
-        **_describe_people(people, taught, lookalikes),
-        "rank1": {item.name: plain_rates(item, victims) for item in recognisers},
+        "people": len(training),
+        "people_held_out": people.held_out,
+        "people_left_out_as_lookalikes": lookalikes,
+        "people_reached_threshold": number(taught.reached.mean()),
+        "rank1": {
+            item.name: {
+                "original": victims.rank1(item, gallery, protected=False),
+                "protected": victims.rank1(item, gallery),
+            }
+            for item in recognisers
+        },
         "attacks": {item.name: attack_all(item, people, victims, options) for item in recognisers},
         "undetected_after": sum(face is None for face in found),
-        "seed": options.seed,
-        "device": options.device,
-        **environment(),
     }
 
 
@@ -126,7 +146,7 @@ def choose_people(
 
     The black boxes judge who resembles whom, the white box if there are none.
     """
-    judges = [item for item in recognisers if item.name != WHITE] or recognisers
+    judges = [item for item in recognisers if not is_guide(item.name)] or recognisers
     extra = TARGETS if options.method.startswith("tip-im") else 0
     strangers, known = choose_strangers(
         options.people_data, options.people + extra, judges, gallery, options.seed
@@ -140,20 +160,11 @@ def choose_people(
     return strangers[extra:], targets, known
 
 
-def plain_rates(recogniser: Recogniser, victims: Victims) -> dict[str, Any]:
-    """Rank-1 before the attack: of the originals and of the protected photos."""
-    originals, own_faces = zip(*[(probe.photo, probe.face) for probe in victims.probes], strict=True)
-    return {
-        "original": _rank1(recogniser, victims, originals, own_faces, victims.gallery),
-        "protected": _rank1(recogniser, victims, victims.photos, victims.faces, victims.gallery),
-    }
-
-
 def attack_all(
     recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Every attack that was asked for on this recogniser."""
-    kinds = ATTACKS if recogniser.name == WHITE else options.black_box_attacks
+    kinds = ATTACKS if is_guide(recogniser.name) else options.black_box_attacks
     return {kind: attack(kind, recogniser, people, victims, options) for kind in kinds}
 
 
@@ -161,7 +172,7 @@ def attack(
     kind: str, recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Adapt one recogniser and search with it."""
-    print(f"{recogniser.name}: {kind}", file=sys.stderr, flush=True)
+    say("adaptive", f"{recogniser.name}: {kind}")
     begin = time.perf_counter()
     adapted = _fit(kind, recogniser.encoder, people, options)
     seconds = time.perf_counter() - begin
@@ -170,11 +181,10 @@ def attack(
     searcher = Recogniser(f"{recogniser.name}-{kind}", adapted, fingerprint)
     gallery = embed_gallery(victims.records, [searcher], victims.detector, victims.cache)
     plain = replace(victims.gallery, embeddings={searcher.name: victims.gallery.embeddings[recogniser.name]})
-    originals, own_faces = zip(*[(probe.photo, probe.face) for probe in victims.probes], strict=True)
     return {
-        "rank1": _rank1(searcher, victims, victims.photos, victims.faces, gallery),
-        "rank1_plain_gallery": _rank1(searcher, victims, victims.photos, victims.faces, plain),
-        "rank1_original": _rank1(searcher, victims, originals, own_faces, gallery),
+        "rank1": victims.rank1(searcher, gallery),
+        "rank1_plain_gallery": victims.rank1(searcher, plain),
+        "rank1_original": victims.rank1(searcher, gallery, protected=False),
         "held_out": _judge(recogniser.encoder, adapted, people),
         "steps": options.steps if kind == "full" else options.head_steps,
         "seconds": number(seconds, 1),
@@ -182,18 +192,13 @@ def attack(
 
 
 def _fit(kind: str, encoder: nn.Module, people: People, options: argparse.Namespace) -> AdaptedEncoder:
-    originals, protected = people.originals[: -people.held_out], people.protected[: -people.held_out]
+    crops = (people.originals[: -people.held_out], people.protected[: -people.held_out])
     if kind == "head":
-        return fit_adaptive_head(encoder, originals, protected, steps=options.head_steps, seed=options.seed)
+        return fit_adaptive_head(encoder, *crops, steps=options.head_steps, seed=options.seed)
     if isinstance(encoder, OnnxEncoder) and encoder.graph is None:
         encoder = OnnxEncoder(encoder.path, differentiable=True)
     return fit_adaptive_encoder(
-        encoder,
-        originals,
-        protected,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
+        encoder, *crops, steps=options.steps, learning_rate=options.learning_rate, seed=options.seed
     )
 
 
@@ -214,27 +219,6 @@ def _judge(plain: nn.Module, adapted: nn.Module, people: People) -> dict[str, An
     return result
 
 
-def _rank1(
-    recogniser: Recogniser,
-    victims: Victims,
-    photos: Sequence[Pixels],
-    faces: Sequence[Face],
-    gallery: Gallery,
-) -> dict[str, float | None]:
-    scores = search_gallery(victims.probes, photos, faces, gallery, [recogniser])[recogniser.name]
-    persons = [probe.person for probe in victims.probes]
-    return interval(bootstrap_mean(genuine_ranks(scores, persons, gallery.persons) == 1, persons))
-
-
-def _describe_people(people: People, taught: Protected, lookalikes: int) -> dict[str, Any]:
-    return {
-        "people": len(people.originals),
-        "people_held_out": people.held_out,
-        "people_left_out_as_lookalikes": lookalikes,
-        "people_reached_threshold": number(taught.reached.mean()),
-    }
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.adaptive", __doc__)
     add = parser.add_argument
@@ -245,17 +229,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, default=300, help="steps of fine-tuning all weights (default 300)")
     add("--learning-rate", type=float, default=3e-4, help="of fine-tuning all weights (default 3e-4)")
     add("--head-steps", type=int, default=2000, help="steps of fitting a head (default 2000)")
-    add(
-        "--black-box-attacks",
-        nargs="+",
-        choices=ATTACKS,
-        default=["head"],
-        help="on these: a head over the frozen network, or all weights (default head; the white box gets both)",
-    )
+    text = "on these: a head over the frozen network, or all weights (default head; the white box gets both)"
+    add("--black-box-attacks", nargs="+", choices=ATTACKS, default=["head"], help=text)
     add("--data", type=Path, default=LFW, help="parquet or folder")
-    add("--people-data", default=str(SHARED / "data" / "faces"), help="crops with a part 'train'; not LFW")
+    add("--people-data", default=str(FACES), help="crops with a part 'train'; not LFW")
     add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
-    add_run_options(add, CROP_RECOGNISERS, cached="gallery and photos")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add_black_boxes(add, CROP_RECOGNISERS, kept="gallery and photos")
     return parser.parse_args(words)
 
 

@@ -4,8 +4,8 @@
 
 Standard output holds the JSON object alone; progress goes to standard error. Faces: UTKFace validation crops,
 which no network was trained on; the labels are the data set's. Intervals are bootstrap 95 % over faces.
-A similarity is the cosine of the protected crop to the original; each recogniser has its own scale. `matched` is the
-share of faces that it still takes for the original at FMR 0.1 %.
+A similarity is the cosine of the protected crop to the original; each recogniser has its own scale, and ``white`` is
+the one that guides. ``matched`` is the share of faces that it still takes for the original at FMR 0.1 %.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number
-from benchmarks._crops import Pixels, Protected, crop_probes, interval, protect_once, to_crops
-from benchmarks._pairs import spread
-from benchmarks._run import add_run_options, run_benchmark
-from diffusers_dedim.encoders import Recogniser, embed_faces
+from benchmarks._command import (
+    CROP_RECOGNISERS,
+    FACES,
+    add_black_boxes,
+    interval,
+    make_parser,
+    number,
+    run_benchmark,
+)
+from benchmarks._faces import Protected, crop_probes, measure_change, protect_once, spread
+from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import ArrayCache, Probe
 from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
-from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.training.data import FaceCrops
 
@@ -35,7 +40,7 @@ _EVERYBODY = "everybody"
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
     """Run the benchmark and print its JSON object; for the arguments see `run_benchmark`."""
-    run_benchmark("benchmarks.fairness", _parse, run_fairness, arguments, load_pipeline, white=False)
+    run_benchmark("benchmarks.fairness", _parse, run_fairness, arguments, load_pipeline)
 
 
 def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.Namespace) -> dict[str, Any]:
@@ -69,9 +74,6 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
         },
         "min_group": options.min_group,
         "seconds_per_face": number(done.seconds / len(probes)),
-        "seed": options.seed,
-        "device": options.device,
-        **environment(),
     }
 
 
@@ -84,26 +86,19 @@ def measure(
     protected face for the original, at the threshold that one in 1,000 pairs of the unprotected faces passes;
     missing with fewer than 1,000 pairs.
     """
-    originals: list[Pixels] = [probe.photo for probe in probes]
-    before, after = to_crops(originals), to_crops(done.photos)
-    decibels = psnr(before, after).numpy()
-    changed = np.isfinite(decibels)
+    change = measure_change(probes, done.photos, recognisers)
+    changed = np.isfinite(change.psnr)
     values: dict[str, NDArray[np.float64]] = {
         "reached_threshold": done.reached.astype(np.float64),
-        "similarity": done.similarity,
-        "psnr": np.where(changed, decibels, np.nan),
-        "ssim": mean_ssim(before, after).numpy(),
+        "psnr": np.where(changed, change.psnr, np.nan),
+        "ssim": change.ssim,
         "changed": changed.astype(np.float64),
     }
-    faces = [probe.face for probe in probes]
-    for recogniser in recognisers:
-        first = embed_faces(recogniser.encoder, originals, faces)
-        second = embed_faces(recogniser.encoder, done.photos, faces)
-        similarity = (first * second).sum(1).astype(np.float64)
-        values[f"similarity_{recogniser.name}"] = similarity
-        matched = find_matches(first, similarity)
+    for name, similarity in change.similarity.items():
+        values[f"similarity_{name}"] = similarity
+        matched = find_matches(change.originals[name], similarity)
         if matched is not None:
-            values[f"matched_{recogniser.name}"] = matched
+            values[f"matched_{name}"] = matched
     return values
 
 
@@ -127,16 +122,13 @@ def find_matches(
 
 def _by_group(means: dict[str, GroupMeans]) -> dict[str, Any]:
     """Group -> number of faces and its means."""
-    counts = next(iter(means.values())).counts
-    return {
-        group: {
-            "faces": count,
-            **{
-                name: interval(mean.by_group[group]) for name, mean in means.items() if group in mean.by_group
-            },
-        }
-        for group, count in counts.items()
+    rows: dict[str, Any] = {
+        group: {"faces": count} for group, count in next(iter(means.values())).counts.items()
     }
+    for name, mean in means.items():
+        for group, estimate in mean.by_group.items():
+            rows[group][name] = interval(estimate)
+    return rows
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -146,9 +138,11 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--method", default="dedim:fast", help="dedim:PRESET or another without targets (default dedim:fast)")
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     add("--min-group", type=int, default=10, help="leave out smaller groups (default 10 faces)")
-    add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
+    add("--data", type=Path, default=FACES, help="folder of val*.parquet with labels")
     add("--batch-size", type=int, default=8, help="faces per call of the pipeline (default 8)")
-    add_run_options(add, CROP_RECOGNISERS, cached="protected crops")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add_black_boxes(add, CROP_RECOGNISERS, kept="protected crops")
     return parser.parse_args(words)
 
 

@@ -18,11 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import CROP_RECOGNISERS, LFW, ROOT, environment, make_parser, number
-from benchmarks._run import WHITE, add_run_options, read_people, run_benchmark
+from benchmarks._command import (
+    BLACK_BOXES,
+    LFW,
+    ROOT,
+    add_black_boxes,
+    is_guide,
+    make_parser,
+    number,
+    read_people,
+    run_benchmark,
+)
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import (
-    Gallery,
     Probe,
     ProbeScores,
     Protection,
@@ -34,7 +42,6 @@ from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.metrics.retrieval import rank_k_rate
 
-BLACK_BOXES = (*CROP_RECOGNISERS, "dlib")
 PANEL_FACES = 20
 
 
@@ -51,30 +58,24 @@ def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     protection, scores = evaluate_probes(
         protect, probes, gallery, recognisers, detector, batch_size=options.batch_size
     )
-    original = _rank1_original(probes, gallery, recognisers)
+    photos, faces = [probe.photo for probe in probes], [probe.face for probe in probes]
+    before = search_gallery(probes, photos, faces, gallery, recognisers)
+    persons = [probe.person for probe in probes]
+    original = {name: rank_k_rate(found, persons, gallery.persons) for name, found in before.items()}
     write_panel(probes, scores, options.panel)
+    rank1 = {name: number(rate) for name, rate in scores.rank1.items()}
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
         "preset": options.preset,
-        **_rates(scores.rank1, original),
+        "rank1_white": {name: rate for name, rate in rank1.items() if is_guide(name)},
+        "rank1_black": {name: rate for name, rate in rank1.items() if not is_guide(name)},
+        "rank1_original": {name: number(rate) for name, rate in original.items()},
         **summary(protection, scores),
         "undetected_before": options.probes - len(probes),
         "undetected_gallery": gallery.undetected,
-        "seed": options.seed,
         "batch_size": options.batch_size,
-        "device": options.device,
         "panel": str(options.panel),
-        **environment(),
-    }
-
-
-def _rates(rank1: dict[str, float], original: dict[str, float]) -> dict[str, Any]:
-    black = {name: number(rate) for name, rate in rank1.items() if name != WHITE}
-    return {
-        "rank1_white": number(rank1[WHITE]),
-        "rank1_black": black,
-        "rank1_original": {name: number(rate) for name, rate in original.items()},
     }
 
 
@@ -98,15 +99,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _rank1_original(
-    probes: Sequence[Probe], gallery: Gallery, recognisers: Sequence[Recogniser]
-) -> dict[str, float]:
-    photos, faces = [probe.photo for probe in probes], [probe.face for probe in probes]
-    similarities = search_gallery(probes, photos, faces, gallery, recognisers)
-    persons = [probe.person for probe in probes]
-    return {name: rank_k_rate(scores, persons, gallery.persons) for name, scores in similarities.items()}
-
-
 def write_panel(probes: Sequence[Probe], scores: ProbeScores, path: Path) -> None:
     """Draw the first faces; the label gives the rank of the own person for each recogniser."""
     count = min(PANEL_FACES, len(probes))
@@ -127,7 +119,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--data", type=Path, default=LFW, help="parquet or folder")
     add("--panel", type=Path, default=ROOT / "out" / "main_job_panel.png", help="before/after picture")
     add("--batch-size", type=int, default=8, help="photos per call of the pipeline (default 8)")
-    add_run_options(add, BLACK_BOXES, cached="gallery embeddings", nargs="+")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add_black_boxes(add, BLACK_BOXES, nargs="+", kept="gallery embeddings")
     return parser.parse_args(words)
 
 

@@ -11,8 +11,6 @@ crops, which are photo all over. A comparison matches when similarity >= thresho
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._common import CROP_RECOGNISERS, SHARED, at_least, environment, make_parser, number, print_run
+from benchmarks._command import (
+    BLACK_BOXES,
+    FACES,
+    SHARED,
+    add_black_boxes,
+    at_least,
+    make_parser,
+    number,
+    print_run,
+    say,
+)
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import load_recogniser
@@ -34,7 +42,7 @@ from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr
 
-BLACK_BOXES = (*CROP_RECOGNISERS, "dlib", f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
+JUDGES = (*BLACK_BOXES, f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
 START_TIMESTEP = 100  # the paper's t_0
 NOISY_TIMESTEPS = tuple(range(9, 100, 10))  # tenths of the x_t that guidance sees, t < 100
 UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500
@@ -52,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_models(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the three networks; returns what the JSON object holds."""
-    start = time.perf_counter()
     pipe = DeDiMPipeline.from_pretrained(options.weights)
     faces = FaceCrops(options.faces, "val", require_landmarks=True)
     pairs = read_pairs(options.pairs, options.limit)
@@ -71,19 +78,12 @@ def run_models(options: argparse.Namespace) -> dict[str, Any]:
         **measure_landmarks(pipe.landmarker, faces, limited(LANDMARK_FACES, len(faces))),
         **measure_size(pipe, options.weights or BUNDLED_WEIGHTS),
     }
-    return {
-        **results,
-        "weights": str(options.weights or "bundled"),
-        "limit": options.limit,
-        "seed": options.seed,
-        "seconds": number(time.perf_counter() - start, 1),
-        **environment(),
-    }
+    return {**results, "weights": str(options.weights or "bundled"), "limit": options.limit}
 
 
 def measure_unet(unet: nn.Module, faces: FaceCrops, count: int) -> dict[str, Any]:
     """PSNR in dB of the x_0 estimate of one call, by timestep, over the pixels that the photo covers."""
-    _say(f"denoiser: {count} faces")
+    say("models", f"denoiser: {count} faces")
     values = x_0_psnr(unet, faces, count)
     by_timestep = {name.removeprefix("psnr_t"): number(value) for name, value in values.items()}
     return {"unet_psnr": by_timestep, "unet_faces": count}
@@ -93,7 +93,7 @@ def measure_sdedit(
     pipe: DeDiMPipeline, pairs: VerificationPairs, count: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Diffuse whole crops to t_0 = 100 and denoise them once, unguided: what the prior alone changes."""
-    _say(f"there and back: {count} faces, {options.sdedit_steps} steps")
+    say("models", f"there and back: {count} faces, {options.sdedit_steps} steps")
     before = pairs.crops(pairs.one_per_person(count))
     after = there_and_back(pipe, before, options.sdedit_steps, options.seed)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def there_and_back(pipe: DeDiMPipeline, crops: Tensor, steps: int, seed: int) ->
 
 def measure_encoder(encoder: nn.Module, pairs: VerificationPairs) -> dict[str, Any]:
     """Verification rates: over the pairs of the protocol, and all against all over their images."""
-    _say(f"recogniser: {len(pairs.images)} crops, {len(pairs.same)} pairs")
+    say("models", f"recogniser: {len(pairs.images)} crops, {len(pairs.same)} pairs")
     everything = np.arange(len(pairs.images))
     embeddings = embed_crops(encoder, pairs, everything)
     scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(1)
@@ -153,7 +153,7 @@ def measure_correlation(
     correlation = {}
     for spec in black_boxes:
         other = load_recogniser(spec)
-        _say(f"correlation with {other.name}: {len(crops)} people")
+        say("models", f"correlation with {other.name}: {len(crops)} people")
         theirs = _impostor_scores(other.encoder, pairs, crops)
         correlation[other.name] = number(np.corrcoef(ours, theirs)[0, 1])
     return {"encoder_correlation": correlation, "encoder_correlation_people": len(crops)}
@@ -167,7 +167,7 @@ def measure_noisy_gradient(
     The gradient is that of the similarity to another photo of the person; to itself it is 0 on a clean crop.
     """
     crops, mates = pairs.genuine(count)
-    _say(f"gradient on noise: {len(crops)} crops")
+    say("models", f"gradient on noise: {len(crops)} crops")
     x_0 = pairs.crops(crops)
     reference = torch.from_numpy(embed_crops(pipe.face_encoder, pairs, mates))
     clean = _similarity_gradient(pipe.face_encoder, x_0, reference)
@@ -188,7 +188,7 @@ def measure_noisy_gradient(
 
 def measure_landmarks(landmarker: nn.Module, faces: FaceCrops, count: int) -> dict[str, Any]:
     """Error against the teacher and disagreement under mirroring, over the distance of the outer eye corners."""
-    _say(f"landmarks: {count} faces")
+    say("models", f"landmarks: {count} faces")
     errors = landmark_errors(landmarker, faces, count)
     return {
         "landmarks_error_iod": number(errors["error_iod"]),
@@ -232,10 +232,6 @@ def _tar(genuine: NDArray[np.float32], impostor: NDArray[np.float32], fmr: float
     return number(tar_at_fmr(genuine, impostor, fmr)) if len(impostor) * fmr >= 1 else None
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.models", __doc__)
     add = parser.add_argument
@@ -243,17 +239,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     # the labels of the pairs file come in twenty blocks
     add("--limit", type=at_least(20), help="no more than this many faces or pairs a figure, for a quick look")
     add("--sdedit-steps", type=at_least(1), default=10, help="denoising steps over t = 100..1 (default 10)")
-    add("--seed", type=int, default=0)
-    add("--faces", default=str(SHARED / "data" / "faces"), help="validation crops with landmarks_68")
+    add("--faces", default=str(FACES), help="validation crops with landmarks_68")
     add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of the LFW pairs")
-    add(
-        "--black-box",
-        nargs="+",
-        default=list(BLACK_BOXES),
-        metavar="NAME=FILE.onnx",
-        help="recognisers to compare impostor scores with (default: foamliu, casia, teacher)",
-    )
-    add("--json", type=Path, help="write the JSON object here too")
+    add("--seed", type=int, default=0)
+    add_black_boxes(add, JUDGES, nargs="+")
     return parser.parse_args(words)
 
 

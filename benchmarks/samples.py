@@ -23,7 +23,7 @@ beside its floor; ``floor_faces`` is smaller than ``faces`` where the second hal
 from __future__ import annotations
 
 import argparse
-import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +32,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from benchmarks._common import CROP_RECOGNISERS, ROOT, SHARED, at_least, environment, make_parser, number
-from benchmarks._distances import Distance, Features, load_features, measure_distance
-from benchmarks._measure import now
-from benchmarks._run import run_benchmark
+from benchmarks._clock import now
+from benchmarks._command import (
+    CROP_RECOGNISERS,
+    FACES,
+    ROOT,
+    at_least,
+    make_parser,
+    number,
+    open_pipeline,
+    print_run,
+    say,
+)
 from diffusers_dedim.cli.sample import draw_faces, face_grid
+from diffusers_dedim.encoders import load_recogniser
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.training.data import CROP_SIZE, FaceCrops
+from diffusers_dedim.training.data import CROP_SIZE, FaceCrops, to_model_range
 
 KNOWN_SHARE = 0.99  # of the real faces must know a pixel for it to be compared
 GRID_FACES, KID_SUBSETS = 36, 100
+INCEPTION = "inception"
+_POOL = 2048  # numbers of Inception's last pooling layer, the one that published FID and KID are of
+_AT_ONCE = 64
 
 Pixels = NDArray[np.uint8]
 
@@ -62,6 +75,27 @@ class RealFaces:
     left_out: int
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What faces are compared by.
+
+    Attributes:
+        name: says of what kind the features are: distances over one kind say nothing about another's.
+        extract: uint8 crops ``[N, 3, 112, 112]`` -> features ``[N, D]``.
+        gamma: of KID's kernel ``(gamma x.y + 1)^3``; None is 1 / D, as published for Inception.
+    """
+
+    name: str
+    extract: Callable[[Tensor], Tensor]
+    gamma: float | None
+
+    @torch.no_grad()
+    def of(self, pixels: Pixels) -> Tensor:
+        """Features of uint8 crops ``[N, 112, 112, 3]``: float64 ``[N, D]``."""
+        pieces = torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), _AT_ONCE)
+        return torch.cat([self.extract(piece).double().cpu() for piece in pieces])
+
+
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
     """Run the benchmark and print its JSON object.
 
@@ -69,10 +103,14 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any
         arguments: command line without the program; ``sys.argv`` by default.
         load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a fake here.
     """
-    run_benchmark("benchmarks.samples", _parse, run_samples, arguments, load_pipeline, white=False)
+
+    def run(options: argparse.Namespace) -> dict[str, Any]:
+        return run_samples(open_pipeline(options, load_pipeline), options)
+
+    print_run("benchmarks.samples", _parse, run, arguments)
 
 
-def run_samples(pipe: Any, _: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+def run_samples(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Draw, show and measure; returns what the JSON object holds."""
     # before the drawing, which takes long: what is missing or does not fit is said at once
     if pipe.unet.config.sample_size != CROP_SIZE:
@@ -92,15 +130,12 @@ def run_samples(pipe: Any, _: Sequence[Any], options: argparse.Namespace) -> dic
     return {
         "faces": len(drawn),
         "steps": options.steps,
-        "seed": options.seed,
         **compare(real, drawn, features, options.subset_size, options.seed),
         "data": options.data,
         "grid": str(options.grid),
         "grid_faces": min(GRID_FACES, len(drawn)),
         "weights": str(options.weights or "bundled"),
-        "device": options.device,
         "seconds_per_face": number(seconds / len(drawn)),
-        **environment(),
     }
 
 
@@ -149,8 +184,8 @@ def compare(
     other = other[: len(drawn)]
     size = min(subset_size, len(reference), len(other), len(drawn))
     if size < subset_size:
-        _say(f"too few faces for subsets of {subset_size}: KID is taken over subsets of {size}")
-    sets = (real.pixels[reference], real.pixels[other], keep_area(drawn, real.area))
+        say("samples", f"too few faces for subsets of {subset_size}: KID is taken over subsets of {size}")
+    sets = (real.pixels[reference], keep_area(drawn, real.area), real.pixels[other])
     return {
         "distances": [_compare_by(kind, sets, size, seed) for kind in features],
         "kid_subsets": KID_SUBSETS,
@@ -163,16 +198,9 @@ def compare(
 
 
 def _compare_by(kind: Features, sets: Sequence[Pixels], subset_size: int, seed: int) -> dict[str, Any]:
-    """Distances over one kind of features; ``sets``: the reference, other real faces, drawn faces."""
-    _say(f"distances: {kind.name}")
-    reference, other, drawn = map(kind.of, sets)
-    measured = {"": drawn, "floor_": other}
-    distances = {
-        prefix: measure_distance(
-            reference, faces, gamma=kind.gamma, subsets=KID_SUBSETS, subset_size=subset_size, seed=seed
-        )
-        for prefix, faces in measured.items()
-    }
+    """Distances over one kind of features; ``sets``: the reference, drawn faces, other real faces."""
+    say("samples", f"distances: {kind.name}")
+    reference, *measured = map(kind.of, sets)
     dimensions = reference.shape[1]
     gamma = f"1/{dimensions}" if kind.gamma is None else f"{kind.gamma:g}"
     row: dict[str, Any] = {
@@ -180,18 +208,121 @@ def _compare_by(kind: Features, sets: Sequence[Pixels], subset_size: int, seed: 
         "dimensions": dimensions,
         "kid_kernel": f"({gamma} x.y + 1)^3",
     }
-    for prefix, distance in distances.items():
-        row |= _values(prefix, distance)
+    for prefix, faces in zip(("", "floor_"), measured, strict=True):
+        distances = measure_distances(
+            reference, faces, gamma=kind.gamma, subsets=KID_SUBSETS, subset_size=subset_size, seed=seed
+        )
+        row |= {prefix + name: number(value, 6) for name, value in distances.items()}
     return row
 
 
-def _values(prefix: str, distance: Distance) -> dict[str, float | None]:
-    values = {"kid": distance.kid, "kid_std_over_subsets": distance.kid_std, "fid": distance.fid}
-    return {prefix + name: number(value, 6) for name, value in values.items()}
+def measure_distances(
+    real: Tensor, drawn: Tensor, *, gamma: float | None, subsets: int, subset_size: int, seed: int
+) -> dict[str, float]:
+    """Measure how far two sets of features ``[N, D]`` and ``[M, D]`` are apart, by torchmetrics.
+
+    Args:
+        real, drawn: the sets.
+        gamma: of KID's kernel, see `Features`.
+        subsets: how many pairs of subsets KID is the mean of.
+        subset_size: rows a subset, from 2 to the smaller of N and M.
+        seed: of the subsets.
+
+    Returns:
+        ``kid``, the mean over the subsets of the squared maximum mean discrepancy (Binkowski et al. 2018), which has no
+        bias from the sets' sizes, with its standard deviation ``kid_std_over_subsets``; and ``fid``, the Fréchet
+        distance of two normal distributions (Heusel et al. 2017), the greater the fewer faces. Both are 0 for equal
+        distributions.
+
+    Raises:
+        ImportError: torchmetrics is missing.
+    """
+    features = _Given(real.shape[1])
+    frechet, kernel = _import_metrics()
+    fid = frechet(feature=features)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
+        kid = kernel(feature=features, subsets=subsets, subset_size=subset_size, gamma=gamma)
+    for metric in (fid, kid):
+        metric.update(real, real=True)
+        metric.update(drawn, real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from torch's global generator
+        torch.manual_seed(seed)
+        mean, std = kid.compute()
+    return {"kid": float(mean), "kid_std_over_subsets": float(std), "fid": float(fid.compute())}
 
 
-def _say(text: str) -> None:
-    print(f"samples: {text}", file=sys.stderr, flush=True)
+class _Given(nn.Module):
+    """Lets torchmetrics take features where it expects images: each face is embedded once for all distances."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def load_features(spec: str) -> Features:
+    """Load what faces are compared by.
+
+    Args:
+        spec: ``inception`` (torch-fidelity's copy of the weights that published figures are made with; that package
+            downloads them), ``inception=FILE.pth`` (the same, from a file; it is unpickled, so give only a file
+            that you trust), or a recogniser as `load_recogniser` takes it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a package is missing; names the command that installs it.
+        RuntimeError: Inception's weights cannot be had.
+        ValueError: the spec has another form, or the file does not fit.
+    """
+    _import_metrics()  # now, and not after the drawing
+    name, _, file = spec.partition("=")
+    if name == INCEPTION:
+        return Features(f"Inception v3, {_POOL} numbers of the last pooling", _load_inception(file), None)
+    try:
+        recogniser = load_recogniser(spec)
+    except ValueError as error:
+        raise ValueError(
+            f"--features: expected 'inception', 'inception=FILE.pth' or a face recogniser. {error}"
+        ) from error
+
+    def embed(crops: Tensor) -> Tensor:
+        embeddings: Tensor = recogniser.encoder(to_model_range(crops))
+        return embeddings
+
+    # Unit vectors: with the kernel's usual 1 / D their products hardly differ from 0, and only the means would count.
+    return Features(f"face recogniser {recogniser.name}", embed, 1.0)
+
+
+def _load_inception(file: str) -> nn.Module:
+    """Inception v3 as torchmetrics runs it: uint8 ``[N, 3, H, W]`` -> ``[N, 2048]``."""
+    wanted = f"--features {INCEPTION}"
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    fidelity = import_extra(module, wanted, "pip install torch-fidelity")
+    frechet, _ = _import_metrics()
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f"{wanted}: there is no file {file!r}.")
+    try:
+        metric = frechet(_POOL, feature_extractor_weights_path=file or None)
+    except Exception as error:  # types of urllib, pickle and torch, without a common one
+        problem = f"{file} cannot be read as its weights" if file else "its weights could not be downloaded"
+        raise RuntimeError(
+            f"{wanted}: {problem} ({error}). Get {fidelity.URL_INCEPTION_V3} where there is a network and give "
+            f"{wanted}=FILE.pth, or compare by a face recogniser: --features NAME=FILE.onnx."
+        ) from error
+    network: nn.Module = metric.inception
+    return network
+
+
+def _import_metrics() -> tuple[Any, Any]:
+    """FID and KID of torchmetrics, whose package exports them only where torch-fidelity is installed."""
+    fid, kid = (
+        import_extra(f"torchmetrics.image.{name}", "benchmarks.samples", "pip install torchmetrics")
+        for name in ("fid", "kid")
+    )
+    return fid.FrechetInceptionDistance, kid.KernelInceptionDistance
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -199,22 +330,17 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--count", type=at_least(2), default=500, help="faces to draw (default 500)")
     add("--steps", type=at_least(1), default=1000, help="denoising steps; 1000 in the paper, and the default")
-    add("--seed", type=int, default=0, help="of the noise, the halves and the subsets")
-    add(
-        "--features",
-        nargs="+",
-        default=[CROP_RECOGNISERS[0]],
-        metavar="NAME",
-        help="what faces are compared by: 'inception', 'inception=FILE.pth', or a recogniser: 'NAME=FILE.onnx', "
-        "'ours', 'facenet', 'dlib' (default: foamliu, a face recogniser of the shared weights)",
+    text = (
+        "what faces are compared by: 'inception', 'inception=FILE.pth', or a recogniser: 'NAME=FILE.onnx', 'ours', "
+        "'facenet', 'dlib' (default: foamliu, a face recogniser of the shared weights)"
     )
+    add("--features", nargs="+", default=[CROP_RECOGNISERS[0]], metavar="NAME", help=text)
     add("--subset-size", type=at_least(2), default=100, help="faces a subset of KID (default 100)")
-    add("--data", default=str(SHARED / "data" / "faces"), help="validation faces: parquet file or folder")
+    add("--data", default=str(FACES), help="validation faces: parquet file or folder")
     add("--grid", type=Path, default=ROOT / "out" / "samples.png", help="PNG of the first faces")
-    add("--json", type=Path, help="write the JSON object here too")
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
+    add("--seed", type=int, default=0)
     add("--device", default="cpu")
-    parser.set_defaults(black_box=[])  # the features are loaded here: Inception is no recogniser
     options = parser.parse_args(words)
     if options.grid.suffix.lower() != ".png":
         parser.error(f"--grid: expected a name that ends in .png, got {options.grid}")

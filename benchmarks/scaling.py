@@ -14,20 +14,20 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks._common import LFW, environment, make_parser, number, print_run
-from benchmarks._measure import peak_memory
+from benchmarks._clock import peak_memory
+from benchmarks._command import LFW, at_least, make_parser, number, open_pipeline, print_run, say
 from diffusers_dedim.atomic import write_atomic
 from diffusers_dedim.evaluation import read_protocol
 from diffusers_dedim.runs.records import RunSettings
@@ -53,18 +53,10 @@ def run_scaling(options: argparse.Namespace, load_pipeline: Callable[[str], Any]
         raise ValueError(f"--counts: expected at most {len(records)} photos, got {max(options.counts)}.")
     rows = []
     for count, workers in ((count, workers) for count in options.counts for workers in options.workers):
-        print(f"scaling: {count} photos, {workers} workers", file=sys.stderr, flush=True)
         photos = [record.read_bytes() for record in records[:count]]
         rows.append(_measure(photos, workers, options, load_pipeline))
-        print(rows[-1], file=sys.stderr, flush=True)  # a run that is stopped has not measured for nothing
-    return {
-        "rows": rows,
-        "preset": options.preset,
-        "max_rounds": options.max_rounds,
-        "seed": options.seed,
-        "device": options.device,
-        **environment(),
-    }
+        say("scaling", rows[-1])
+    return {"rows": rows, "preset": options.preset, "max_rounds": options.max_rounds}
 
 
 def _measure(
@@ -83,20 +75,8 @@ def _measure(
         begin = time.perf_counter()
         # spawned, not forked: a process that has begun to compute cannot be copied safely
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            shares = range(min(workers, len(photos)))
-            tasks = [
-                pool.submit(
-                    _work,
-                    root / f"in{share}",
-                    root / f"out{share}",
-                    settings,
-                    threads,
-                    options.device,
-                    load_pipeline,
-                )
-                for share in shares
-            ]
-            results = [task.result() for task in tasks]
+            work = partial(_work, root, settings, threads, options.device, load_pipeline)
+            results = list(pool.map(work, range(min(workers, len(photos)))))
         seconds = time.perf_counter() - begin
     faces, working = sum(result["faces"] for result in results), max(result["seconds"] for result in results)
     return {
@@ -115,12 +95,12 @@ def _measure(
 
 
 def _work(
-    source: Path,
-    out: Path,
+    root: Path,
     settings: RunSettings,
     threads: int,
     device: str,
     load_pipeline: Callable[[str], Any],
+    share: int,
 ) -> dict[str, Any]:
     """One worker's share, in its own process."""
     _end_with_parent()
@@ -129,7 +109,7 @@ def _work(
     # MTCNN is imported and built on first use: that is loading, not work on a photo
     pipe.face_detector(np.zeros((64, 64, 3), dtype=np.uint8))
     with peak_memory(torch.device(device)) as memory:
-        result = FolderRun([source], out, settings).execute(pipe)
+        result = FolderRun([root / f"in{share}"], root / f"out{share}", settings).execute(pipe)
     faces = sum(len(record.faces) for record in result.records)
     return {"faces": faces, "protected": len(result.protected), "seconds": result.seconds, **memory}
 
@@ -148,28 +128,20 @@ def _end_with_parent() -> None:
 
 def load_bundled(device: str) -> Any:
     """The bundled pipeline, silent."""
-    from diffusers_dedim import DeDiMPipeline
-
-    pipe = DeDiMPipeline.from_pretrained().to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return open_pipeline(argparse.Namespace(device=device), None)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.scaling", __doc__)
     add = parser.add_argument
-    add("--counts", type=int, nargs="+", default=[10, 100, 1000], help="numbers of photos")
-    add("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    add("--counts", type=at_least(1), nargs="+", default=[10, 100, 1000], help="numbers of photos")
+    add("--workers", type=at_least(1), nargs="+", default=[1, 2], help="numbers of processes")
     add("--preset", default="fast")
     add("--max-rounds", type=int, help="fewer rounds than the preset's, for a quick look at the growth alone")
-    add("--seed", type=int, default=0)
     add("--data", type=Path, default=LFW, help="parquet or folder")
+    add("--seed", type=int, default=0)
     add("--device", default="cpu")
-    add("--json", type=Path, help="write the JSON object here too")
-    options = parser.parse_args(words)
-    if min(*options.counts, *options.workers) < 1:
-        parser.error("--counts, --workers: expected at least 1 each")
-    return options
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

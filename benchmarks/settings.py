@@ -11,23 +11,27 @@ mean anything. Standard output holds the JSON object alone; a line a method goes
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._common import CROP_RECOGNISERS, SHARED, environment, make_parser, number
-from benchmarks._crops import crop_probes, to_crops, whole_crops
-from benchmarks._pairs import spread
-from benchmarks._run import add_run_options, run_benchmark
-from diffusers_dedim.encoders import Recogniser, embed_faces
+from benchmarks._command import (
+    CROP_RECOGNISERS,
+    FACES,
+    add_black_boxes,
+    make_parser,
+    number,
+    run_benchmark,
+    say,
+)
+from benchmarks._faces import crop_probes, measure_change, spread, to_crops, whole_crops
+from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import Probe, protect_probes
 from diffusers_dedim.evaluation.fairness import read_labels
 from diffusers_dedim.evaluation.methods import make_method
 from diffusers_dedim.evaluation.panels import make_panel
-from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.training.data import FaceCrops
 
 ADULT = 18  # years
@@ -45,14 +49,8 @@ def run_settings(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     measured = []
     for name in options.methods:
         measured.append(measure_method(name, pipe, probes, recognisers, options))
-        print(measured[-1], file=sys.stderr)  # a run that is stopped has not measured for nothing
-    return {
-        "faces": len(probes),
-        "methods": measured,
-        "seed": options.seed,
-        "device": options.device,
-        **environment(),
-    }
+        say("settings", measured[-1])
+    return {"faces": len(probes), "methods": measured}
 
 
 def choose_faces(data: Path, count: int) -> list[int]:
@@ -80,23 +78,18 @@ def measure_method(
     """What one method hides, changes and costs: means over the faces; with ``--panel`` a picture too."""
     with whole_crops(pipe):
         done = protect_probes(make_method(name, pipe, seed=options.seed), probes, options.batch_size)
-    faces, originals = [probe.face for probe in probes], [probe.photo for probe in probes]
-    before, after = to_crops(originals), to_crops(done.photos)
-    similarity = {
-        recogniser.name: embed_faces(recogniser.encoder, originals, faces)
-        * embed_faces(recogniser.encoder, done.photos, faces)
-        for recogniser in recognisers
-    }
-    cosines = {who: products.sum(1) for who, products in similarity.items()}
+    change = measure_change(probes, done.photos, recognisers)
     if options.panel:
         options.panel.mkdir(parents=True, exist_ok=True)
-        words = [", ".join(f"{who} {of[i]:.2f}" for who, of in cosines.items()) for i in range(len(probes))]
-        make_panel(before, after, words).save(options.panel / f"{name.replace(':', '-')}.png")
+        cosines = change.similarity.items()
+        words = [", ".join(f"{who} {of[i]:.2f}" for who, of in cosines) for i in range(len(probes))]
+        pair = (to_crops([probe.photo for probe in probes]), to_crops(done.photos))
+        make_panel(*pair, words).save(options.panel / f"{name.replace(':', '-')}.png")
     return {
         "method": name,
-        "similarity": {who: number(values.mean(), 3) for who, values in cosines.items()},
-        "psnr": number(psnr(before, after).mean(), 2),
-        "ssim": number(mean_ssim(before, after).mean()),
+        "similarity": {who: number(values.mean(), 3) for who, values in change.similarity.items()},
+        "psnr": number(change.psnr.mean(), 2),
+        "ssim": number(change.ssim.mean()),
         "reached_threshold": number(np.mean([face.reached_threshold for face in done.faces]), 2),
         "unet_calls_per_face": number(np.mean([face.unet_calls for face in done.faces]), 1),
         "seconds_per_face": number(done.seconds / len(probes), 2),
@@ -109,16 +102,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("methods", nargs="+", metavar="METHOD", help="such as dedim:strong or dedim@h=0.47+s=0.018")
     add("--faces", type=int, default=24)
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
-    add(
-        "--white-box",
-        nargs="+",
-        metavar="FILE.onnx",
-        help="guides instead of the pipeline's own; own: that one beside",
-    )
-    add("--data", type=Path, default=SHARED / "data" / "faces", help="folder of val*.parquet with labels")
+    text = "guides instead of the pipeline's own; own: that one beside"
+    add("--white-box", nargs="+", metavar="FILE.onnx", help=text)
+    add("--data", type=Path, default=FACES, help="folder of val*.parquet with labels")
     add("--batch-size", type=int, default=16, help="faces per call of the pipeline (default 16)")
     add("--panel", type=Path, help="folder for a before/after picture a method")
-    add_run_options(add, CROP_RECOGNISERS)
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add_black_boxes(add, CROP_RECOGNISERS)
     return parser.parse_args(words)
 
 

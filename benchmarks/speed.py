@@ -1,60 +1,56 @@
-"""What a face costs, method beside method on the same faces in the same run; print one JSON object.
+"""What a face costs, method beside method on the same photos in the same run; print one JSON object.
 
-    python -m benchmarks.speed --probes 20 --json FILE
+    python -m benchmarks.speed --probes 20 --json out/speed.json
 
-Standard output holds the JSON object alone; progress goes to standard error.
+Standard output holds the JSON object alone; progress goes to standard error. How well a method protects, and what it
+changes, is `benchmarks.main_job`'s and ``dedim evaluate``'s to say.
 
 ``literal`` is Algorithm 2 as printed: one face, batch 1, float32, 100 timesteps a round. Its 100 rounds take an hour
 and more for a few faces, so ``--literal-rounds`` rounds of one face are run and timed, and ``seconds_per_face`` is
 their mean times the 100 rounds that a face runs which never falls below h; almost none does. ``paper`` is the same
-method with this package's batching and number types; its photos get ``--paper-rounds`` rounds, the quality beside
-it is that of these rounds, and the seconds inside them are again extrapolated. Whatever was cut says so:
-``rounds_run``, ``extrapolated``. The other methods run to their end.
+method with this package's batching and number types; its photos get ``--paper-rounds`` rounds, and the seconds inside
+them are again extrapolated. Whatever was cut says so: ``rounds_run``, ``extrapolated``. The other methods run to their
+end.
 
-``batches``: one round on as many faces as stand there. ``faces_per_second`` is what that gives for the calls that a
-face of this method needed on average. ``share_of_floor`` is the time that the arithmetic alone would take at the
-rate of a large matrix product, measured just before, by the time it took. The panels show faces of the data set: keep
-them out of git.
+``batches``: two rounds on as many faces as stand there. ``faces_per_second`` is what they give for the calls that a
+face of this method needed on average. ``matmul_gflops``, the rate of a large matrix product, tells a busy or another
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
+import copy
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from benchmarks import main_job
-from benchmarks._common import LFW, ROOT, SHARED, environment, make_parser, number, print_run
-from benchmarks._measure import peak_memory
-from benchmarks._rounds import crops_of, measure_batches, measure_literal, round_clock
-from benchmarks._run import WHITE, add_run_options, read_people
-from diffusers_dedim.encoders import Recogniser, load_recogniser
-from diffusers_dedim.evaluation import Gallery, Probe, evaluate_probes
+from benchmarks._clock import RoundClock, matmul_gflops, now, peak_memory
+from benchmarks._command import LFW, at_least, make_parser, number, print_run, read_probes, say
+from diffusers_dedim.diffusion.sampling import sample_dedim
+from diffusers_dedim.diffusion.schedule import dedim_timesteps
+from diffusers_dedim.evaluation import Probe, protect_probes, read_protocol
+from diffusers_dedim.evaluation.experiment import target_crops
 from diffusers_dedim.evaluation.methods import make_method, seeded
-from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.pipeline.presets import PRESETS
+from diffusers_dedim.faces import FaceDetector, align_face
+from diffusers_dedim.pipeline.inputs import to_pixel_list
+from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 
 METHODS = tuple(name for name in ("paper", "fast", "strong") if name in PRESETS)
 TIP_IM = "tip-im"
-TARGETS = 10  # people TIP-IM moves towards, as in its paper
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What is the same for every method: the photos, and who searches."""
-
-    probes: list[Probe]
-    gallery: Gallery
-    recognisers: list[Recogniser]
-    detector: FaceDetector
+MOST_STEPS = 10  # of a round that is timed on batches: a call costs the same at every timestep
+ROUNDS = 2  # that are timed on batches: between them lies the judging
+NEVER = 0.001  # a threshold that no face falls below, so that every face stays for the whole round
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[..., Any] | None = None) -> None:
@@ -70,118 +66,186 @@ def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[..., An
 
 def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) -> dict[str, Any]:
     """Measure every method; returns what the JSON object holds."""
-    begin = time.perf_counter()
     pipe = load_pipeline(None).to(options.device)
     pipe.set_progress_bar_config(disable=True)
-    experiment = _prepare(pipe, options)
-    methods: dict[str, Any] = {}
-    for name in options.methods:
-        _say(name)
-        methods[name] = _measure_preset(name, pipe, experiment, options)
-        _say(f"{name}: {methods[name]}")  # a run that is stopped has not measured for nothing
-    if options.tip_im:
-        _say(TIP_IM)
-        methods[TIP_IM] = _measure_tip_im(pipe, experiment, options)
-    _say("literal")
-    exact = load_pipeline(torch.float32).to(options.device)
-    literal = measure_literal(exact, crops_of(experiment.probes, 1), options.literal_rounds)
-    for values in methods.values():
-        seconds = values.get("seconds_per_face")
-        values["literal_over_this"] = number(literal["seconds_per_face"] / seconds, 1) if seconds else None
-    return {
-        "probes": len(experiment.probes),
-        "gallery": len(experiment.gallery.persons),
-        "methods": {"literal": literal, **methods},
-        "seed": options.seed,
-        "device": options.device,
-        "seconds": number(time.perf_counter() - begin, 1),
-        **environment(),
-    }
-
-
-def _prepare(pipe: Any, options: argparse.Namespace) -> Experiment:
-    _say("gallery and probes")
-    recognisers = [Recogniser.of(WHITE, pipe.face_encoder), *map(load_recogniser, options.black_box)]
+    rates = {str(dtype): matmul_gflops(dtype, pipe.device) for dtype in {torch.float32, pipe.unet.dtype}}
     detector = FaceDetector(device=options.device)
-    probes, gallery = read_people(options, recognisers, detector)
+    probes = read_probes(options, detector)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one step is not meant to protect anybody
         # MTCNN and kernels are set up on first use, which no method's clock is to count
         pipe(probes[0].photo, max_rounds=1, num_inference_steps=1, small_faces="skip", output_type="np")
-    return Experiment(probes, gallery, recognisers, detector)
+    methods: dict[str, Any] = {}
+    for name in options.methods:
+        methods[name] = measure_preset(name, pipe, probes, options)
+        say("speed", f"{name}: {methods[name]}")
+    if options.tip_im:
+        targets = target_crops(_others(options.data, probes), detector)
+        method = make_method(TIP_IM, pipe, seed=options.seed, targets=targets)
+        methods[TIP_IM] = {**_spend(method, probes, options), "extrapolated": False}
+        say("speed", f"{TIP_IM}: {methods[TIP_IM]}")
+    exact = load_pipeline(torch.float32).to(options.device)
+    literal = measure_literal(exact, crops_of(probes, 1), options.literal_rounds)
+    for values in methods.values():
+        seconds = values.get("seconds_per_face")
+        values["literal_over_this"] = number(literal["seconds_per_face"] / seconds, 1) if seconds else None
+    return {
+        "probes": len(probes),
+        "methods": {"literal": literal, **methods},
+        "matmul_gflops": {dtype: number(rate, 1) for dtype, rate in rates.items()},
+    }
 
 
-def _measure_preset(
-    name: str, pipe: Any, experiment: Experiment, options: argparse.Namespace
+def _others(data: Path, probes: Sequence[Probe]) -> list[Any]:
+    """Gallery photos of people who are no probe: those TIP-IM moves faces towards."""
+    persons = {probe.person for probe in probes}
+    return [record for record in read_protocol(data).gallery if record.person not in persons]
+
+
+def crops_of(probes: Sequence[Probe], count: int) -> Tensor:
+    """``[count, 3, 112, 112]`` in [-1, 1]: the probes' faces, over again where there are fewer."""
+    crops = [align_face(probe.photo, probe.face).crop for probe in itertools.islice(probes, count)]
+    return torch.stack(list(itertools.islice(itertools.cycle(crops), count)))
+
+
+def measure_preset(
+    name: str, pipe: Any, probes: Sequence[Probe], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Quality and seconds over the probes, then the rate at each batch size."""
+    """Seconds and calls over the probes, then the rate at each batch size."""
     preset = PRESETS[name]
     cut = min(options.paper_rounds, preset.max_rounds) if name == "paper" else preset.max_rounds
-    protect = partial(pipe, preset=name, max_rounds=cut, small_faces="skip", output_type="np")
-    with round_clock(pipe) as in_rounds:
-        values = _evaluate(name, seeded(protect, options.seed), experiment, options)
-    extrapolated = cut < preset.max_rounds
-    calls, seconds = values["unet_calls_per_face"], values["seconds_per_face"]
-    if extrapolated:
-        calls = float(preset.max_rounds * preset.unet_calls_per_round)
+    with RoundClock(pipe) as clock:
+        protect = partial(
+            pipe,
+            preset=name,
+            max_rounds=cut,
+            small_faces="skip",
+            output_type="np",
+            callback_on_step_end=clock,
+        )
+        values = _spend(seeded(protect, options.seed), probes, options)
+    faces, extrapolated = values["faces"] or 1, cut < preset.max_rounds
     if extrapolated and values["faces"]:
+        values["unet_calls_per_face"] = preset.max_rounds * preset.unet_calls_per_round
         # the rounds alone: faces are found, aligned and pasted once, however many rounds there are
-        seconds = number(seconds + (preset.max_rounds / cut - 1) * sum(in_rounds) / values["faces"])
-    batches = {}
-    if calls is not None:
-        batches = measure_batches(pipe, preset, experiment.probes, options.batch_sizes, calls)
+        more = (preset.max_rounds / cut - 1) * clock.steps / faces
+        values["seconds_per_face"] = number(values["seconds_per_face"] + more)
+    calls = values["unet_calls_per_face"]
     return {
         **values,
-        "seconds_per_face": seconds,
-        "seconds_per_face_in_rounds_run": number(sum(in_rounds) / values["faces"])
-        if values["faces"]
-        else None,
-        "unet_calls_per_face": calls,
+        "seconds_per_face_in_rounds_run": number(clock.steps / faces),
         "rounds_run": cut,
         "extrapolated": extrapolated,
-        "batches": batches,
+        "batches": measure_batches(pipe, preset, probes, options.batch_sizes, calls) if calls else {},
     }
 
 
-def _measure_tip_im(pipe: Any, experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks._pairs import read_pairs
-
-    pairs = read_pairs(options.pairs)
-    used = {*experiment.gallery.persons, *(probe.person for probe in experiment.probes)}
-    others = [index for index in pairs.one_per_person(len(pairs.persons)) if pairs.persons[index] not in used]
-    if len(others) < TARGETS:
-        raise ValueError(f"--pairs: expected {TARGETS} people outside the experiment, got {len(others)}.")
-    method = make_method(TIP_IM, pipe, seed=options.seed, targets=pairs.crops(others[:TARGETS]))
-    return {**_evaluate(TIP_IM, method, experiment, options), "extrapolated": False}
-
-
-def _evaluate(
-    name: str, method: Callable[..., Any], experiment: Experiment, options: argparse.Namespace
+def _spend(
+    method: Callable[..., Any], probes: Sequence[Probe], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The values of `benchmarks.main_job` for one method, its peak memory, and a panel."""
+    """What one method spends on the photos of the probes; faces in the background count too."""
     with peak_memory(torch.device(options.device)) as memory:
-        protection, scores = evaluate_probes(
-            method,
-            experiment.probes,
-            experiment.gallery,
-            experiment.recognisers,
-            experiment.detector,
-            batch_size=options.photos,
-        )
-    panel = options.panels / f"speed_{name}.png"
-    main_job.write_panel(experiment.probes, scores, panel)
-    black = {key: number(rate) for key, rate in scores.rank1.items() if key != WHITE}
+        done = protect_probes(method, probes, options.photos)
+    count = len(done.faces)
+    calls = sum(face.unet_calls for face in done.faces)
     return {
-        "rank1_white": number(scores.rank1[WHITE]),
-        "rank1_black": black,
-        **main_job.summary(protection, scores),
+        "faces": count,
+        "seconds_per_face": number(done.seconds / count) if count else None,
+        "unet_calls_per_face": number(calls / count, 2) if count else None,
+        "reached_threshold": number(np.mean([face.reached_threshold for face in done.faces]))
+        if count
+        else None,
         **memory,
-        "panel": str(panel),
     }
 
 
-def _say(text: str) -> None:
-    print(f"speed: {text}", file=sys.stderr, flush=True)
+def measure_batches(
+    pipe: Any, preset: DeDiMPreset, probes: Sequence[Probe], batch_sizes: Sequence[int], calls: float
+) -> dict[str, Any]:
+    """Time rounds on batches of aligned faces; the rate is for faces that need ``calls`` denoiser calls each."""
+    steps = min(preset.num_inference_steps, MOST_STEPS)
+    timed = replace(
+        preset, num_inference_steps=steps, max_rounds=ROUNDS, threshold=NEVER, threshold_margin=0.0
+    )
+    results = {}
+    for size in batch_sizes:
+        faces = to_pixel_list(crops_of(probes, size))
+        time_rounds(pipe, replace(timed, num_inference_steps=1), faces)  # sets up kernels for this size
+        with peak_memory(pipe.device) as memory:
+            total, in_steps, judging = time_rounds(pipe, timed, faces)
+        outside = total - ROUNDS * (in_steps + judging)
+        rounds = calls / preset.unet_calls_per_round
+        seconds = (in_steps * calls / timed.unet_calls_per_round + judging * rounds + outside) / size
+        results[str(size)] = {
+            "seconds_per_call_per_face": number(in_steps / timed.unet_calls_per_round / size, 6),
+            "seconds_per_face": number(seconds),
+            "faces_per_second": number(1 / seconds, 3),
+            **memory,
+        }
+    return results
+
+
+def time_rounds(pipe: Any, preset: DeDiMPreset, faces: list[NDArray[np.uint8]]) -> tuple[float, float, float]:
+    """Seconds of a call of the pipeline for `ROUNDS` rounds; of a round's steps; and of judging what came out."""
+    with warnings.catch_warnings(), RoundClock(pipe) as clock:
+        warnings.filterwarnings("ignore", message=".* stayed above the threshold")  # as they are meant to
+        begin = now(pipe.device)
+        pipe(
+            faces,
+            preset=preset,
+            aligned=True,
+            batch_size=len(faces),
+            output_type="np",
+            generator=torch.Generator().manual_seed(0),
+            callback_on_step_end=clock,
+        )
+        total = now(pipe.device) - begin
+    return total, clock.steps / ROUNDS, clock.between / (ROUNDS - 1)
+
+
+def measure_literal(pipe: Any, x_org: Tensor, rounds: int) -> dict[str, Any]:
+    """Run and time rounds of Algorithm 2 as printed on one face, and say what all of them would take.
+
+    Args:
+        pipe: a pipeline whose networks are all float32.
+        x_org: the face ``[1, 3, 112, 112]`` in [-1, 1].
+        rounds: how many to run.
+    """
+    preset, device = PRESETS["paper"], pipe.device
+    x_org, steps = x_org.to(device), preset.num_inference_steps
+    with torch.no_grad():
+        mask = preset.make_mask(pipe.landmarker(x_org))
+
+    def run(steps: int, count: int) -> float:
+        scheduler, begin = copy.deepcopy(pipe.scheduler), now(device)
+        scheduler.set_timesteps(timesteps=dedim_timesteps(preset.start_timestep, steps))
+        sample_dedim(
+            x_org,
+            mask,
+            unet=lambda x_t, timestep: pipe.unet(x_t, timestep).sample,
+            scheduler=scheduler,
+            face_encoder=pipe.face_encoder,
+            threshold=NEVER,
+            max_rounds=count,
+            generators=[torch.Generator().manual_seed(0)],
+            guidance=preset.make_guidance(),
+            pipeline=SimpleNamespace(face_encoder=pipe.face_encoder, scheduler=scheduler),
+        )
+        return now(device) - begin
+
+    run(2, 1)  # the first calls set up kernels
+    with peak_memory(device) as memory:
+        seconds = run(steps, rounds) / rounds
+    return {
+        "rounds_run": rounds,
+        "rounds_assumed": preset.max_rounds,
+        "extrapolated": rounds < preset.max_rounds,
+        "seconds_per_round": number(seconds),
+        "seconds_per_call": number(seconds / steps, 5),
+        "unet_calls_per_face": preset.max_rounds * steps,
+        "seconds_per_face": number(seconds * preset.max_rounds, 2),
+        **memory,
+    }
 
 
 def _load_bundled(dtype: torch.dtype | None) -> Any:
@@ -192,25 +256,19 @@ def _load_bundled(dtype: torch.dtype | None) -> Any:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.speed", __doc__)
-    add = parser.add_argument
+    add, positive = parser.add_argument, at_least(1)
     add("--probes", type=int, default=20, help="first N probes of the data (default 20)")
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="presets (default: all)")
     add("--no-tip-im", dest="tip_im", action="store_false", help="leave TIP-IM out")
-    add("--literal-rounds", type=int, default=2, help="rounds of Algorithm 2 to time (default 2)")
-    add("--paper-rounds", type=int, default=1, help="rounds of the preset paper (default 1 of 100)")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64])
-    add("--photos", type=int, default=8, help="photos per call where quality is measured (default 8)")
+    add("--literal-rounds", type=positive, default=2, help="rounds of Algorithm 2 to time (default 2)")
+    add("--paper-rounds", type=positive, default=1, help="rounds of the preset paper (default 1 of 100)")
+    add("--batch-sizes", type=positive, nargs="+", default=[1, 4, 16, 64])
+    add("--photos", type=positive, default=8, help="photos per call of a method (default 8)")
     add("--data", type=Path, default=LFW, help="parquet or folder")
-    add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of TIP-IM's target people")
-    add("--panels", type=Path, default=ROOT / "out", help="folder for the before/after pictures")
-    add_run_options(add, main_job.BLACK_BOXES, cached="gallery embeddings", nargs="+")
-    options = parser.parse_args(words)
-    for name in ("literal_rounds", "paper_rounds", "photos"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
-    if min(options.batch_sizes) < 1:
-        parser.error(f"--batch-sizes: expected at least 1 each, got {options.batch_sizes}")
-    return options
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu")
+    add("--cache", type=Path, help="folder for faces found (default ~/.cache/diffusers-dedim/bench)")
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_only_the_command_line_knows_typer() -> None:
 
 
 def test_nobody_outside_touches_what_is_private_in_the_pipeline() -> None:
-    for folder in ("src", "examples", "spaces"):
+    for folder in ("src", "examples", "spaces", "benchmarks"):
         for path in (ROOT.parents[1] / folder).rglob("*.py"):
             if path.parent != ROOT / "pipeline":
                 nodes = [

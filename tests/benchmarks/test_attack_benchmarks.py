@@ -16,7 +16,7 @@ from encoders.test_onnx_encoder import write_model
 from PIL import Image
 from toys import ToyEncoder
 
-from benchmarks import _crops, _run, adaptive, fairness, settings
+from benchmarks import _command, _faces, adaptive, fairness, settings
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe
@@ -36,9 +36,7 @@ class Swap(toy.SwapColours):
         self.face_detector = toy.detect
 
     def __call__(self, photos: list[np.ndarray], **settings: Any) -> SimpleNamespace:
-        output = super().__call__(photos, found=[self.face_detector(photo) for photo in photos], **settings)
-        output.faces = [SimpleNamespace(**vars(face), similarity=0.25) for face in output.faces]
-        return output
+        return super().__call__(photos, found=[self.face_detector(photo) for photo in photos], **settings)
 
 
 def picture(person: int) -> dict[str, object]:
@@ -67,7 +65,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        _run, "load_recogniser", lambda name: Recogniser.of(name, ToyEncoder(seed=int(name[-1])))
+        _command, "load_recogniser", lambda name: Recogniser.of(name, ToyEncoder(seed=int(name[-1])))
     )
     monkeypatch.setattr(adaptive, "FaceDetector", lambda device: toy.detect)
 
@@ -75,7 +73,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def attack(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     # pure colours are so unlike each other that everybody else resembles them: say that one person does
-    monkeypatch.setattr(_crops, "resembles_gallery", lambda people, *_: np.arange(len(people)) == 0)
+    monkeypatch.setattr(_faces, "resembles_gallery", lambda people, *_: np.arange(len(people)) == 0)
     data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green", "blue"], ["red", "green", "blue"])
 
     def call(*words: str) -> tuple[dict, Swap]:
@@ -128,7 +126,7 @@ def test_tip_im_gets_targets_who_are_not_the_attackers_people(
         given.append((name, targets, seed, first))
         return lambda photos: pipe(photos, generator=[])
 
-    monkeypatch.setattr(_crops, "make_method", make_method)
+    monkeypatch.setattr(_faces, "make_method", make_method)
     monkeypatch.setattr(adaptive, "TARGETS", 3)
     results, _ = attack("--black-box", "toy1", "--method", "tip-im", "--people", "6")
     assert results["people"] == 9 - 1 - 3  # drawn, less a lookalike, less the targets
@@ -147,7 +145,7 @@ def test_a_recogniser_that_frames_faces_itself_is_refused(attack, monkeypatch: p
         def embed_photo(self, photo: np.ndarray, face: Face) -> None:
             raise NotImplementedError
 
-    monkeypatch.setattr(_run, "load_recogniser", lambda name: Recogniser.of(name, Framing()))
+    monkeypatch.setattr(_command, "load_recogniser", lambda name: Recogniser.of(name, Framing()))
     with pytest.raises(ValueError, match=r"--black-box: \['dlib'\] frame faces in whole photos"):
         attack("--black-box", "dlib")
 
@@ -172,59 +170,60 @@ def test_somebody_of_the_gallery_is_recognised_among_the_people() -> None:
     judge = Recogniser("toy", toy.MeanColour(), "toy")
     # red and green are alike by 0.6: a red face is somebody, one at 45 degrees to red and blue may be, blue is not
     people = [probe((255, 128, 128)), probe((255, 128, 255)), probe((128, 128, 255))]
-    assert _crops.resembles_gallery(people, judge, gallery).tolist() == [True, True, False]
+    assert _faces.resembles_gallery(people, judge, gallery).tolist() == [True, True, False]
 
 
-def test_protected_photos_are_kept_for_the_same_commit_only(
+def test_protected_photos_are_kept_for_the_same_code_and_settings_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, cache = Swap(), ArrayCache(tmp_path)
     photos = [toy.photo_of("red"), toy.photo_of("blue")[:100]]
     probes = [Probe("?", photo, toy.CENTRAL) for photo in photos]
 
-    def protect(commit: str, seed: int = 0) -> tuple[_crops.Protected, int]:
-        monkeypatch.setattr(_crops, "environment", lambda: {"commit": commit})
+    def protect(code: str = "abc", **settings: Any) -> tuple[_faces.Protected, int]:
+        monkeypatch.setattr(_faces, "method_code", lambda: code)
         before = len(pipe.calls)
-        done = _crops.protect_once(pipe, probes, cache, method="dedim:fast", seed=seed, batch_size=1)
+        settings = {"method": "dedim:fast", "seed": 0, "batch_size": 1, **settings}
+        done = _faces.protect_once(pipe, probes, cache, **settings)
         return done, len(pipe.calls) - before
 
-    first, calls = protect("abc")
-    again, more = protect("abc")
+    first, calls = protect()
+    again, more = protect()
     assert (calls, more) == (2, 0)
     for a, b, photo in zip(first.photos, again.photos, photos, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, np.roll(photo, 1, axis=2))
-    assert again.similarity.tolist() == [0.25, 0.25]
     assert again.reached.tolist() == [True, True]
-    assert [protect("def")[1], protect("abc", seed=1)[1]] == [2, 2]
+    assert [protect("def")[1], protect(seed=1)[1], protect(method="dedim:strong")[1]] == [2, 2, 2]
     pipe.scheduler = "another one"
-    assert protect("abc")[1] == 2
-    assert [protect("abc-dirty")[1], protect("abc-dirty")[1], protect("unknown")[1]] == [2, 2, 2]
+    assert protect()[1] == 2
+    pipe.face_encoder = ToyEncoder(seed=5)
+    assert protect()[1] == 2
+    assert protect()[1] == 0
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     class Killed(Swap):
         def __call__(self, photos: list[np.ndarray], **settings: Any) -> SimpleNamespace:
             if len(self.calls) == 2:
                 raise KeyboardInterrupt
             return super().__call__(photos, **settings)
 
-    monkeypatch.setattr(_crops, "environment", lambda: {"commit": "abc"})
     probes = [Probe("?", np.roll(toy.photo_of("red"), place), toy.CENTRAL) for place in range(3)]
     settings = {"cache": ArrayCache(tmp_path), "method": "dedim:fast", "seed": 0, "batch_size": 1}
     with pytest.raises(KeyboardInterrupt):
-        _crops.protect_once(Killed(), probes, **settings)
+        _faces.protect_once(Killed(), probes, **settings)
     pipe = Swap()
-    assert len(_crops.protect_once(pipe, probes, **settings).photos) == 3
+    assert len(_faces.protect_once(pipe, probes, **settings).photos) == 3
     (call,) = pipe.calls
     whole = Swap()
-    _crops.protect_once(whole, probes, **{**settings, "cache": ArrayCache(tmp_path / "other")})
+    _faces.protect_once(whole, probes, **{**settings, "cache": ArrayCache(tmp_path / "other")})
     assert call["generator"][0].initial_seed() == whole.calls[2]["generator"][0].initial_seed()
 
 
 def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndarray, tmp_path: Path) -> None:
     detector = pipe.face_detector
-    done = _crops.protect_once(
+    done = _faces.protect_once(
         pipe,
         [Probe("?", crop, WHOLE)] * 2,
         ArrayCache(tmp_path),
@@ -233,7 +232,7 @@ def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndar
         batch_size=2,
         aligned=True,
     )
-    assert len(done.similarity) == len(done.reached) == 2  # one face a crop, in which MTCNN would find none
+    assert len(done.reached) == 2  # one face a crop, in which MTCNN would find none
     for photo in done.photos:
         change = np.abs(photo.astype(int) - crop)
         assert 1 <= change.max() <= 12
@@ -269,10 +268,10 @@ def test_fairness_prints_one_json_object(
     assert set(results["groups"]["age"]) == {"35-54"}  # one child alone, one of unknown age
     female = results["groups"]["gender"]["female"]
     assert female["reached_threshold"] == {"mean": 1, "low": 1, "high": 1}
-    assert female["similarity"]["mean"] == 0.25
     assert female["psnr"]["low"] < female["psnr"]["mean"] < female["psnr"]["high"]
     assert female["ssim"]["mean"] < 1
     assert -1 <= female["similarity_toy1"]["mean"] < 1
+    assert -1 <= female["similarity_white"]["mean"] < 1
     assert results["overall"]["changed"]["mean"] == 1
     assert results["largest_difference"]["gender"]["reached_threshold"] == 0
     assert results["largest_difference"]["race"]["psnr"] is None  # one group
@@ -294,7 +293,7 @@ def test_matches_are_counted_at_the_strangers_threshold() -> None:
 def test_faces_that_did_not_change_have_no_psnr() -> None:
     photo = toy.photo_of("red")[:112, :112]
     probes = [Probe(str(index), photo, WHOLE) for index in range(2)]
-    done = _crops.Protected((photo, photo[::-1].copy()), np.array([False, True]), np.array([1.0, 0.0]), 1.0)
+    done = _faces.Protected((photo, photo[::-1].copy()), np.array([False, True]), 1.0)
     values = fairness.measure(probes, done, [])
     assert values["changed"].tolist() == [0, 1]
     assert np.isnan(values["psnr"][0])

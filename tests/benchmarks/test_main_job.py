@@ -7,13 +7,15 @@ import pytest
 import toy_experiment as toy
 from PIL import Image
 
-from benchmarks import _run, main_job
+from benchmarks import _command, main_job
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(main_job, "FaceDetector", lambda device: toy.detect)
-    monkeypatch.setattr(_run, "load_recogniser", lambda name: _run.Recogniser(name, toy.MeanColour(), name))
+    monkeypatch.setattr(
+        _command, "load_recogniser", lambda name: _command.Recogniser(name, toy.MeanColour(), name)
+    )
     data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green", "blue"], ["red", "green", "blue"])
 
     def call(*words: str) -> tuple[dict, toy.SwapColours]:
@@ -30,7 +32,7 @@ def test_prints_one_json_object_and_writes_the_panel(run, tmp_path: Path) -> Non
     assert results["probes"] == 2
     assert results["gallery"] == 3
     assert results["preset"] == "paper"
-    assert results["rank1_white"] == 0.0
+    assert results["rank1_white"] == {"white": 0.0}
     assert results["rank1_black"] == {"toy": 0.0}
     assert results["rank1_original"] == {"white": 1.0, "toy": 1.0}
     assert results["unet_calls_per_face"] == 20

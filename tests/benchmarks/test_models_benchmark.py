@@ -13,7 +13,8 @@ from PIL import Image
 from toys import MEAN_FACE, ToyEncoder, tiny_unet
 
 from benchmarks import models
-from benchmarks._pairs import VerificationPairs, read_pairs, spread
+from benchmarks._faces import spread
+from benchmarks._pairs import VerificationPairs, read_pairs
 from diffusers_dedim import DeDiMPipeline, make_scheduler
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import robustness

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from toys import ToyEncoder, tiny_unet
 
-from benchmarks import _distances, samples
-from benchmarks._distances import Features, load_features, measure_distance
+from benchmarks import samples
+from benchmarks.samples import Features, load_features, measure_distances
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.cli.sample import draw_faces, face_grid
 from diffusers_dedim.encoders import Recogniser
@@ -46,7 +46,7 @@ def faces(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def toy_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_distances, "load_recogniser", lambda name: Recogniser(name, ToyEncoder(), name))
+    monkeypatch.setattr(samples, "load_recogniser", lambda name: Recogniser(name, ToyEncoder(), name))
 
 
 def mean_colour() -> Features:
@@ -142,7 +142,7 @@ def normal(count: int, seed: int, shift: float = 0.0) -> Tensor:
 
 def test_distances_are_those_of_their_formulas() -> None:
     real, drawn = normal(40, 0), normal(40, 1, shift=0.5)
-    measured = measure_distance(real, drawn, gamma=0.7, subsets=2, subset_size=40, seed=0)
+    measured = measure_distances(real, drawn, gamma=0.7, subsets=2, subset_size=40, seed=0)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (0.7 * a @ b.T + 1) ** 3
@@ -154,24 +154,24 @@ def test_distances_are_those_of_their_formulas() -> None:
         - 2 * kernel(real, drawn).mean()
     )
     # float64 sums of another order
-    assert measured.kid == pytest.approx(kid.item(), rel=1e-9)
-    assert measured.kid_std == pytest.approx(0, abs=1e-9)  # each subset is the whole set
-    moved = measure_distance(real, real + 2, gamma=None, subsets=1, subset_size=2, seed=0)
-    assert moved.fid == pytest.approx(
+    assert measured["kid"] == pytest.approx(kid.item(), rel=1e-9)
+    assert measured["kid_std_over_subsets"] == pytest.approx(0, abs=1e-9)  # each subset is the whole set
+    moved = measure_distances(real, real + 2, gamma=None, subsets=1, subset_size=2, seed=0)
+    assert moved["fid"] == pytest.approx(
         3 * 2**2, rel=1e-6
     )  # equal covariances: the squared distance of the means
 
 
 def test_the_global_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
-    measure_distance(normal(9, 0), normal(9, 1), gamma=None, subsets=2, subset_size=3, seed=0)
+    measure_distances(normal(9, 0), normal(9, 1), gamma=None, subsets=2, subset_size=3, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_features_are_given_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
     whole = mean_colour().of(pixels)
-    monkeypatch.setattr(_distances, "_AT_ONCE", 2)
+    monkeypatch.setattr(samples, "_AT_ONCE", 2)
     assert whole.dtype == torch.float64
     assert torch.equal(mean_colour().of(pixels), whole)
     np.testing.assert_allclose(whole, pixels.mean(axis=(1, 2)), rtol=1e-5)  # float32 sums
@@ -221,7 +221,7 @@ def fake_inception(monkeypatch: pytest.MonkeyPatch, *, error: Exception | None =
         ),
         "torchmetrics.image.fid": SimpleNamespace(FrechetInceptionDistance=distance),
     }
-    monkeypatch.setattr(_distances, "import_extra", lambda module, *_: parts[module])
+    monkeypatch.setattr(samples, "import_extra", lambda module, *_: parts[module])
     return given
 
 

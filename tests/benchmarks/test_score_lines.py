@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import toy_experiment as toy
 
-from benchmarks import score_lines
+from benchmarks import _command, score_lines
 from diffusers_dedim.encoders import Recogniser
 
 PEOPLE = ["red", "green", "blue"]
@@ -18,10 +17,8 @@ PEOPLE = ["red", "green", "blue"]
 def test_prints_median_and_line_of_each_recogniser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundled = SimpleNamespace(from_pretrained=lambda: SimpleNamespace(face_encoder=toy.MeanColour()))
-    monkeypatch.setattr(score_lines, "DeDiMPipeline", bundled)
-    monkeypatch.setattr(score_lines, "FaceDetector", lambda: toy.detect)
-    monkeypatch.setattr(score_lines, "load_recogniser", lambda name: Recogniser(name, toy.MeanColour(), name))
+    monkeypatch.setattr(score_lines, "FaceDetector", lambda device: toy.detect)
+    monkeypatch.setattr(_command, "load_recogniser", lambda name: Recogniser(name, toy.MeanColour(), name))
     monkeypatch.setattr(score_lines, "FMR", 0.5)  # three people are too few for 1 in 1,000
     data = toy.write_experiment(tmp_path / "e.parquet", PEOPLE, PEOPLE)
     words = [
@@ -37,14 +34,14 @@ def test_prints_median_and_line_of_each_recogniser(
         "0.5",
         "0.1",
     ]
-    score_lines.main(list(map(str, words)))
+    score_lines.main(list(map(str, words)), load_pipeline=toy.SwapColours)
     results = json.loads(capsys.readouterr().out)
     assert results["fmr"] == 0.5
-    assert set(results["recognisers"]) == {"bundled", "toy"}
+    assert set(results["recognisers"]) == {"white", "toy"}
     line = results["recognisers"]["toy"]
     assert (line["fingerprint"], line["pairs"]) == ("toy", 3)
     assert -1 <= line["strangers"] <= line["line"] <= 1
-    assert results["recognisers"]["bundled"]["fmr_at"] == {
+    assert results["recognisers"]["white"]["fmr_at"] == {
         "0.5": 0,
         "0.1": 1,
     }  # colours lie beyond a right angle

@@ -1,13 +1,11 @@
-"""Aligned crops of the training and validation faces, and photos protected once and kept."""
+"""Aligned crops for photos, protected once and kept; and people who are nobody in a gallery."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks._common import environment, number
 from diffusers_dedim.encoders import Recogniser, embed_faces
-from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, protect_probes
+from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe
+from diffusers_dedim.evaluation.measure import (
+    join_arrays,
+    method_code,
+    protect_chunk,
+    restore_photos,
+    split_probes,
+)
 from diffusers_dedim.evaluation.methods import make_method
+from diffusers_dedim.evaluation.rates import impostor_scores
 from diffusers_dedim.faces import whole_crop
-from diffusers_dedim.metrics.intervals import Estimate
+from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.training.data import FaceCrops, to_model_range
 
@@ -35,14 +40,30 @@ class Protected:
 
     Attributes:
         photos: one for each given, uint8 RGB.
-        reached, similarity: per face, in the order of the pipeline's records; with aligned crops one a photo.
+        reached: per face, whether it reached the threshold; with aligned crops one a photo.
         seconds: time spent protecting, when it was done.
     """
 
     photos: tuple[Pixels, ...]
     reached: NDArray[np.bool_]
-    similarity: NDArray[np.float64]
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How aligned crops ``[112, 112, 3]`` differ from what they were.
+
+    Attributes:
+        originals: recogniser name -> embeddings ``[N, D]`` of the crops as they were.
+        similarity: recogniser name -> ``[N]`` cosine of each crop with the original.
+        psnr: ``[N]`` dB; inf where nothing changed.
+        ssim: ``[N]`` mean SSIM.
+    """
+
+    originals: dict[str, NDArray[np.float32]]
+    similarity: dict[str, NDArray[np.float64]]
+    psnr: NDArray[np.float64]
+    ssim: NDArray[np.float64]
 
 
 def crop_probes(crops: FaceCrops, rows: Sequence[int]) -> list[Probe]:
@@ -59,19 +80,41 @@ def to_crops(photos: Sequence[Pixels]) -> Tensor:
     return to_model_range(torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2))
 
 
+def measure_change(
+    probes: Sequence[Probe], photos: Sequence[Pixels], recognisers: Sequence[Recogniser]
+) -> Change:
+    """Compare protected aligned crops with the probes that they were (`crop_probes`)."""
+    before, faces = [probe.photo for probe in probes], [probe.face for probe in probes]
+    originals = {each.name: embed_faces(each.encoder, before, faces) for each in recognisers}
+    similarity = {
+        each.name: (originals[each.name] * embed_faces(each.encoder, photos, faces)).sum(1).astype(np.float64)
+        for each in recognisers
+    }
+    pair = (to_crops(before), to_crops(photos))
+    return Change(originals, similarity, psnr(*pair).numpy(), mean_ssim(*pair).numpy())
+
+
+def spread(length: int, count: int) -> NDArray[np.int64]:
+    """``count`` places (at most ``length``) evenly spaced over ``length``.
+
+    Example:
+        >>> spread(10, 5).tolist()
+        [0, 2, 4, 6, 8]
+    """
+    count = min(count, length)
+    return np.arange(count) * length // count
+
+
 def resembles_gallery(people: Sequence[Probe], judge: Recogniser, gallery: Gallery) -> NDArray[np.bool_]:
     """Whether each face may be somebody in the gallery, by one recogniser, ``[N]``.
 
     It may if it is as much like a gallery image as one in 100,000 pairs of different gallery people are to each
     other (the most alike pair of a gallery with fewer pairs).
     """
-    found = ~np.isnan(gallery.embeddings[judge.name]).any(axis=1)
-    theirs, persons = gallery.embeddings[judge.name][found], np.asarray(gallery.persons)[found]
-    different = np.triu(persons[:, None] != persons[None, :], 1)
-    impostors = (theirs @ theirs.T)[different]
+    impostors = impostor_scores(gallery, judge.name)
     limit = threshold_at_fmr(impostors, max(SAME_PERSON_FMR, 1 / len(impostors)))
     ours = embed_faces(judge.encoder, [person.photo for person in people], [person.face for person in people])
-    similar: NDArray[np.bool_] = (ours @ theirs.T).max(axis=1) >= limit
+    similar: NDArray[np.bool_] = np.nanmax(ours @ gallery.embeddings[judge.name].T, axis=1) >= limit
     return similar
 
 
@@ -101,11 +144,9 @@ def protect_once(
     aligned: bool = False,
     targets: Tensor | None = None,
 ) -> Protected:
-    """Protect photos, or take what an earlier run of the same commit, weights, seed and photos left in the cache.
+    """Protect photos, or take what an earlier run of the same code, weights, seed and photos left in the cache.
 
-    Each call's photos are kept on their own: a run that is killed goes on where it was.
-
-    With uncommitted changes nothing is read or kept: code that is not named by the commit could differ.
+    Each call's photos are kept on their own (`protect_chunk`): a run that is killed goes on where it was.
 
     Args:
         pipe: a `DeDiMPipeline`.
@@ -118,39 +159,27 @@ def protect_once(
         targets: for TIP-IM, see `make_method`.
     """
 
-    def make(first: int, batch: Sequence[Probe]) -> dict[str, NDArray[Any]]:
-        with whole_crops(pipe) if aligned else contextlib.nullcontext():
-            protect = make_method(method, pipe, seed=seed, first=first, targets=targets)
-            done = protect_probes(protect, batch, batch_size)
-        faces: Sequence[Any] = done.faces
-        return {
-            "reached": np.array([face.reached_threshold for face in faces], dtype=bool),
-            "similarity": np.array([face.similarity for face in faces], dtype=np.float64),
-            "seconds": np.array(done.seconds),
-            **{f"photo-{index:06d}": photo for index, photo in enumerate(done.photos)},
-        }
+    def make(first: int) -> Any:
+        return make_method(method, pipe, seed=seed, first=first, targets=targets)
 
-    commit = environment()["commit"]
-    kept = commit != "unknown" and not commit.endswith("-dirty")
-    if not kept:
-        print("uncommitted changes: protected photos are not kept for the next run", file=sys.stderr)
+    identity = _identity(pipe, targets, method, seed, aligned)
+    photos, pieces = list[Pixels](), []
+    with whole_crops(pipe) if aligned else contextlib.nullcontext():
+        for chunk in tqdm(list(split_probes(probes, batch_size)), desc=method):
+            pieces.append(protect_chunk(make, chunk, identity, cache))
+            photos += restore_photos(chunk, pieces[-1])
+    reached = join_arrays(pieces, "effort")[:, -1] == 1  # its columns: rounds, calls, reached the threshold
+    return Protected(tuple(photos), reached, float(join_arrays(pieces, "seconds").sum()))
+
+
+def _identity(pipe: Any, targets: Tensor | None, *settings: object) -> str:
+    """Everything that decides what a method makes of a photo, as part of the cache's key."""
     parts = (pipe.unet, pipe.face_encoder, pipe.landmarker)
-    weights = [Recogniser.of("part", part).fingerprint for part in parts] if kept else []
+    weights = [Recogniser.of("part", part).fingerprint for part in parts]
+    others = "" if targets is None else hashlib.sha256(targets.numpy().tobytes()).hexdigest()
     device = torch.device(getattr(pipe, "device", "cpu")).type
-    setting = (commit, torch.__version__, device, str(getattr(pipe, "scheduler", "")), method, str(seed))
-    settings = (*setting, str(aligned), *weights)
-    pieces: list[dict[str, NDArray[Any]]] = []
-    for start in tqdm(range(0, len(probes), batch_size), desc=method):
-        batch = probes[start : start + batch_size]
-        photos = [probe.photo for probe in batch] + ([] if targets is None else [targets.numpy()])
-        key = ("protected", *settings, str(start), _hash_arrays(photos))
-        pieces.append(cache.get(key, partial(make, start, batch)) if kept else make(start, batch))
-    return Protected(
-        tuple(piece[name] for piece in pieces for name in sorted(piece) if name.startswith("photo-")),
-        np.concatenate([piece["reached"] for piece in pieces]),
-        np.concatenate([piece["similarity"] for piece in pieces]),
-        float(sum(piece["seconds"] for piece in pieces)),
-    )
+    scheduler = str(getattr(pipe, "scheduler", ""))
+    return str([*settings, *weights, others, device, scheduler, torch.__version__, method_code()])
 
 
 @contextlib.contextmanager
@@ -161,16 +190,3 @@ def whole_crops(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.face_detector = detector
-
-
-def interval(estimate: Estimate) -> dict[str, float | None]:
-    """A mean and its 95 % interval as JSON."""
-    ends = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: None if value is None else number(value) for name, value in ends.items()}
-
-
-def _hash_arrays(arrays: Sequence[NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
