@@ -131,7 +131,11 @@ def test_dedim_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
             "feature_weight: expected a number from 0 on, got nan.",
         ),
         (EncoderConfig, {"relation_weight": -1}, "relation_weight: expected a number from 0 on, got -1."),
-        (EncoderConfig, {"method": "triplet"}, "method: expected 'distill' or 'arcface', got 'triplet'."),
+        (
+            EncoderConfig,
+            {"method": "triplet"},
+            "method: expected 'distill', 'blockwise' or 'arcface', got 'triplet'.",
+        ),
         (
             UNetConfig,
             {"keep_in_memory": True, "num_workers": 2},

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from tiny_task import TinyNet, TinyTask, loop_config
 
 from diffusers_dedim.errors import TrainingDivergedError
 from diffusers_dedim.training import loop
-from diffusers_dedim.training.checkpoint import _public, check_model_folder, write_json
+from diffusers_dedim.training.checkpoint import _public, check_model_folder, check_run, write_json
 from diffusers_dedim.training.loop import Progress, train
 
 
@@ -108,6 +109,18 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str
     text = f"resume: the checkpoint in {tmp_path} was made with other settings ({named}); use the same ones"
     with pytest.raises(ValueError, match=re.escape(text)):
         run(tmp_path, resume=True, **changes)
+
+
+@pytest.mark.parametrize(("wide", "same"), [(False, True), (True, False)])
+def test_a_switch_of_the_network_that_came_later_is_off_in_an_older_checkpoint(
+    tmp_path: Path, wide: bool, same: bool
+) -> None:
+    run(tmp_path, max_steps=1)
+    record = json.loads((tmp_path / "config.json").read_text())
+    network = SimpleNamespace(config={**record["model"], "wide": wide})
+    config = loop_config(str(tmp_path))
+    with nullcontext() if same else pytest.raises(ValueError, match=r"made with other settings \(model\)"):
+        check_run(config, record["task"], network, record["identity"], resume=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

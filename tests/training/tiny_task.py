@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.training.config import LoopConfig
 from diffusers_dedim.training.data import batches
-from diffusers_dedim.training.loop import train
+from diffusers_dedim.training.loop import cosine_decay, train
 
 
 class TinyNet(ModelMixin, ConfigMixin):
@@ -61,6 +61,9 @@ class TinyTask:
             self.steps_seen.append(step)
             step += 1
             yield batch
+
+    def begin_step(self, share: float) -> float:
+        return cosine_decay(share)
 
     def loss(self, model: Callable[..., Any], batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         noise = 0.1 * torch.randn(batch["x"].shape, generator=generator)

@@ -126,19 +126,27 @@ def unet(config: UNetConfig, resume: bool) -> dict[str, float]:
 
 @_command(EncoderConfig)
 def encoder(config: EncoderConfig, resume: bool) -> dict[str, float]:
-    """Train MobileFaceNet: distilled from a teacher, or with ArcFace on labelled faces.
+    """Train MobileFaceNet: distilled from a teacher, at once or block by block, or with ArcFace on labelled faces.
 
     Validation: cosine to, and score correlation with, the teacher; or similarities within and between identities.
     """
     from diffusers_dedim.models.mobilefacenet import MobileFaceNet
     from diffusers_dedim.training.arcface import ArcFaceTask
+    from diffusers_dedim.training.blockwise import BlockwiseTask
     from diffusers_dedim.training.encoder import make_encoder_task
     from diffusers_dedim.training.loop import train
+    from diffusers_dedim.training.plan import BlockTeacher
 
+    task: Any
+    if config.method == "blockwise":
+        teacher = BlockTeacher(str(config.teacher))  # refused, if it is, before the data is read
+        crops = _crops(config)
+        student = _initial(config, MobileFaceNet) or MobileFaceNet(**teacher.settings)
+        task = BlockwiseTask(*crops, teacher, config, student=student)
+        return train(task, config, resume=resume)
     arcface = config.method == "arcface"
     crops = _crops(config, label_column=config.labels if arcface else None)
     student = _initial(config, MobileFaceNet) or MobileFaceNet()
-    task: Any
     if arcface:
         task = ArcFaceTask(*crops, config, student=student)
     else:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
+CROP_SIZE = 112  # px, the side of an aligned crop
 
 
 def check_crops(crops: Tensor) -> None:
@@ -26,9 +23,6 @@ def check_crops(crops: Tensor) -> None:
             f"crops: expected shape [N, 3, 112, 112], got {list(crops.shape)}; "
             "align faces with diffusers_dedim.faces.align_face first."
         )
-
-
-CROP_SIZE = 112
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -62,7 +62,7 @@ def check_run(
 def _differences(before: dict[str, Any], now: dict[str, Any], output: Path) -> list[str]:
     """Names of what may not change in the middle of a training and did."""
     differs = ["task"] if before.get("task") != now["task"] else []
-    differs += ["model"] if _public(before.get("model", {})) != now["model"] else []
+    differs += ["model"] if not _same_network(_public(before.get("model", {})), now["model"]) else []
     settings = before.get("settings", before.get("loop", {}))  # "loop": before version 0.2
     differs += [k for k, old in _FIXED_SETTINGS.items() if settings.get(k, old) != now["settings"][k]]
     if "identity" in before:
@@ -74,6 +74,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any], output: Path) -> l
             stacklevel=4,
         )
     return differs
+
+
+def _same_network(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two settings of a network are the same; a switch that came later and is off changes nothing."""
+    later = {name: value for name, value in now.items() if name not in before and value is False}
+    return {**later, **before} == now
 
 
 def _public(config: dict[str, Any]) -> dict[str, Any]:

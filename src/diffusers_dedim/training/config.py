@@ -42,7 +42,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: 0 <= value < math.inf,
         "weight_decay feature_weight relation_weight max_noise",
     ),
-    "a number from 0 to 1": (lambda value: 0 <= value <= 1, "full_size_share low_timestep_share"),
+    "a number from 0 to 1": (
+        lambda value: 0 <= value <= 1,
+        "full_size_share low_timestep_share blocks_share final_augmentation",
+    ),
     "a number from 0 (no averaging) to below 1": (lambda value: 0 <= value < 1, "ema_decay"),
     "an angle from 0 to below pi": (lambda value: 0 <= value < math.pi, "margin"),
     "a timestep from 1 to 1000": (lambda value: 1 <= value <= 1000, "low_timestep_limit"),
@@ -155,7 +158,7 @@ class EncoderConfig(TrainConfig):
     """Settings of `dedim train encoder`.
 
     Raises:
-        ValueError: a setting is out of its range, or distilling has no teacher; the message names it.
+        ValueError: a setting is out of its range, or there is no teacher to learn from; the message names it.
     """
 
     minutes: float = 60.0
@@ -163,9 +166,20 @@ class EncoderConfig(TrainConfig):
     learning_rate: float = 2e-3
     ema_decay: float = 0.998
     grad_clip: float = 5.0
-    method: str = setting("distill", "distill (from a teacher) or arcface (from labelled faces).")
+    method: str = setting(
+        "distill",
+        "distill (from any teacher), blockwise (block by block, from a MobileFaceNet) or arcface (labelled faces).",
+    )
     teacher: str | None = setting(
-        None, "ONNX recogniser for distill: face [N,3,112,112] in [-1,1] -> embedding."
+        None, "ONNX recogniser to learn from: face [N,3,112,112] in [-1,1] -> embedding."
+    )
+    blocks_share: float = setting(
+        0.35,
+        "blockwise: share of the budget that trains each block on its own, before all together; 0: none.",
+    )
+    final_augmentation: float = setting(
+        0.5,
+        "blockwise: what is left of the changes to the crops at the end, as a share of those at the start.",
     )
     feature_weight: float = setting(1.0, "distill: weight of the teacher's feature maps.")
     relation_weight: float = setting(1.0, "distill: weight of the batch's cosines.")
@@ -176,10 +190,10 @@ class EncoderConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("method", self.method, ("distill", "arcface"))
-        if self.method == "distill" and not self.teacher:
+        _one_of("method", self.method, ("distill", "blockwise", "arcface"))
+        if self.method != "arcface" and not self.teacher:
             raise ValueError(
-                "teacher: --method distill needs one; give --teacher FILE.onnx, "
+                f"teacher: --method {self.method} needs one; give --teacher FILE.onnx, "
                 "or --method arcface with labelled faces."
             )
 

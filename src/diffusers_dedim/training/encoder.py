@@ -19,6 +19,7 @@ from diffusers_dedim.training.loop import Batch, FaceTask
 from diffusers_dedim.training.teacher import (
     Targets,
     Teacher,
+    agreement,
     check_width,
     embed,
     fit_targets,
@@ -107,13 +108,7 @@ class EncoderTask(FaceTask):
         """Compare with the teacher on validation faces: cosine to the target, correlation of the cosines."""
         count = min(512, len(self.val_data))
         student = embed(model, self.val_data, count)
-        rows, columns = torch.triu_indices(count, count, offset=1)
-        ours = (student @ student.T)[rows, columns]
-        teacher = self.teacher_val[:count]
-        theirs = (teacher @ teacher.T)[rows, columns]
-        correlation = torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
-        cosine = (student * self.val_targets[:count]).sum(1).mean()
-        return {"cosine_to_teacher": float(cosine), "impostor_correlation": float(correlation)}
+        return agreement(student, self.val_targets[:count], self.teacher_val[:count])
 
 
 def make_encoder_task(

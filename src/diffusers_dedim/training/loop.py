@@ -47,6 +47,9 @@ class Task(Protocol):
     def batches(self, start_batch: int) -> Iterator[Batch]:
         """Yield training batches from ``start_batch`` on, endlessly."""
 
+    def begin_step(self, share: float) -> float:
+        """Make ready for a step with that share of the budget spent, 0..1; return its share of the peak rate."""
+
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Return the scalar loss of one batch; ``generator`` depends only on seed and batch number."""
 
@@ -269,14 +272,23 @@ def _require_finite(session: _Session, what: str, value: float) -> None:
 
 
 def _set_learning_rate(session: _Session) -> float:
-    """Warm up, then follow a cosine over the budget down to 1 %."""
+    """Warm up, then follow the task's schedule."""
     config = session.config
     warmup = min(1.0, (session.progress.step + 1) / max(1, config.warmup_steps))
-    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * session.share))
-    rate = config.learning_rate * warmup * cosine
+    rate = config.learning_rate * warmup * session.task.begin_step(session.share)
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     return rate
+
+
+def cosine_decay(share: float, last: float = 0.01) -> float:
+    """Fall along half a cosine from 1 to ``last`` as ``share`` goes from 0 to 1.
+
+    Example:
+        >>> [round(cosine_decay(share), 3) for share in (0, 0.5, 1)]
+        [1.0, 0.505, 0.01]
+    """
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _report_validation(session: _Session, bar: Any) -> None:
@@ -324,6 +336,10 @@ class FaceTask:
         """Fingerprint of the training faces; the validation faces are looked through too."""
         _ = self.val_data.fingerprint
         return {"data": self.train_data.fingerprint}
+
+    def begin_step(self, share: float) -> float:
+        """Follow a cosine over the budget down to 1 % of the peak rate."""
+        return cosine_decay(share)
 
     def batches(self, start_batch: int) -> Iterator[Batch]:
         """Yield what `FaceCrops` holds, collated."""

@@ -23,6 +23,7 @@ from diffusers_dedim.training.data import FaceCrops, to_model_range
 
 _NEEDED = ("dedim train encoder", 'pip install "diffusers-dedim[train]"')
 STAGE_SIZES = (28, 14, 7)
+Shapes = dict[fx.Node, Any]  # of what each node of a graph gives; None where that is no tensor
 _SPOT_CHECKS = 64  # rows of an old cache that are embedded anew
 
 
@@ -48,7 +49,7 @@ class Teacher(nn.Module):
         self.fingerprint = teacher_fingerprint(path)
         graph, fixed = _convert(Path(path))
         count = fixed or 1
-        self.graph, shape = _with_stages(graph, path, count)
+        self.graph, shape = _with_stages(graph, path, count, self._choose_stages)
         if shape is None or len(shape) != 2 or shape[0] != count:
             raise ValueError(
                 f"teacher: {path} answers to {count} crop(s) in the shape {shape}, expected [{count}, D]."
@@ -69,6 +70,15 @@ class Teacher(nn.Module):
             pieces = [self._run_filled(piece, self.batch) for piece in torch.split(images, self.batch)]
             embedding, *stages = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         return nn.functional.normalize(embedding.float()), list(stages)
+
+    def _choose_stages(self, graph: fx.GraphModule, shapes: Shapes) -> list[fx.Node]:
+        """The last sum of two maps of each stage size."""
+        last: dict[int, fx.Node] = {}
+        for node, shape in shapes.items():
+            inputs = [other for other in node.all_input_nodes if shapes.get(other) == shape]
+            if shape is not None and len(shape) == 4 and len(inputs) > 1:
+                last[shape[-1]] = node
+        return [last[size] for size in STAGE_SIZES if size in last]
 
     def _run_filled(self, images: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Run at most ``batch`` crops, filled up to that number and cut back afterwards."""
@@ -111,9 +121,14 @@ def _convert(path: Path) -> tuple[fx.GraphModule, int | None]:
     return graph, batch if isinstance(batch, int) else None  # a name stands for any number
 
 
-def _with_stages(graph: fx.GraphModule, path: str | Path, count: int) -> tuple[fx.GraphModule, Any]:
-    """Let the graph return, after its embedding, the last sum of two maps of each stage size; the embedding's shape."""
-    shapes: dict[fx.Node, Any] = {}
+def _with_stages(
+    graph: fx.GraphModule,
+    path: str | Path,
+    count: int,
+    choose: Callable[[fx.GraphModule, Shapes], list[fx.Node]],
+) -> tuple[fx.GraphModule, Any]:
+    """Let the graph return, after its embedding, the maps that are chosen; the embedding's shape."""
+    shapes: Shapes = {}
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -126,14 +141,9 @@ def _with_stages(graph: fx.GraphModule, path: str | Path, count: int) -> tuple[f
             Recorder(graph.eval()).run(torch.zeros(count, 3, 112, 112))
     except Exception as error:  # of whichever operator does not fit
         raise ValueError(f"teacher: {path} does not take crops [{count}, 3, 112, 112] ({error}).") from error
-    last: dict[int, fx.Node] = {}
-    for node, shape in shapes.items():
-        inputs = [other for other in node.all_input_nodes if shapes.get(other) == shape]
-        if shape is not None and len(shape) == 4 and len(inputs) > 1:
-            last[shape[-1]] = node
     output = next(node for node in graph.graph.nodes if node.op == "output")
     embedding = output.args[0]
-    output.args = ((embedding, *(last[size] for size in STAGE_SIZES if size in last)),)
+    output.args = ((embedding, *choose(graph, shapes)),)
     graph.recompile()
     return graph, shapes.get(embedding) if isinstance(embedding, fx.Node) else None
 
@@ -349,6 +359,27 @@ def _turned(weight: Tensor, bias: Tensor, maps: Tensor, ours: Tensor) -> tuple[T
     ours = ours[:, : goal.shape[1]].float()
     rotation = _rotation(*(values.transpose(0, 1).flatten(1).T for values in (goal, ours)))
     return (rotation.T @ weight[:, :, 0, 0])[:, :, None, None], rotation.T @ bias
+
+
+def agreement(student: Tensor, target: Tensor, teacher: Tensor) -> dict[str, float]:
+    """How well a student agrees with its teacher on N faces of different people.
+
+    Args:
+        student: its unit embeddings ``[N, d]``.
+        target: those that it should give, ``[N, d]``.
+        teacher: the teacher's own, ``[N, D]``.
+
+    Returns:
+        ``cosine_to_teacher``, the mean cosine to the target, and ``impostor_correlation``, Pearson's correlation of
+        the cosines between faces.
+    """
+    rows, columns = torch.triu_indices(len(student), len(student), offset=1)
+    ours, theirs = ((each @ each.T)[rows, columns] for each in (student, teacher))
+    correlation = torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
+    return {
+        "cosine_to_teacher": float((student * target).sum(1).mean()),
+        "impostor_correlation": float(correlation),
+    }
 
 
 def embed(model: nn.Module, data: Dataset[dict[str, Tensor]], count: int, batch_size: int = 64) -> Tensor:
