@@ -179,7 +179,7 @@ def measure_batches(
         results[str(size)] = {
             "seconds_per_call_per_face": number(in_steps / timed.unet_calls_per_round / size, 6),
             "seconds_per_face": number(seconds),
-            "faces_per_second": number(1 / seconds, 3),
+            "faces_per_second": number(1 / seconds, 5),
             **memory,
         }
     return results
