@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from diffusers_dedim.encoders.onnx_graph import convert_rewritten
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.models.blocks import check_crops
 
@@ -164,11 +165,18 @@ def _check_signature(session: Any, path: Path) -> tuple[str, int | None]:
 
 
 def _to_torch(path: Path) -> nn.Module:
-    """Convert the graph to torch modules, frozen and in evaluation mode."""
+    """Convert the graph to torch modules, frozen and in evaluation mode.
+
+    It is taken as it is where that goes, so that what it computes does not hang on what onnxruntime folds.
+    """
     onnx2torch = import_extra("onnx2torch", "OnnxEncoder(differentiable=True)")
     try:
-        module: nn.Module = fold_pads(onnx2torch.convert(str(path)))
-    except Exception as error:  # the converter raises NotImplementedError, KeyError, ...
+        try:
+            converted = onnx2torch.convert(str(path))
+        except Exception:  # the converter raises NotImplementedError, KeyError, ...
+            converted = convert_rewritten(path, "OnnxEncoder(differentiable=True)")
+        module: nn.Module = fold_pads(converted)
+    except Exception as error:
         raise ValueError(
             f"{path}: onnx2torch cannot convert this graph ({error}); "
             "use differentiable=False to measure with it."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders.onnx import OnnxEncoder, fold_pads
+from diffusers_dedim.encoders.onnx_graph import convert_rewritten
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.training.data import FaceCrops, to_model_range
@@ -106,17 +106,15 @@ def _convert(path: Path) -> tuple[fx.GraphModule, int | None]:
     onnxruntime folds its constants first: exports pad by computed amounts.
     """
     runtime = import_extra("onnxruntime", *_NEEDED)
-    onnx2torch = import_extra("onnx2torch", *_NEEDED)
-    with tempfile.TemporaryDirectory() as folder:
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = f"{folder}/folded.onnx"
-        try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            graph = fold_pads(onnx2torch.convert(options.optimized_model_filepath))
-        except Exception as error:  # neither library exports its error types
-            raise ValueError(f"teacher: {path} cannot be converted to torch modules ({error}).") from error
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = fold_pads(convert_rewritten(path, *_NEEDED))
+    except ImportError:
+        raise
+    except Exception as error:  # neither library exports its error types
+        raise ValueError(f"teacher: {path} cannot be converted to torch modules ({error}).") from error
     batch = next((dimension for node in session.get_inputs() for dimension in node.shape), None)
     return graph, batch if isinstance(batch, int) else None  # a name stands for any number
 
