@@ -15,8 +15,7 @@ from PIL.ExifTags import GPS, IFD, Base
 from diffusers_dedim.atomic import TEMPORARY_PREFIX, write_atomic
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.images.files import Photo, encode_photo, photo_from_image, read_photo, save_photo
-from diffusers_dedim.images.metadata import read_colours
-from diffusers_dedim.images.modes import bmp_with_alpha
+from diffusers_dedim.images.png import read_colours
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRETS = (b"secret comment", b"secret text", b"GPS secret", b"Maker secret", b"xpacket secret")
@@ -43,6 +42,17 @@ def png_16_bit_colour(value: int, *chunks: bytes) -> bytes:
     rows = b"".join(b"\0" + np.full((5, 3), value, ">u2").tobytes() for _ in range(4))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)) + b"".join(chunks)
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def bmp_with_alpha(image: Image.Image) -> bytes:
+    """A BMP of version 4, with a mask for each channel: Pillow reads such files, and writes none."""
+    rows = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes("raw", "BGRA")  # BMP begins at the bottom
+    header_size, masks = 108, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    start = 14 + header_size
+    file_header = struct.pack("<2sIII", b"BM", start + len(rows), 0, start)
+    # bit fields (3) of 32 bits, 2835 pixels a metre (72 dpi); sRGB, so that the 48 bytes of primaries are unused
+    fields = struct.pack("<IiiHHIIiiII", header_size, *image.size, 1, 32, 3, len(rows), 2835, 2835, 0, 0)
+    return file_header + fields + struct.pack("<4I4s48x", *masks, b"BGRs") + rows
 
 
 @pytest.mark.parametrize(
@@ -251,17 +261,13 @@ def test_exif_thumbnail_is_dropped(tmp_path: Path) -> None:
         ("RGBA", "TIFF"),
         ("LA", "TIFF"),
         ("L", "BMP"),
-        ("RGBA", "BMP"),
     ],
 )
 def test_mode_and_format_stay(tmp_path: Path, mode: str, file_format: str) -> None:
     image = Image.fromarray(photo_array())
     if mode.endswith("A"):
         image.putalpha(Image.fromarray(np.arange(32 * 48, dtype=np.uint8).reshape(32, 48)))
-    if (mode, file_format) == ("RGBA", "BMP"):  # Pillow reads such files, and writes none
-        (tmp_path / "in").write_bytes(bmp_with_alpha(image))
-    else:
-        image.convert(mode).save(tmp_path / "in", file_format, lossless=True, exact=True)
+    image.convert(mode).save(tmp_path / "in", file_format, lossless=True, exact=True)
     photo = read_photo(tmp_path / "in")
     save_photo(photo, photo.pixels, tmp_path / "out")
     back = Image.open(tmp_path / "out")
@@ -298,6 +304,21 @@ def test_gif_becomes_png(tmp_path: Path) -> None:
     photo = read_photo(tmp_path / "in.gif")
     assert photo.format == "PNG"
     assert "GIF is written as PNG" in photo.notes[0]
+
+
+def test_bmp_with_transparency_becomes_png(tmp_path: Path) -> None:
+    image = Image.fromarray(photo_array())
+    image.putalpha(Image.fromarray(np.arange(32 * 48, dtype=np.uint8).reshape(32, 48)))
+    (tmp_path / "in.bmp").write_bytes(bmp_with_alpha(image))
+    photo = read_photo(tmp_path / "in.bmp")
+    assert photo.notes == (
+        "BMP with transparency is written as PNG, because few programs read it from a BMP",
+    )
+    save_photo(photo, photo.pixels, tmp_path / "out")
+    assert (Image.open(tmp_path / "out").format, Image.open(tmp_path / "out").mode) == ("PNG", "RGBA")
+    again = read_photo(tmp_path / "out")
+    assert np.array_equal(again.pixels, photo.pixels)
+    assert np.array_equal(again.alpha, photo.alpha)
 
 
 @pytest.mark.parametrize("profile", [None, b"no profile at all"])
@@ -361,6 +382,27 @@ def test_bad_files_are_named_with_the_reason(tmp_path: Path, name: str, data: by
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UnreadablePhotoError, match=text):
         read_photo(tmp_path / name)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_resolution_is_kept(tmp_path: Path, file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    Image.fromarray(photo_array()).save(tmp_path / "in", file_format, dpi=(300, 150), exif=exif)
+    photo = read_photo(tmp_path / "in")
+    save_photo(photo, photo.pixels, tmp_path / "out")
+    expected = (300, 150) if orientation == 1 else (150, 300)  # turned with the photo
+    assert Image.open(tmp_path / "out").info["dpi"] == pytest.approx(expected, rel=1e-4)  # PNG: dots a metre
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 72), (1e9, 1e9), "?", None])
+def test_a_resolution_that_makes_no_sense_is_left_out(dpi: object) -> None:
+    image = Image.fromarray(photo_array())
+    image.info["dpi"] = dpi
+    photo = photo_from_image(image)
+    assert photo.dpi is None
+    assert "dpi" not in read_photo_bytes(encode_photo(photo, photo.pixels)).info
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:

@@ -13,17 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from diffusers_dedim.atomic import write_atomic
 from diffusers_dedim.errors import UnreadablePhotoError
-from diffusers_dedim.images.metadata import (
-    ColourChunks,
-    filtered_exif,
-    read_colours,
-    turn_upright,
-    write_colours,
-)
+from diffusers_dedim.images.metadata import filtered_exif, read_dpi, turn_upright
 from diffusers_dedim.images.modes import (
     NOTE_16_BIT,
     PixelArray,
-    bmp_with_alpha,
     cmyk_to_srgb,
     is_16_bit,
     is_grey,
@@ -31,6 +24,7 @@ from diffusers_dedim.images.modes import (
     split_rgb_alpha,
     white_is_zero,
 )
+from diffusers_dedim.images.png import ColourChunks, for_pillow, read_colours, write_colours
 
 MAX_PIXELS = 2**27
 """Largest photo read by default, in pixels (134 megapixels; phone cameras reach 108)."""
@@ -52,16 +46,15 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     "WEBP": {"lossless": True, "exact": True},
     "TIFF": {"compression": "tiff_lzw"},
 }
+_DPI_FORMATS = ("JPEG", "PNG", "TIFF")  # that say how large they are on paper
 _UNSUPPORTED_BRANDS = {
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"hevc": "HEIC",
-    b"heim": "HEIC",
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
-    b"avif": "AVIF",
-    b"avis": "AVIF",
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    "HEIF": (b"mif1", b"mif2", b"msf1"),
+    "AVIF": (b"avif", b"avis", b"avio"),
 }
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between parts of a JPEG's pixels, in turn
+_NO_ENDING = bytes((0xA7, 0x5B, 0xE6, 0x13)) * 64  # what no picture ends with
 _pillow_limit_lock = threading.Lock()
 
 
@@ -79,6 +72,7 @@ class Photo:
         notes: what reading could not keep, in words, e.g. "16 bits a channel became 8".
         exif_notes: what ``exif`` could not keep, for where it is written.
         png_colours: of a PNG, what its colours mean where no profile says it (`read_colours`).
+        dpi: dots an inch across and down, or ``None`` where the file does not say.
     """
 
     pixels: PixelArray
@@ -90,6 +84,7 @@ class Photo:
     notes: tuple[str, ...] = ()
     exif_notes: tuple[str, ...] = ()
     png_colours: ColourChunks = ()
+    dpi: tuple[float, float] | None = None
 
 
 def read_photo(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Photo:
@@ -135,13 +130,11 @@ def decode_photo(data: bytes, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     if not data:
         raise UnreadablePhotoError("the file is empty (0 bytes)")
-    if data[4:8] == b"ftyp" and data[8:12] in _UNSUPPORTED_BRANDS:
-        kind = _UNSUPPORTED_BRANDS[data[8:12]]
-        raise UnreadablePhotoError(f"{kind} photos are not supported; convert it to JPEG or PNG first")
+    for kind, brands in _UNSUPPORTED_BRANDS.items():
+        if data[4:8] == b"ftyp" and data[8:12] in brands:
+            raise UnreadablePhotoError(f"{kind} photos are not supported; convert it to JPEG or PNG first")
     try:
-        with _open(data) as image:
-            _check_size_and_frames(image, max_pixels)
-            return replace(photo_from_image(image), png_colours=read_colours(data))
+        return _decode(data, max_pixels)
     except UnreadablePhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -174,6 +167,7 @@ def photo_from_image(image: Image.Image) -> Photo:
     deep = is_16_bit(image)
     notes = [NOTE_16_BIT] if deep else []
     exif, exif_notes = filtered_exif(image)
+    dpi = read_dpi(image)
     grey = is_grey(image)
     upright = turn_upright(image)
     if upright.mode == "CMYK":
@@ -189,13 +183,16 @@ def photo_from_image(image: Image.Image) -> Photo:
     if file_format in _MULTI_FRAME_KEPT_FIRST:
         notes.append("only the main picture of a multi-picture JPEG is written")
     written_as = _WRITTEN_AS.get(file_format, file_format if file_format in _READ_FORMATS else "PNG")
-    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes), exif_notes)
+    if written_as == "BMP" and alpha is not None:
+        notes.append("BMP with transparency is written as PNG, because few programs read it from a BMP")
+        written_as = "PNG"
+    return Photo(pixels, alpha, written_as, icc_profile, exif, grey, tuple(notes), exif_notes, dpi=dpi)
 
 
 def save_photo(
     photo: Photo, pixels: PixelArray, path: str | os.PathLike[str], keep_metadata: bool = False
 ) -> bytes:
-    """Write new pixels as the photo came: same format, size, colour profile, alpha and greyness.
+    """Write new pixels as the photo came: same format, size, resolution, colour profile, alpha and greyness.
 
     JPEG is written at quality 97 without chroma subsampling, WebP and TIFF without loss, so that saving does
     not undo the protection. Metadata (EXIF, GPS, XMP, comments, thumbnails) is dropped. The file appears at
@@ -241,12 +238,48 @@ def encode_photo(photo: Photo, pixels: PixelArray, keep_metadata: bool = False) 
         options.pop("compression", None)  # libtiff, which compresses, fails on EXIF and GPS directories
     if photo.png_colours:
         options["pnginfo"] = write_colours(photo.png_colours)
+    if photo.dpi is not None and photo.format in _DPI_FORMATS:
+        options["dpi"] = photo.dpi
     buffer = BytesIO()
     image = join_rgb_alpha(pixels, photo.alpha, grey=photo.grey)
-    if photo.format == "BMP" and photo.alpha is not None:
-        return bmp_with_alpha(image.convert("RGBA"))
     image.save(buffer, format=photo.format, **options)
     return buffer.getvalue()
+
+
+def _decode(data: bytes, max_pixels: int) -> Photo:
+    try:
+        return _decode_strictly(data, max_pixels)
+    except OSError:
+        photo = _decode_without_end(data, max_pixels) if data.startswith(_JPEG_START) else None
+        if photo is None:
+            raise
+        return photo
+
+
+def _decode_strictly(data: bytes, max_pixels: int) -> Photo:
+    sound, long_profile = for_pillow(data)
+    with _open(sound) as image:
+        _check_size_and_frames(image, max_pixels)
+        if long_profile is not None:
+            image.info["icc_profile"] = long_profile
+        return replace(photo_from_image(image), png_colours=read_colours(data))
+
+
+def _decode_without_end(data: bytes, max_pixels: int) -> Photo | None:
+    """A JPEG that lacks no more than the mark of its end; None where it lacks pixels too.
+
+    Where pixels are missing, the decoder takes whatever follows for them: then it matters what that is. Of a
+    progressive JPEG every pixel may be there and most of the detail not.
+    """
+    with _open(data) as image:
+        if "progressive" in image.info:
+            return None
+    bare = data.rstrip(_JPEG_END[:1])
+    last = max((bare.rfind(mark), number) for number, mark in enumerate(_RESTARTS))
+    expected = _RESTARTS[(last[1] + 1) % 8 if last[0] >= 0 else 0]
+    more = _NO_ENDING + expected + _NO_ENDING
+    first, second = (_decode_strictly(bare + end + _JPEG_END, max_pixels) for end in (b"", more))
+    return first if np.array_equal(first.pixels, second.pixels) else None
 
 
 def _check_size_and_frames(image: Image.Image, max_pixels: int) -> None:

@@ -6,55 +6,13 @@ thumbnail, maker notes, Photoshop and XMP blocks) and each of them would show th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
-from PIL.PngImagePlugin import PngInfo
-
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Fixed lengths, so that nothing else can hide in them: https://www.w3.org/TR/png-3/
-_LENGTHS = {b"cICP": 4, b"cHRM": 32, b"gAMA": 4, b"sRGB": 1}
-
-ColourChunks = tuple[tuple[bytes, bytes], ...]
-
-
-def read_colours(data: bytes) -> ColourChunks:
-    """Name and content of the colour chunks in front of the pixels; none where the file is no PNG.
-
-    Example:
-        >>> read_colours(b"GIF89a")
-        ()
-    """
-    if not data.startswith(_SIGNATURE):
-        return ()
-    found: dict[bytes, bytes] = {}
-    for name, content in _chunks(data):
-        if len(content) == _LENGTHS.get(name):
-            found.setdefault(name, content)
-    return tuple(found.items())
-
-
-def write_colours(chunks: Sequence[tuple[bytes, bytes]]) -> PngInfo:
-    """The same for Pillow's ``save(..., pnginfo=)``."""
-    info = PngInfo()
-    for name, content in chunks:
-        info.add(name, content)
-    return info
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Chunks up to the pixels, or to where the file breaks off."""
-    start = len(_SIGNATURE)
-    while start + 8 <= len(data):
-        length, name = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
-        if name == b"IDAT":
-            return
-        yield name, data[start + 8 : start + 8 + length]
-        start += 12 + length
-
 
 _KEPT_TAGS = (
     Base.ImageDescription,
@@ -126,6 +84,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = frozenset((5, 6, 7, 8))  # orientations that swap width and height
+_DPI_RANGE = (1.0, 65535.0)  # what a JPEG can say
 _Block = dict[int, Any]
 
 
@@ -188,11 +148,38 @@ def turn_upright(image: Image.Image) -> Image.Image:
         (8, 4)
     """
     image.load()  # first: a TIFF is turned here, and says so by dropping the tag
-    orientation = None
-    with suppress(Exception):
-        orientation = image.getexif().get(Base.Orientation)
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def read_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Dots an inch across and down of the upright photo; None where the file says nothing, or nonsense.
+
+    Args:
+        image: a photo as Pillow opened it; ask before its pixels are loaded.
+
+    Example:
+        >>> image = Image.new("RGB", (8, 8))
+        >>> image.info["dpi"] = (300, 300)
+        >>> read_dpi(image)
+        (300.0, 300.0)
+    """
+    try:
+        across, down = map(float, image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    low, high = _DPI_RANGE
+    if not all(math.isfinite(dots) and low <= dots <= high for dots in (across, down)):
+        return None
+    return (down, across) if _orientation(image) in _SIDEWAYS else (across, down)
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # Pillow raises almost any type on odd EXIF
+        found = image.getexif().get(Base.Orientation)
+        if isinstance(found, int):
+            return found
+    return 1
 
 
 def _is_long(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from io import BytesIO
 
 import numpy as np
@@ -135,25 +134,6 @@ def as_written(pixels: PixelArray, *, grey: bool) -> PixelArray:
     if not grey:
         return pixels
     return np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
-
-
-def bmp_with_alpha(image: Image.Image) -> bytes:
-    """A BMP file of an RGBA image whose alpha is read back.
-
-    Pillow writes the old header, which has no place for alpha: the colours it hid become visible. This is BMP
-    version 4, with a mask for each channel.
-
-    Example:
-        >>> Image.open(BytesIO(bmp_with_alpha(Image.new("RGBA", (3, 2), (1, 2, 3, 4))))).getpixel((0, 0))
-        (1, 2, 3, 4)
-    """
-    rows = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes("raw", "BGRA")  # BMP begins at the bottom
-    header_size, masks = 108, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    start = 14 + header_size
-    file_header = struct.pack("<2sIII", b"BM", start + len(rows), 0, start)
-    # bit fields (3) of 32 bits, 2835 pixels a metre (72 dpi); sRGB, so that the 48 bytes of primaries are unused
-    fields = struct.pack("<IiiHHIIiiII", header_size, *image.size, 1, 32, 3, len(rows), 2835, 2835, 0, 0)
-    return file_header + fields + struct.pack("<4I4s48x", *masks, b"BGRs") + rows
 
 
 def join_rgb_alpha(pixels: PixelArray, alpha: PixelArray | None, *, grey: bool) -> Image.Image:
