@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
+from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
+from diffusers_dedim.pipeline.output import FaceResult
 
 NO_FACE = (1, 1, 1)
 """A photo whose first pixel has this colour shows no face, and so on."""
@@ -21,20 +24,32 @@ UNCHANGED = (5, 5, 5)
 
 @dataclass
 class FakePipeline:
-    """Callable with the keywords of `DeDiMPipeline`; ``calls`` lists the number of photos of each call."""
+    """Streams like `DeDiMPipeline`, some photos at a time; ``calls`` lists the number of photos of each call."""
 
     calls: list[int] = field(default_factory=list)
     keywords: list[dict[str, Any]] = field(default_factory=list)
+    device = torch.device("cpu")
 
-    def __call__(self, photos: list[Image.Image], **keywords: Any) -> SimpleNamespace:
+    def stream(
+        self, photos: Iterable[Any], preset: str = "fast", *, batch_size: int = 16, **keywords: Any
+    ) -> Iterator[Any]:
+        photos = iter(photos)
+        while batch := list(islice(photos, batch_size)):
+            yield from (item for item in batch if not isinstance(item, StreamPhoto))
+            if taken := [item for item in batch if isinstance(item, StreamPhoto)]:
+                yield from self(taken, preset=preset, **keywords)
+
+    def __call__(self, photos: list[StreamPhoto], **keywords: Any) -> list[StreamResult]:
         self.calls.append(len(photos))
-        self.keywords.append(keywords)
-        images, faces = [], []
-        for index, photo in enumerate(photos):
-            image, face = self._protect(np.array(photo), index, keywords["small_faces"])
-            images.append(Image.fromarray(image))
-            faces += face
-        return SimpleNamespace(images=images, faces=faces)
+        self.keywords.append({**keywords, "generator": [photo.generator for photo in photos]})
+        return [self._result(photo, keywords["small_faces"]) for photo in photos]
+
+    def _result(self, photo: StreamPhoto, small_faces: str) -> StreamResult:
+        try:
+            pixels, faces = self._protect(photo.pixels.copy(), 0, small_faces)
+        except Exception as error:
+            return StreamResult(photo, photo.pixels, error=error)
+        return StreamResult(photo, pixels, tuple(faces))
 
     def _protect(self, pixels: np.ndarray, index: int, small_faces: str) -> tuple[np.ndarray, list[Any]]:
         assert pixels.dtype == np.uint8
@@ -56,8 +71,8 @@ class FakePipeline:
         return pixels, [_face(index, box, reached=flag != NOT_REACHED)]
 
 
-def _face(index: int, box: tuple[int, ...], *, reached: bool) -> SimpleNamespace:
-    return SimpleNamespace(
+def _face(index: int, box: tuple[int, ...], *, reached: bool) -> FaceResult:
+    return FaceResult(
         image_index=index,
         box=box,
         landmarks=np.zeros((51, 2)),

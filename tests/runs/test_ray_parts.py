@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusers_dedim import faces
 from diffusers_dedim.runs.jobs import RunError
-from diffusers_dedim.runs.manifest import UNDER_WAY_NAME, Manifest, all_under_way, names_under_way
+from diffusers_dedim.runs.manifest import Manifest, names_under_way
 from diffusers_dedim.runs.ray import driver as run
 from diffusers_dedim.runs.ray import sources
 from diffusers_dedim.runs.ray import sources as ids
@@ -224,19 +224,26 @@ def test_a_ray_run_refuses_files_that_no_run_has_written(tmp_path: Path) -> None
     for name in ("bare", "b.png"):
         with pytest.raises(RunError, match=r"would be replaced, and no run that .* has written it"):
             refuse_foreign_files(plan_rows([name], tmp_path, {}, files=True), tmp_path)
-        with all_under_way(tmp_path, [name]):  # a killed run may have written it
+        with Manifest.resume(tmp_path, {}).all_under_way([name]):  # a killed run may have written it
             refuse_foreign_files(plan_rows([name], tmp_path, {}, files=True), tmp_path)
 
 
 def test_photos_are_under_way_until_the_run_ends_well(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), all_under_way(tmp_path, {"a.png"}):
-        raise KeyboardInterrupt
-    with all_under_way(tmp_path, {"b.png"}):
+    manifest = Manifest.start(tmp_path, {})
+
+    def stopped_after_one() -> None:
+        with manifest.all_under_way({"a.png", "c.png"}):
+            manifest.append([PhotoRecord("c.png", "protected")])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after_one()
+    with Manifest.resume(tmp_path, {}).all_under_way({"b.png"}):
         assert names_under_way(tmp_path) == {"a.png", "b.png"}
     assert names_under_way(tmp_path) == {"a.png"}, "this run had other inputs: its file would be a stranger's"
-    with all_under_way(tmp_path, {"b.png"}, settled={"a.png"}):
-        assert names_under_way(tmp_path) == {"b.png"}
-    assert not (tmp_path / UNDER_WAY_NAME).exists()
+    with Manifest.resume(tmp_path, {}).all_under_way({"a.png", "b.png"}):
+        assert names_under_way(tmp_path) == {"a.png", "b.png"}
+    assert not names_under_way(tmp_path)
 
 
 def test_a_record_leaves_no_other_result_of_its_photo(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fake_pipeline as fake
@@ -21,14 +21,15 @@ from diffusers_dedim import __version__
 from diffusers_dedim.atomic import TEMPORARY_PREFIX
 from diffusers_dedim.images import files as image_io
 from diffusers_dedim.images.files import read_photo
+from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.runs.jobs import RunError, plan_jobs
+from diffusers_dedim.runs.journal import Journal
 from diffusers_dedim.runs.manifest import (
     LOCK_NAME,
     MANIFEST_NAME,
     MOST_DEATHS,
     UNDER_WAY_NAME,
     Manifest,
-    UnderWay,
     lock_folder,
     names_under_way,
 )
@@ -56,6 +57,22 @@ def written(out: Path) -> list[str]:
         for path in out.rglob("*")
         if path.is_file() and path.name != MANIFEST_NAME
     )
+
+
+def die_with(out: Path, *names: str) -> None:
+    """What a run leaves that is killed while these photos are under way."""
+    for name in names:
+        Journal(out / MANIFEST_NAME).begin(name)
+
+
+def deaths(out: Path) -> dict[str, int]:
+    return Journal.read(out / MANIFEST_NAME).deaths
+
+
+def forget(out: Path, text: bytes) -> None:
+    """Remove the lines with this text from the manifest."""
+    lines = (out / MANIFEST_NAME).read_bytes().splitlines(keepends=True)
+    (out / MANIFEST_NAME).write_bytes(b"".join(line for line in lines if text not in line))
 
 
 def protect(
@@ -129,13 +146,7 @@ def test_settings_reach_the_pipeline_and_seeds_do_not_depend_on_the_batch(tmp_pa
     protect(source, tmp_path / "three", three, batch_size=3, **options)
     assert (one.calls, three.calls) == ([1, 1, 1], [3])
     shared = {key: value for key, value in three.keywords[0].items() if key != "generator"}
-    assert shared == {
-        "preset": "paper",
-        "threshold": 0.3,
-        "max_rounds": 7,
-        "small_faces": "skip",
-        "output_type": "pil",
-    }
+    assert shared == {"preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip"}
     seeds = [keywords["generator"][0].initial_seed() for keywords in one.keywords]
     assert seeds == [generator.initial_seed() for generator in three.keywords[0]["generator"]]
     assert len(set(seeds)) == 3
@@ -160,12 +171,12 @@ def test_partly_protected_photo_is_written_only_on_request_under_a_name_that_say
 
 
 def test_wrong_size_from_the_pipeline_is_not_written(tmp_path: Path) -> None:
-    def shrinking(photos: list[Image.Image], **keywords: object) -> object:
-        out = FakePipeline()(photos, **keywords)
-        out.images = [image.resize((10, 10)) for image in out.images]
-        return out
+    class Shrinking(FakePipeline):
+        def __call__(self, photos: list[StreamPhoto], **keywords: object) -> list[StreamResult]:
+            results = super().__call__(photos, **keywords)
+            return [replace(result, pixels=result.pixels[:10, :10]) for result in results]
 
-    result = protect(write_photo(tmp_path / "a.png"), tmp_path / "out", shrinking)
+    result = protect(write_photo(tmp_path / "a.png"), tmp_path / "out", Shrinking())
     assert result.records[0].reason == "the pipeline returned shape (10, 10, 3) for (32, 48, 3)"
     assert written(tmp_path / "out") == []
 
@@ -240,24 +251,21 @@ def test_overlapping_inputs_give_each_file_once_and_a_link_beside_it_another(tmp
 def test_resuming_with_fewer_photos_forgets_no_file_of_a_killed_run(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
     protect(source, out)
-    manifest = out / MANIFEST_NAME
-    lines = manifest.read_bytes().splitlines(keepends=True)
-    manifest.write_bytes(b"".join(line for line in lines if b'"name": "02.png"' not in line))
-    UnderWay(out).begin("02.png")  # it was on disk, and the run was killed before its record
+    forget(out, b'"name": "02.png"')
+    die_with(out, "02.png")  # it was on disk, and the run was killed before its record
     FolderRun([source / "00.png"], out, resume=True).execute(FakePipeline())
     result = FolderRun([source], out, resume=True).execute(FakePipeline())
     assert (len(result.protected), result.resumed) == (3, 2)
-    assert not (out / UNDER_WAY_NAME).exists()
+    assert not names_under_way(out)
 
 
 @pytest.mark.parametrize("left", ["02.not-protected.png", "02.png"])
 def test_overwriting_knows_all_that_a_killed_run_may_have_left(tmp_path: Path, left: str) -> None:
     source, out = photo_folder(tmp_path / "in", 3), tmp_path / "out"
     protect(source / "00.png", out)
-    UnderWay(out).begin("02.png")
+    die_with(out, "02.png")
     (out / left).write_bytes(b"not recorded")
     Manifest.start(out, asdict(RunSettings()))  # and the run that overwrites is killed too
-    UnderWay(out)
     result = FolderRun([source], out, resume=True).execute(FakePipeline())
     assert len(result.protected) == 3
 
@@ -295,8 +303,7 @@ def test_overwriting_takes_the_results_of_every_run_before(tmp_path: Path) -> No
     protect(source, out)
     protect(source / "00.png", out, overwrite=True)
     shutil.copy(out / "00.png", out / "02.not-protected.png")
-    dead = UnderWay(out, ())
-    dead.begin("02.png")  # and was killed between its file and its record
+    die_with(out, "02.png")  # between its file and its record
     assert len(protect(source, out, overwrite=True).protected) == 3
     assert written(out) == ["00.png", "01.png", "02.png"]
 
@@ -348,9 +355,7 @@ def test_resume_takes_no_file_that_no_run_has_written(tmp_path: Path) -> None:
     ):
         FolderRun([source], out, resume=True)
     assert (out / "01.png").read_bytes() == b"my own"
-    dead = UnderWay(out, ())
-    for name in ("01.png", "02.png"):
-        dead.begin(name)  # and was killed between its file and its record
+    die_with(out, "01.png", "02.png")  # between its file and its record
     assert len(protect(source, out, resume=True).protected) == 3
     assert written(out) == ["00.png", "01.png", "02.png"]
 
@@ -359,7 +364,7 @@ def test_what_a_killed_run_wrote_is_no_strangers_to_the_run_after_the_next(tmp_p
     source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
     protect(source / "00.png", out)
     shutil.copy(out / "00.png", out / "01.png")
-    UnderWay(out, ()).begin("01.png")  # and was killed before its record
+    die_with(out, "01.png")  # before its record
     protect(source / "00.png", out, overwrite=True)  # does not get there
     assert len(protect(source, out, resume=True).protected) == 2
 
@@ -409,12 +414,8 @@ def test_torn_last_line_is_cut_off_and_a_damaged_one_refused(tmp_path: Path) -> 
     assert manifest.read_bytes() == whole[:-20]  # a dry run ends here, and another run may hold the folder
     assert [job.name for job in run.pending] == ["02.png"]
     run.execute(FakePipeline())
-    assert [json.loads(line).get("name") for line in manifest.read_bytes().splitlines()] == [
-        None,
-        "00.png",
-        "01.png",
-        "02.png",
-    ]
+    rows = [json.loads(line) for line in manifest.read_bytes().splitlines()]
+    assert [row.get("name") for row in rows if row["kind"] != "begun"] == [None, "00.png", "01.png", "02.png"]
     lines = whole.splitlines(keepends=True)
     manifest.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
     with pytest.raises(RunError, match=r"line 2 is damaged; start again with --overwrite"):
@@ -638,41 +639,42 @@ def test_a_photo_that_kills_every_run_is_left_out_and_no_other(tmp_path: Path) -
     source, out = photo_folder(tmp_path / "in", 8), tmp_path / "out"
     names = [f"{index:02}.png" for index in range(8)]
     assert dies(source, out)
-    company = set(UnderWay(out, ()).deaths)
-    assert company >= {"02.png", "03.png"}
-    for deaths in range(2, MOST_DEATHS + 1):
+    assert deaths(out).keys() >= {"02.png", "03.png"}
+    for times in range(2, MOST_DEATHS + 1):
         assert dies(source, out)  # the same photo, now alone
-        assert UnderWay(out, ()).deaths["03.png"] == deaths
-    result = protect(source, out, Deadly(), resume=True)
+        assert deaths(out)["03.png"] == times
     expected = [name for name in names if name != "03.png"]
-    assert [record.name for record in result.protected] == expected
-    (failure,) = result.failures
-    assert (failure.name, failure.status) == ("03.png", "error")
-    assert failure.reason == (
-        "4 runs died while it was under way, all but the first with it alone; to have it tried again, remove "
-        ".dedim-under-way.jsonl from the output folder"
-    )
-    assert written(out) == [UNDER_WAY_NAME, *expected]
-    (out / UNDER_WAY_NAME).unlink()
+    for _ in range(2):  # it stays left out
+        result = protect(source, out, Deadly(), resume=True)
+        assert [record.name for record in result.protected] == expected
+        (failure,) = result.failures
+        assert (failure.name, failure.status) == ("03.png", "error")
+        assert failure.reason == (
+            "4 runs died while it was under way, all but the first with it alone; to have it tried again, remove "
+            "the lines with its name from dedim-manifest.jsonl"
+        )
+        assert written(out) == expected
+        assert deaths(out) == {"03.png": MOST_DEATHS}
+    forget(out, b'"03.png"')
     assert len(protect(source, out, resume=True).protected) == 8
-    assert not (out / UNDER_WAY_NAME).exists()
+    assert not names_under_way(out)
 
 
 def test_photos_once_under_way_are_tried_alone_and_first(tmp_path: Path) -> None:
     source, out = photo_folder(tmp_path / "in", 5), tmp_path / "out"
     protect(source / "00.png", out)
-    dead = UnderWay(out, ())
+    dead = Manifest.resume(out, asdict(RunSettings()))
     for name in ("03.png", "02.png", "01.png"):
         dead.begin(name)
-    dead.end("01.png")
-    with (out / UNDER_WAY_NAME).open("ab") as file:
-        file.write(b'["begun", "04')  # torn by the kill
+    dead.append([PhotoRecord("01.png", "error")])
+    with (out / MANIFEST_NAME).open("ab") as file:
+        file.write(b'{"kind": "begun", "name": "04')  # torn by the kill
     pipe, seen = FakePipeline(), list[str]()
     run = FolderRun([source], out, resume=True)
     run.execute(pipe, batch_size=4, on_done=lambda record: seen.append(record.name))
     assert pipe.calls == [1, 1, 2]
     assert seen == ["02.png", "03.png", "01.png", "04.png"]
-    assert not (out / UNDER_WAY_NAME).exists()
+    assert not names_under_way(out)
 
 
 def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
@@ -681,7 +683,7 @@ def test_a_run_that_is_stopped_blames_no_photo(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         FolderRun([photo_folder(tmp_path / "in", 9)], tmp_path / "out").execute(FakePipeline(), on_done=stop)
-    assert not (tmp_path / "out" / UNDER_WAY_NAME).exists()
+    assert not names_under_way(tmp_path / "out")
 
 
 def test_a_written_photo_is_recorded_before_the_next_is_done(tmp_path: Path) -> None:
@@ -692,7 +694,7 @@ def test_a_written_photo_is_recorded_before_the_next_is_done(tmp_path: Path) -> 
         def _protect(self, pixels: np.ndarray, *rest: object) -> tuple[np.ndarray, list[object]]:
             if tuple(pixels[0, 0]) == (90, 90, 1):
                 for _ in range(500):  # the first is written meanwhile
-                    if b"ended" in (out / UNDER_WAY_NAME).read_bytes():
+                    if b'"photo"' in (out / MANIFEST_NAME).read_bytes():
                         break
                     time.sleep(0.01)
                 under_way.update(names_under_way(out))
@@ -753,17 +755,6 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
     assert written(out) == ["00.png"]
 
 
-def test_the_names_under_way_take_no_more_room_after_many_photos(tmp_path: Path) -> None:
-    names = [f"{index:05}.png" for index in range(3000)]
-    under_way = UnderWay(tmp_path, ())
-    under_way.begin(names[0])
-    for name in names[1:]:
-        under_way.begin(name)
-        under_way.end(name)
-    assert (tmp_path / UNDER_WAY_NAME).stat().st_size < 30_000
-    assert UnderWay(tmp_path, ()).deaths == {names[0]: 1}
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -811,8 +802,8 @@ def test_killed_runs_go_on_and_lose_and_double_nothing(tmp_path: Path) -> None:
             os.waitpid(child, 0)
         for name in (path for path in written(out) if not path.startswith(".dedim-")):
             assert read_photo(out / name).pixels.shape == (32, 48, 3)
+    forget(out, b'"begun"')  # the kills came from outside
     run = FolderRun([source], out, resume=True)
-    (out / UNDER_WAY_NAME).unlink(missing_ok=True)  # the kills came from outside
     done = len(run.finished)
     assert done > 0
     pipe = FakePipeline()

@@ -280,7 +280,7 @@ class Protector:
             replace(result, similarity=rows[0].after, reached_threshold=_below(rows, result, threshold))
             for result, rows in zip(results, scores, strict=True)
         ]
-        status, reason = judge(opened.photo, (pixels, tuple(records)))
+        status, reason = judge(opened.photo, pixels, records)
         return ProtectedPhoto(
             pixels, data, tuple(chosen),
             tuple(index for index in range(len(opened.faces)) if index not in chosen),

@@ -1,4 +1,4 @@
-"""Record of a run, one JSON line a finished photo, that survives a kill at any moment."""
+"""What an output folder remembers of its runs: who holds it, what was done, and whose files are in it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from diffusers_dedim import __version__
 from diffusers_dedim.atomic import TEMPORARY_PREFIX, sha256, write_atomic
 from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name, result_names
+from diffusers_dedim.runs.journal import BEGUN, STOPPED, Journal, parse_row, row_line
 from diffusers_dedim.runs.records import SETTLED, PhotoRecord
 
 LOCK_NAME = ".dedim-lock"
@@ -58,184 +58,42 @@ def lock_folder(out: Path) -> Iterator[None]:
         lock.release()
 
 
+MANIFEST_NAME = "dedim-manifest.jsonl"
 UNDER_WAY_NAME = ".dedim-under-way.jsonl"
+"""Where earlier versions kept what was under way; it is read, and its content moved into the manifest."""
 MOST_DEATHS = 4
 """Dead runs a photo may be named by: once in company, then alone. It is not tried again after that.
 
 Most runs that die are killed from outside, by chance while some photo was alone: once or twice must not condemn it.
 """
-
-_MOST_LINES = 1000  # then the file is written anew: it does not grow with the number of photos
-
-
-class UnderWay:
-    """The file ``.dedim-under-way.jsonl`` in an output folder.
-
-    A line is added before a photo is read and another once it is recorded: what was begun and not ended was under way
-    when the run died. Several photos are at any time, so one mention says little. Nothing is synced: what a process has
-    written outlives it, and a machine that crashes does so without the photo's help.
-
-    Args:
-        out: output folder.
-        settled: photos of which nothing is to be found out any more, which are forgotten; None for all.
-
-    Attributes:
-        deaths: how many dead runs each photo was under way in; the others are not in it.
-
-    Raises:
-        OSError: the folder cannot be read or written.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     UnderWay(Path(folder)).begin("a.png")  # and the process is killed
-        ...     UnderWay(Path(folder), ()).deaths
-        Counter({'a.png': 1})
-    """
-
-    def __init__(self, out: Path, settled: Container[str] | None = None) -> None:
-        self._path = out / UNDER_WAY_NAME
-        self._lock = Lock()  # photos are read in several threads
-        found = Counter[str]() if settled is None else _read(self._path)
-        # photos that are not this run's stay, for their files on disk are known by nothing else
-        self.deaths = Counter({name: times for name, times in found.items() if name not in (settled or ())})
-        self._begun: set[str] = set()
-        self._lines, self._closed = 0, False
-        self._save()
-
-    def begin(self, name: str) -> None:
-        """Say that a photo is about to be read."""
-        with self._lock:
-            if not self._closed:  # a thread may still be at it when the run is stopped
-                self._begun.add(name)
-                self._add("begun", name)
-
-    def end(self, name: str) -> None:
-        """Say that a photo was recorded, whatever became of it; nothing where it was not begun."""
-        with self._lock:
-            if name in self._begun:
-                self._begun.remove(name)
-                self.deaths.pop(name, None)
-                self._add("ended", name)
-
-    def close(self) -> None:
-        """The run ends alive, so nothing that is under way is to blame: leave earlier deaths only, or no file."""
-        with self._lock:
-            self._closed = True
-            self._begun.clear()
-            self._save()
-
-    def _add(self, event: str, name: str) -> None:
-        if self._lines >= _MOST_LINES:
-            self._save()  # with the event in it
-            return
-        with self._path.open("ab") as file:
-            file.write(_event_line(event, name))
-        self._lines += 1
-
-    def _save(self) -> None:
-        lines = [_event_line("died", name) for name in self.deaths.elements()]
-        lines += [_event_line("begun", name) for name in sorted(self._begun)]
-        self._lines = 0
-        if lines:
-            write_atomic(self._path, b"".join(lines))
-        else:
-            self._path.unlink(missing_ok=True)
-
-
-def names_under_way(out: Path) -> frozenset[str]:
-    """Photos in whose course earlier runs have died: their outputs may be on disk without a record.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    return frozenset(_read(out / UNDER_WAY_NAME))
-
-
-@contextmanager
-def all_under_way(out: Path, names: Collection[str], settled: Container[str] = ()) -> Iterator[None]:
-    """Say that all photos of a run are under way until it ends well: whatever is theirs on disk is no stranger's.
-
-    For runs whose workers write without a record: a kill leaves many such files.
-
-    Args:
-        out: output folder.
-        names: photos that the run may write.
-        settled: photos that an earlier run has recorded.
-
-    Raises:
-        OSError: the folder cannot be read or written.
-    """
-    path = out / UNDER_WAY_NAME
-    others = {name for name in names_under_way(out) if name not in settled}.difference(names)
-    if names:
-        write_atomic(path, b"".join(_event_line("begun", name) for name in sorted({*others, *names})))
-    yield
-    if others:  # of an earlier run with other inputs
-        write_atomic(path, b"".join(_event_line("begun", name) for name in sorted(others)))
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _event_line(event: str, name: str) -> bytes:
-    # ASCII also carries names that are not valid UTF-8, as in the manifest
-    return json.dumps([event, name]).encode("ascii") + b"\n"
-
-
-def _read(path: Path) -> Counter[str]:
-    """The deaths in a file that a run has left, those of its end included."""
-    deaths, begun = Counter[str](), set[str]()
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            event, name = json.loads(line)
-        except (ValueError, TypeError):
-            continue  # torn by the kill
-        if event == "died":
-            deaths[name] += 1
-        elif event == "begun":
-            begun.add(name)
-        else:
-            begun.discard(name)
-            deaths.pop(name, None)
-    deaths.update(begun)
-    return deaths
-
-
-MANIFEST_NAME = "dedim-manifest.jsonl"
 _VERSION = 1  # of the file's layout
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in folders that look empty
 _NAMES = re.compile(
     rb'"(?:name|output)": ("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
 )  # as JSON has them
+_BEGUN = row_line({"kind": BEGUN}).rstrip(b"}\n")  # how such a row begins
 _NO_PACKAGE = (
     "the manifest does not say which version of dedim began this run; where it was another one, its photos were "
     "protected with other settings"
 )
 
 
-class Manifest:
-    """The file ``dedim-manifest.jsonl`` in an output folder: a header with settings and package version, then records.
+class Manifest(Journal):
+    """The file ``dedim-manifest.jsonl`` in an output folder: what its runs did.
 
-    Each record is appended, flushed and synced after its photo is on disk, so a photo that is listed is
-    there, and one that is there but not listed is done again over the same name. A last line torn by a kill
-    is cut off before the next one is written.
+    A header with settings and package version; a row before a photo is read, and its record once its file is on disk.
+    So a photo that is recorded is there; one that is there but not recorded is done again over the same name. See
+    `Journal` for the rows.
 
     Attributes:
         records: latest record of each photo by name, in the order they were first written.
         notes: what a user who goes on should know, in words.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        records: dict[str, PhotoRecord],
-        notes: tuple[str, ...] = (),
-        whole: int | None = None,
-    ) -> None:
-        self._path = path
-        self._whole = whole  # bytes up to a torn line
-        self.records = records
-        self.notes = notes
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.records: dict[str, PhotoRecord] = {}
+        self.notes: tuple[str, ...] = ()
 
     @classmethod
     def start(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
@@ -252,8 +110,9 @@ class Manifest:
         header = {"kind": "run", "version": _VERSION, "package": __version__, "settings": dict(settings)}
         if earlier:
             header["earlier_outputs"] = earlier
-        write_atomic(out / MANIFEST_NAME, _line(header))
-        return cls(out / MANIFEST_NAME, {})
+        write_atomic(out / MANIFEST_NAME, row_line(header))
+        (out / UNDER_WAY_NAME).unlink(missing_ok=True)
+        return cls(out / MANIFEST_NAME)
 
     @classmethod
     def resume(cls, out: Path, settings: Mapping[str, object]) -> Manifest:
@@ -263,20 +122,22 @@ class Manifest:
             RunError: it was made with other settings or by another version, or is not a manifest.
             OSError: it cannot be read.
         """
-        path = out / MANIFEST_NAME
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        rows = [_parse(path, number, row) for number, row in enumerate(whole.splitlines(), start=1)]
-        if not rows:
-            raise RunError(f"{path}: is empty; start again with --overwrite")
-        _check_header(path, rows[0], settings)
-        records = (_record(path, number, row) for number, row in enumerate(rows[1:], start=2))
-        return cls(
-            path,
-            {record.name: record for record in records},
-            () if "package" in rows[0] else (_NO_PACKAGE,),
-            len(whole) if len(whole) < len(data) else None,
-        )
+        manifest = cls(out / MANIFEST_NAME)
+        header: Mapping[str, Any] | None = None
+        for number, row in enumerate(manifest.rows(), start=1):
+            if row is None:
+                raise _damaged(manifest.path, number)
+            if header is None:
+                header = row
+                _check_header(manifest.path, header, settings)
+            elif row.get("kind") not in (BEGUN, STOPPED):
+                record = _record(manifest.path, number, row)
+                manifest.records[record.name] = record
+        if header is None:
+            raise RunError(f"{manifest.path}: is empty; start again with --overwrite")
+        manifest.notes = () if "package" in header else (_NO_PACKAGE,)
+        manifest.deaths |= _earlier_deaths(out)
+        return manifest
 
     def append(self, records: Iterable[PhotoRecord]) -> None:
         """Add finished photos; on return they are on disk.
@@ -285,14 +146,69 @@ class Manifest:
             OSError: the disk is full or gone.
         """
         new = list(records)
-        with self._path.open("ab") as file:
-            if self._whole is not None:
-                file.truncate(self._whole)
-                self._whole = None
-            file.write(b"".join(_line({"kind": "photo", **asdict(record)}) for record in new))
-            file.flush()
-            os.fsync(file.fileno())
+        self.end({"kind": "photo", **record.to_fields()} for record in new)
         self.records.update((record.name, record) for record in new)
+
+    def take_over(self, settled: Container[str]) -> None:
+        """Move into the manifest what earlier versions have noted beside it.
+
+        Args:
+            settled: photos that are done, of which nothing is to be found out any more.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        beside = self.path.with_name(UNDER_WAY_NAME)
+        if not beside.is_file():
+            return
+        found = _earlier_deaths(beside.parent)
+        noted = Counter({name: times for name, times in found.items() if name not in settled})
+        # not twice, where a kill came between these two lines
+        missing = noted - Journal.read(self.path).deaths
+        self._add({"kind": BEGUN, "name": name} for name in missing.elements())
+        beside.unlink()
+
+    @contextmanager
+    def all_under_way(self, names: Collection[str]) -> Iterator[None]:
+        """Say that these photos are under way until the run ends well: whatever is theirs on disk is no stranger's.
+
+        For runs whose workers write without a record: a kill leaves many such files.
+
+        Raises:
+            OSError: the manifest cannot be written.
+        """
+        self.begin_all(names)
+        yield
+        self.stop()
+
+
+def names_under_way(out: Path) -> frozenset[str]:
+    """Photos in whose course earlier runs have died: their outputs may be on disk without a record.
+
+    Raises:
+        OSError: the manifest cannot be read.
+    """
+    return frozenset(Journal.read(out / MANIFEST_NAME).deaths | _earlier_deaths(out))
+
+
+def _earlier_deaths(out: Path) -> Counter[str]:
+    """The deaths in a file that earlier versions kept beside the manifest, those of its end included."""
+    deaths, begun = Counter[str](), set[str]()
+    path = out / UNDER_WAY_NAME
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            event, name = json.loads(line)
+        except (ValueError, TypeError):
+            continue  # torn by the kill
+        if event == "died":
+            deaths[name] += 1
+        elif event == "begun":
+            begun.add(name)
+        else:
+            begun.discard(name)
+            deaths.pop(name, None)
+    deaths.update(begun)
+    return deaths
 
 
 def open_manifest(
@@ -333,15 +249,14 @@ def outputs_of_runs(out: Path) -> frozenset[str]:
     path = out / MANIFEST_NAME
     found: set[str] = set()
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            found.update(json.loads(name) for name in _NAMES.findall(line))
+        row = parse_row(line)
+        if row is None:
+            # what was torn while it was only begun is not on disk
+            found.update(json.loads(name) for name in _NAMES.findall(line) if not line.startswith(_BEGUN))
             continue
-        if isinstance(row, dict):
-            earlier = row.get("earlier_outputs")
-            names = [row.get("output"), *(earlier if isinstance(earlier, list) else ())]
-            found.update(name for name in names if isinstance(name, str))
+        earlier = row.get("earlier_outputs")
+        names = [row.get("output"), *(earlier if isinstance(earlier, list) else ())]
+        found.update(name for name in names if isinstance(name, str))
     return frozenset(found)
 
 
@@ -357,19 +272,8 @@ def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
         return False
 
 
-def _line(row: Mapping[str, object]) -> bytes:
-    # ASCII output also carries file names that are not valid UTF-8 (lone surrogates) through unharmed
-    return json.dumps(row, ensure_ascii=True, allow_nan=True).encode("ascii") + b"\n"
-
-
-def _parse(path: Path, number: int, row: bytes) -> dict[str, object]:
-    try:
-        parsed = json.loads(row)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise RunError(f"{path}: line {number} is damaged; start again with --overwrite")
-    return parsed
+def _damaged(path: Path, number: int) -> RunError:
+    return RunError(f"{path}: line {number} is damaged; start again with --overwrite")
 
 
 def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[str, object]) -> None:
@@ -383,7 +287,7 @@ def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[st
         )
     then = header.get("settings")
     if not isinstance(then, dict):
-        raise RunError(f"{path}: line 1 is damaged; start again with --overwrite")
+        raise _damaged(path, 1)
     changed = [
         f"{key} was {then.get(key)!r} and is now {settings.get(key)!r}"
         for key in sorted({*then, *settings})
@@ -398,9 +302,11 @@ def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[st
 
 def _record(path: Path, number: int, row: Mapping[str, Any]) -> PhotoRecord:
     try:
-        return PhotoRecord.from_fields({key: value for key, value in row.items() if key != "kind"})
+        return PhotoRecord.from_fields(
+            {key: value for key, value in row.items() if key not in ("kind", "deaths")}
+        )
     except (KeyError, TypeError) as error:
-        raise RunError(f"{path}: line {number} is damaged; start again with --overwrite") from error
+        raise _damaged(path, number) from error
 
 
 def refuse_foreign(targets: Iterable[Path], out: Path) -> None:

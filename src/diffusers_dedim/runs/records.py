@@ -1,14 +1,15 @@
-"""The photos of a run: load them, call the pipeline, judge what may be called protected."""
+"""The photos of a run: load them, judge what may be called protected, record what became of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffusers_dedim.atomic import sha256
 from diffusers_dedim.errors import (
     DeDiMError,
     FaceTooSmallError,
@@ -16,12 +17,14 @@ from diffusers_dedim.errors import (
     NotProtectedError,
     UnreadablePhotoError,
 )
-from diffusers_dedim.images.files import Photo
+from diffusers_dedim.images.files import Photo, decode_photo
 from diffusers_dedim.images.modes import PixelArray
-from diffusers_dedim.runs.jobs import PhotoJob
+from diffusers_dedim.runs.jobs import REFUSED_SUFFIXES, PhotoJob
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
+    from diffusers_dedim.pipeline.engine import StreamResult
+    from diffusers_dedim.pipeline.output import FaceResult
 
 
 @dataclass(frozen=True)
@@ -65,28 +68,10 @@ Status = Literal["protected", "not_protected", "no_face", "face_too_small", "unr
 SETTLED: frozenset[Status] = frozenset(("protected", "not_protected", "no_face", "face_too_small"))
 """Results of the photo and the settings; the others may be different on another try."""
 
-
-@dataclass(frozen=True)
-class FaceRecord:
-    """Scores of one face.
-
-    Attributes:
-        box: x0, y0, x1, y1 in photo pixels.
-        similarity_before: cosine to the original face before, in [-1, 1].
-        similarity: cosine to the original face after, in [-1, 1].
-        probability: Eq. 4, that it is still matched, in [0, 1].
-        rounds: rounds of Algorithm 2 used.
-        unet_calls: UNet evaluations used.
-        reached_threshold: whether the probability fell below the threshold.
-    """
-
-    box: tuple[float, float, float, float]
-    similarity_before: float
-    similarity: float
-    probability: float
-    rounds: int
-    unet_calls: int
-    reached_threshold: bool
+_FACE_FIELDS = (
+    *("box", "similarity_before", "similarity", "probability", "rounds", "unet_calls", "reached_threshold"),
+)
+_NO_POINTS = np.empty((0, 2))
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,7 @@ class PhotoRecord:
         output: path of the written file below the output folder, ``None`` where nothing was written.
         source_sha256: of the input file, empty where it could not be read.
         output_sha256: of the written file, empty where nothing was written.
-        faces: the protected faces, in the pipeline's order.
+        faces: the protected faces, in the pipeline's order; as in the manifest, without landmarks and with index 0.
         notes: what reading or writing could not keep, in words.
         seconds: time spent, the photo's equal share where it ran in a batch.
     """
@@ -111,24 +96,48 @@ class PhotoRecord:
     output: str | None = None
     source_sha256: str = ""
     output_sha256: str = ""
-    faces: tuple[FaceRecord, ...] = ()
+    faces: tuple[FaceResult, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    def to_fields(self) -> dict[str, Any]:
+        """What goes into the manifest, in this order; JSON knows all of it."""
+        faces = [{name: getattr(face, name) for name in _FACE_FIELDS} for face in self.faces]
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "faces": faces}
+
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> PhotoRecord:
-        """The inverse of `dataclasses.asdict`, from JSON.
+        """The inverse of `to_fields`, from JSON.
 
         Raises:
             KeyError, TypeError: a field is missing or unknown.
         """
-        fields = dict(row)
-        faces = tuple(FaceRecord(**{**face, "box": tuple(face["box"])}) for face in fields.pop("faces"))
-        return cls(faces=faces, notes=tuple(fields.pop("notes")), **fields)
+        given = dict(row)
+        faces, notes = given.pop("faces"), given.pop("notes")
+        return cls(faces=tuple(map(_read_face, faces)), notes=tuple(notes), **given)
 
 
-Outcome = tuple[PixelArray, tuple[FaceRecord, ...]] | Exception
-"""Protected pixels and face records of one photo, or why the pipeline gave none."""
+def _read_face(row: Mapping[str, Any]) -> FaceResult:
+    from diffusers_dedim.pipeline.output import FaceResult  # PyTorch, which help and usage errors do without
+
+    return FaceResult(image_index=0, landmarks=_NO_POINTS, **{**row, "box": tuple(row["box"])})
+
+
+def as_recorded(face: FaceResult) -> FaceResult:
+    """A face as the manifest has it: Python's own numbers, and without the landmarks, which would fill the memory."""
+    x0, y0, x1, y1 = (float(edge) for edge in face.box)
+    return replace(
+        face,
+        image_index=0,
+        box=(x0, y0, x1, y1),
+        landmarks=_NO_POINTS,
+        similarity_before=float(face.similarity_before),
+        similarity=float(face.similarity),
+        probability=float(face.probability),
+        rounds=int(face.rounds),
+        unet_calls=int(face.unet_calls),
+        reached_threshold=bool(face.reached_threshold),
+    )
 
 
 @dataclass(frozen=True)
@@ -177,34 +186,42 @@ class LoadedPhoto:
     faces: tuple[Face, ...] | None = None
 
 
-@dataclass(frozen=True)
-class ProtectedPhoto:
-    """What the pipeline made of a photo, and its share of the time."""
-
-    item: LoadedPhoto
-    outcome: Outcome
-    seconds: float
+# Most raw formats are built as TIFF is, with a small picture first, which would be taken for the photo.
+_PREVIEW = (
+    "raw photos are not supported: only a preview in it can be read; convert it to JPEG, PNG or TIFF first"
+)
 
 
-def face_record(face: Any) -> FaceRecord:
-    """The numbers of a `FaceResult`, as plain values."""
-    x0, y0, x1, y1 = (float(edge) for edge in face.box)
-    return FaceRecord(
-        (x0, y0, x1, y1),
-        float(face.similarity_before),
-        float(face.similarity),
-        float(face.probability),
-        int(face.rounds),
-        int(face.unet_calls),
-        bool(face.reached_threshold),
-    )
+def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+    """Read a photo, or return the record that says why it cannot be read."""
+    try:
+        data = job.source.read_bytes()
+    except OSError as error:
+        return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
+    except MemoryError:
+        return PhotoRecord(job.name, "error", "the file does not fit into memory")
+    return decode_job(job, data)
 
 
-def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:
+def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
+    """Decode the bytes of a job's file, or return the record that says why that cannot be."""
+    digest = sha256(data)
+    try:
+        photo = decode_photo(data)
+        if photo.format == "TIFF" and job.source.suffix.lower() in REFUSED_SUFFIXES:
+            raise UnreadablePhotoError(_PREVIEW)
+        return LoadedPhoto(job, photo, digest)
+    except UnreadablePhotoError as error:
+        return PhotoRecord(job.name, "unreadable", str(error), source_sha256=digest)
+    except MemoryError:
+        return PhotoRecord(job.name, "error", "the photo does not fit into memory", source_sha256=digest)
+    except Exception as error:  # whatever a file provokes in a decoder, the run goes on to the next
+        reason = f"cannot be decoded ({type(error).__name__}: {error})"
+        return PhotoRecord(job.name, "error", reason, source_sha256=digest)
+
+
+def judge(photo: Photo, pixels: PixelArray, faces: Sequence[FaceResult]) -> tuple[Status, str]:
     """Whether a photo may be called protected; in doubt it may not."""
-    if isinstance(outcome, Exception):
-        return _judge_error(outcome)
-    pixels, faces = outcome
     if not faces:
         return "no_face", "no face that is large enough to be protected"
     if pixels.shape != photo.pixels.shape:
@@ -218,28 +235,48 @@ def judge(photo: Photo, outcome: Outcome) -> tuple[Status, str]:
     return "protected", ""
 
 
-def record_outcome(done: ProtectedPhoto, settings: RunSettings) -> tuple[PhotoRecord, Path | None]:
-    """The record of a photo, and where it is to be written, if anywhere; the record does not name that yet."""
-    item, outcome = done.item, done.outcome
-    status, reason = judge(item.photo, outcome)
+def record_result(
+    result: StreamResult, settings: RunSettings, seconds: float
+) -> tuple[PhotoRecord, Path | None]:
+    """The record of a photo, and where it is to be written, if anywhere; the record does not name that yet.
+
+    Args:
+        result: of the photo, whose owner is a `LoadedPhoto`.
+        settings: of the run.
+        seconds: time spent on it.
+    """
+    item: LoadedPhoto = result.photo.owner
+    error = result.error
+    status, reason = _judge_error(error) if error else judge(item.photo, result.pixels, result.faces)
     record = PhotoRecord(
-        item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(done.seconds, 3)
+        item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(seconds, 3)
     )
-    if isinstance(outcome, Exception):
+    if error:
         return record, None
     exif_notes = item.photo.exif_notes if settings.keep_metadata else ()
-    record = replace(record, faces=outcome[1], notes=(*item.photo.notes, *exif_notes))
+    notes = (*item.photo.notes, *_note_small(result), *exif_notes)
+    record = replace(record, faces=tuple(map(as_recorded, result.faces)), notes=notes)
     if status == "protected":
         return record, item.job.target
-    changed = not np.array_equal(outcome[0], item.photo.pixels)
+    changed = not np.array_equal(result.pixels, item.photo.pixels)
     partial = status == "not_protected" and settings.allow_partial and changed
     return record, item.job.partial_target if partial else None
 
 
-def write_failure(record: PhotoRecord, error: Exception) -> PhotoRecord:
-    """The record of a photo whose result could not be encoded or written: a full disk, an encoder that refuses it."""
+def _note_small(result: StreamResult) -> tuple[str, ...]:
+    """Say that faces were too small."""
+    if not result.small_faces:
+        return ()
+    from diffusers_dedim.faces import MIN_FACE_SIZE
+
+    small, found = len(result.small_faces), len(result.small_faces) + len(result.faces)
+    return (f"{small} of {found} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED",)
+
+
+def write_failure(error: Exception) -> dict[str, Any]:
+    """Fields for the record of a photo whose result could not be encoded or written, as on a full disk."""
     why = (error.strerror if isinstance(error, OSError) else None) or error
-    return replace(record, status="error", reason=f"cannot be written ({why})")
+    return {"status": "error", "reason": f"cannot be written ({why})"}
 
 
 def _judge_error(error: Exception) -> tuple[Status, str]:

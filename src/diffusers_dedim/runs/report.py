@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
@@ -18,7 +19,10 @@ from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.images.files import read_photo
 from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name
 from diffusers_dedim.runs.manifest import MANIFEST_NAME
-from diffusers_dedim.runs.records import FaceRecord, PhotoRecord, RunResult
+from diffusers_dedim.runs.records import PhotoRecord, RunResult
+
+if TYPE_CHECKING:
+    from diffusers_dedim.pipeline.output import FaceResult
 
 REPORT_NAME = "report.html"
 PHOTO_SIDE = 720
@@ -47,7 +51,7 @@ class FacePair:
 
     before: str
     after: str
-    scores: FaceRecord
+    scores: FaceResult
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.runs.jobs import RunError, remove_temporaries
 from diffusers_dedim.runs.manifest import (
     Manifest,
-    all_under_way,
     lock_folder,
     names_under_way,
     open_manifest,
@@ -87,7 +86,7 @@ def refuse_foreign_files(plan: RowPlan, out: Path) -> None:
 
     Raises:
         RunError: such a file lies where a photo may be written.
-        OSError: the manifest, or the list of photos under way, cannot be read.
+        OSError: the manifest cannot be read.
     """
     new = plan.pending - names_under_way(out)
     refuse_foreign((path for name in sorted(new) for path in possible_outputs(name, out)), out)
@@ -255,7 +254,7 @@ def run_ray(
         # in parts no photo has a file, and only what an earlier run wrote may be removed
         removable = outputs_of_runs(folder) if output == "parquet" else None
         recorder = Recorder(manifest, folder, plan.pending, removable, on_done)
-        with all_under_way(folder, plan.pending if output == "files" else (), plan.finished):
+        with manifest.all_under_way(plan.pending if output == "files" else ()):
             records = {**plan.finished, **recorder.collect(stages)}
             absent = [*absent_records(plan.names, records, plan.refused), *source.damaged]
             records.update(recorder.record(absent))
@@ -280,6 +279,7 @@ def _begin(
     if output == "files" and (found or overwrite):  # else the folder is empty
         refuse_foreign_files(plan, out)
     manifest = found or Manifest.start(out, settings)
+    manifest.take_over(plan.finished)
     remove_torn_parts(out, manifest.records)
     remove_temporaries(out)
     return manifest, plan

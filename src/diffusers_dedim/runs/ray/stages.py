@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,27 +19,27 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.images.files import encode_photo
 from diffusers_dedim.prefetch import map_ahead
 from diffusers_dedim.runs.jobs import READ_SUFFIXES
+from diffusers_dedim.runs.journal import Journal
 from diffusers_dedim.runs.ray.sources import job_of, name_of, pack_name, unpack_name
 from diffusers_dedim.runs.records import (
     LoadedPhoto,
     PhotoRecord,
-    ProtectedPhoto,
     RunSettings,
-    record_outcome,
+    decode_job,
+    record_result,
     write_failure,
 )
-from diffusers_dedim.runs.run import decode_job
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
-
+    from diffusers_dedim.runs.run import Done
 
 Row = dict[str, Any]
 
 ATTEMPTS_NAME = ".dedim-attempts"
 DIED = "its worker died each time"
 _MOST_DEATHS = 2  # of a row by itself
-_TOGETHER = "together"
+_DONE, _TOGETHER = "done", "together"
 
 
 @contextmanager
@@ -94,27 +93,34 @@ def survive(
     try:
         journal.open("x").close()
     except FileExistsError:
-        return _one_by_one(journal, rows, work, give_up)
+        return _one_by_one(Journal(journal), rows, work, give_up)
     results = work(list(rows))
     journal.unlink(missing_ok=True)
     return results
 
 
 def _one_by_one(
-    journal: Path, rows: Sequence[Row], work: Callable[[list[Row]], list[Row]], give_up: Callable[[Row], Row]
+    journal: Journal,
+    rows: Sequence[Row],
+    work: Callable[[list[Row]], list[Row]],
+    give_up: Callable[[Row], Row],
 ) -> list[Row]:
-    """As `survive`, from the second attempt on; the journal stays, as the whole task may be tried again."""
-    begun, done = _read(journal)
-    deaths = begun - done
+    """As `survive`, from the second attempt on; the journal stays, as the whole task may be tried again.
+
+    In it a row is called by its number: the journal's own name holds their ids.
+    """
+    # it is gone where another batch of the same ids has come to its end meanwhile
+    done = {event["name"] for event in journal.rows() if event and event.get("kind") == _DONE}
+    deaths = dict(journal.deaths)
     results: dict[int, Row] = {}
     for index, row in enumerate(rows):
-        if deaths[str(index)] >= _MOST_DEATHS:
+        if deaths.get(str(index), 0) >= _MOST_DEATHS:
             results[index] = give_up(row)
-        elif not done[str(index)]:
+        elif str(index) not in done:
             results[index] = _noted(journal, str(index), [row], work)[0]
     # those that got through by themselves in an earlier attempt, whose results died with the process
     known = [index for index in range(len(rows)) if index not in results]
-    if known and not deaths[_TOGETHER]:
+    if known and _TOGETHER not in deaths:
         again = _noted(journal, _TOGETHER, [rows[index] for index in known], work)
     else:
         again = [work([rows[index]])[0] for index in known]
@@ -122,27 +128,11 @@ def _one_by_one(
     return [results[index] for index in range(len(rows))]
 
 
-def _noted(journal: Path, what: str, rows: list[Row], work: Callable[[list[Row]], list[Row]]) -> list[Row]:
-    _add(journal, "begun", what)
+def _noted(journal: Journal, what: str, rows: list[Row], work: Callable[[list[Row]], list[Row]]) -> list[Row]:
+    journal.begin(what)
     results = work(rows)
-    _add(journal, "done", what)
+    journal.end([{"kind": _DONE, "name": what}])
     return results
-
-
-def _add(journal: Path, event: str, what: str) -> None:
-    with journal.open("a") as file:
-        file.write(f"{event} {what}\n")
-
-
-def _read(journal: Path) -> tuple[Counter[str], Counter[str]]:
-    """How often each row was begun and done; the rows are numbers, as the journal's name holds their ids."""
-    # it is gone where another batch of the same ids has come to its end meanwhile
-    text = journal.read_text() if journal.exists() else ""
-    events = [line.split() for line in text.splitlines()]
-    return tuple(  # type: ignore[return-value]
-        Counter(words[1] for words in events if len(words) == 2 and words[0] == event)
-        for event in ("begun", "done")
-    )
 
 
 Output = Literal["files", "parquet"]
@@ -254,17 +244,18 @@ class Protect:
         item = decode_job(job_of(row["id"], self._out), row["data"])
         return replace(item, faces=_unpack(row["faces"])) if isinstance(item, LoadedPhoto) else item
 
-    def _encode(self, done: ProtectedPhoto | PhotoRecord) -> Row:
-        if isinstance(done, PhotoRecord):
-            return _result(done)
-        record, target = record_outcome(done, self._settings)
-        if target is None or isinstance(done.outcome, Exception):
+    def _encode(self, done: Done) -> Row:
+        result, seconds = done
+        if isinstance(result, PhotoRecord):
+            return _result(result)
+        record, target = record_result(result, self._settings, seconds)
+        if target is None:
             return _result(record)
-        photo = done.item.photo
+        photo = result.photo.owner.photo
         try:
-            data = encode_photo(photo, done.outcome[0], self._settings.keep_metadata)
+            data = encode_photo(photo, result.pixels, self._settings.keep_metadata)
         except Exception as error:
-            return _result(write_failure(record, error))
+            return _result(replace(record, **write_failure(error)))
         name = target.relative_to(self._out).as_posix()
         if target.suffix.lower() not in READ_SUFFIXES:  # an id without an ending
             name += "." + photo.format.lower()
@@ -283,48 +274,44 @@ class Write:
 
     def __call__(self, table: Any) -> Any:
         """``record``, ``target``, ``data`` -> ``record`` with the place of the output."""
-        rows = table.to_pylist()
-        records = [parse_record(row["record"]) for row in rows]
-        pairs = list(zip(records, rows, strict=True))
-        records = (
-            self._write_part(pairs) if self.output == "parquet" else [self._write_file(*p) for p in pairs]
+        # as plain fields: `PhotoRecord` would import PyTorch for their faces
+        rows = [{**row, "record": json.loads(row["record"])} for row in table.to_pylist()]
+        written = [row for row in rows if row["target"]]
+        for some in [written] if self.output == "parquet" else [[row] for row in written]:
+            self._write(some)
+        return _pyarrow().table({"record": [json.dumps(row["record"]) for row in rows]})
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Write these rows to one file, and say in their records where it is, or why it is not."""
+        if not rows:
+            return
+        name, data = (
+            self._part(rows)
+            if self.output == "parquet"
+            else (unpack_name(rows[0]["target"]), rows[0]["data"])
         )
-        return _pyarrow().table({"record": [dump_record(record) for record in records]})
-
-    def _write_file(self, record: PhotoRecord, row: Row) -> PhotoRecord:
-        if not row["target"]:
-            return record
-        name = unpack_name(row["target"])
-        target = self.out / name
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(target, row["data"])
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.out / name, data)
         except OSError as error:
-            return write_failure(record, error)
-        return replace(record, output=name, output_sha256=sha256(row["data"]))
+            for row in rows:
+                row["record"].update(write_failure(error))
+            return
+        for row in rows:
+            row["record"].update(output=name, output_sha256=sha256(row["data"]))
 
-    def _write_part(self, pairs: Sequence[tuple[PhotoRecord, Row]]) -> list[PhotoRecord]:
-        written = [(record, row) for record, row in pairs if row["target"]]
-        if not written:
-            return [record for record, _ in pairs]
-        digest = hashlib.sha256(pack_name("\n".join(record.name for record, _ in written))).hexdigest()
-        name = part_name(digest, len(written))
+    def _part(self, rows: Sequence[Row]) -> tuple[str, bytes]:
+        names = [row["record"]["name"] for row in rows]
+        digest = hashlib.sha256(pack_name("\n".join(names))).hexdigest()
         columns = {
             # a text, as users expect it; the record has the name as it is
-            "id": [record.name.encode("utf-8", "backslashreplace").decode() for record, _ in written],
-            "image": [row["data"] for _, row in written],
-            "record": [dump_record(record) for record, _ in written],
+            "id": [name.encode("utf-8", "backslashreplace").decode() for name in names],
+            "image": [row["data"] for row in rows],
+            "record": [json.dumps(row["record"]) for row in rows],
         }
         buffer = BytesIO()
         import_extra("pyarrow.parquet", "parquet output").write_table(_pyarrow().table(columns), buffer)
-        try:
-            write_atomic(self.out / name, buffer.getvalue())
-        except OSError as error:
-            return [write_failure(record, error) if row["target"] else record for record, row in pairs]
-        return [
-            replace(record, output=name, output_sha256=sha256(row["data"])) if row["target"] else record
-            for record, row in pairs
-        ]
+        return part_name(digest, len(rows)), buffer.getvalue()
 
 
 def part_name(digest: str, count: int) -> str:
@@ -334,7 +321,7 @@ def part_name(digest: str, count: int) -> str:
 
 def dump_record(record: PhotoRecord) -> str:
     """A record as JSON; the inverse of `parse_record`."""
-    return json.dumps(asdict(record))
+    return json.dumps(record.to_fields())
 
 
 def parse_record(text: str) -> PhotoRecord:
