@@ -24,7 +24,7 @@ from diffusers_dedim.runs import report
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake_pipe = FakePipeline()
-    monkeypatch.setattr(command, "_load_for", lambda settings, weights, device: fake_pipe)
+    monkeypatch.setattr(command, "_load", lambda weights, device: fake_pipe)
     return fake_pipe
 
 
@@ -116,7 +116,7 @@ def test_resume_after_the_end_loads_no_pipeline(
     pipe: FakePipeline, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dedim("run", source, "-o", tmp_path / "out")
-    monkeypatch.setattr(command, "_load_for", lambda *_: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(command, "_load", lambda *_: pytest.fail("nothing is left to do"))
     result = dedim("run", source, "-o", tmp_path / "out", "--resume", "--report")
     assert result.exit_code == 0, result.output
     assert "2 of all settled by an earlier run" in result.stdout
@@ -214,7 +214,7 @@ def test_interrupt_is_told_and_can_be_resumed(
     assert result.exit_code == 130
     assert "go on with --resume" in result.stderr
     monkeypatch.undo()
-    monkeypatch.setattr(command, "_load_for", lambda *_: FakePipeline())
+    monkeypatch.setattr(command, "_load", lambda *_: FakePipeline())
     assert dedim("run", source, "-o", tmp_path / "out", "--resume").exit_code == 0
 
 

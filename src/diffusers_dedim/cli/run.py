@@ -90,8 +90,9 @@ def run(
         )  # fmt: skip
         if (parquet and ray is None) or (ray is not None and (report or dry_run)):
             raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
+        _check_preset(settings)
+        load = partial(_load, weights, device)
         if ray is not None:
-            load = partial(_load_for, settings, weights, device)
             result = _run_on_ray(
                 paths, out, settings, load, device, workers=ray, output="parquet" if parquet else "files",
                 batch_size=batch_size, resume=resume, overwrite=overwrite,
@@ -103,11 +104,9 @@ def run(
             if report:
                 check_report(folder_run.out)
             if dry_run:
-                _check_preset(settings)
                 list_jobs(folder_run)
                 return
-            pipe = _load_for(settings, weights, device) if folder_run.pending else None
-            result = _execute(folder_run, pipe, batch_size)
+            result = _execute(folder_run, load() if folder_run.pending else None, batch_size)
         summarise(result)
         complete = report_after(result) if report else True
     if result.failures or not complete:
@@ -115,14 +114,14 @@ def run(
 
 
 def _check_preset(settings: RunSettings) -> None:
+    """A wrong preset is an error here, not one in every photo or worker."""
     from diffusers_dedim.pipeline.presets import resolve_preset  # imports PyTorch
 
     resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
 
 
-def _load_for(settings: RunSettings, weights: str | None, device: str | None) -> Any:
-    """Load the pipeline for a run; a wrong preset is an error here, not one in every photo."""
-    _check_preset(settings)
+def _load(weights: str | None, device: str | None) -> Any:
+    """The pipeline of a run, here or in a worker of Ray; the run has a progress bar of its own."""
     pipe = common.load_pipeline(weights, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -214,13 +213,12 @@ def _run_on_ray(
     """`run_ray` with a GPU for each actor where the device is one, and a missing package as a plain error.
 
     Raises:
-        DeDiMError: Ray is not installed, or as `run_ray`. ValueError: the preset is unknown.
+        DeDiMError: Ray is not installed, or as `run_ray`.
     """
     import torch
 
     from diffusers_dedim.runs.ray.driver import run_ray
 
-    _check_preset(settings)  # here, not in every actor
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.device(chosen)  # whether it is there is the workers' business
