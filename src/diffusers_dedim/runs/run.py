@@ -166,7 +166,7 @@ class FolderRun:
         its record allows for that.
 
         Args:
-            pipe: the pipeline.
+            pipe: the pipeline; anything where no photo is pending.
             batch_size: faces that go through the networks together, at least 1; None for a number that suits
                 the device.
             on_done: called after each photo is on disk and recorded.
@@ -236,7 +236,8 @@ class FolderRun:
             if 0 < deaths[job.name] < MOST_DEATHS:
                 yield from self._protect_jobs(pipe, [job], batch_size, manifest, settle)
         others = [job for job in self.pending if not deaths[job.name]]
-        yield from self._protect_jobs(pipe, others, batch_size, manifest, settle)
+        if others:
+            yield from self._protect_jobs(pipe, others, batch_size, manifest, settle)
 
     def _protect_jobs(
         self,
