@@ -115,7 +115,7 @@ class WindowedDenoiser:
         mask: ``[N, 1, H, W]``; 0 = original.
 
     Source:
-        Ours. docs/performance.md has what it saves and how far its results are from those on whole crops.
+        Ours, not the paper's: D18 in docs/paper.md; what it saves is in docs/experiments.md.
 
     Example:
         >>> from diffusers_dedim.diffusion.schedule import make_scheduler

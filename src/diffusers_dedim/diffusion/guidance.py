@@ -147,7 +147,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             for itself and clears away what does not belong to a face.
 
     Source:
-        Ours, not the paper's: D9 in docs/paper.md has the formulas and what was measured.
+        Ours, not the paper's: D9 in docs/paper.md has the formulas, docs/experiments.md what was measured.
 
     Raises:
         ValueError: an argument is out of its range.
