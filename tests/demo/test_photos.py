@@ -12,8 +12,8 @@ from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.photos import (
     SHOWN_SIDE,
     difference,
-    draw_faces,
     face_at,
+    mark_faces,
     open_photo,
     shown,
     shown_size,
@@ -50,7 +50,7 @@ def test_a_click_finds_the_face_below_it_on_the_shown_copy(tmp_path: Path) -> No
 
 def test_chosen_faces_are_drawn_otherwise_than_those_left_out(tmp_path: Path) -> None:
     opened = open_photo(saved(tmp_path), lambda _: TWO)
-    both, one = np.asarray(draw_faces(opened, [0, 1])), np.asarray(draw_faces(opened, [0]))
+    both, one = np.asarray(mark_faces(opened, [0, 1])), np.asarray(mark_faces(opened, [0]))
     assert both.shape == one.shape == (120, 200, 3)
     assert (both[:, 110:] != one[:, 110:]).any()
     np.testing.assert_array_equal(both[:, :100], one[:, :100])

@@ -15,9 +15,10 @@ from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.evaluation import methods
 from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, seeded, set_strength
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
+from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.pipeline.presets import PRESETS, resolve_preset
 
-Pixels = NDArray[np.uint8]
 # Twice the size of the crop, 40 px from the edges: a crop px is two photo px, the crop reaches 40..263.
 LARGE = Face((60.0, 50.0, 250.0, 260.0), ARCFACE_TEMPLATE * 2 + 40, 0.9)
 SMALL = Face((0.0, 0.0, 30.0, 30.0), ARCFACE_TEMPLATE / 4, 0.9)
@@ -32,7 +33,7 @@ def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def photo(crop: Pixels) -> Pixels:
+def photo(crop: PixelArray) -> PixelArray:
     return np.ascontiguousarray(np.tile(crop, (3, 3, 1))[:300, :310])
 
 
@@ -47,7 +48,7 @@ def finding(pipe: DeDiMPipeline) -> DeDiMPipeline:
     return pipe
 
 
-def outside_crop(pixels: Pixels, margin: int = 2) -> NDArray[Any]:
+def outside_crop(pixels: PixelArray, margin: int = 2) -> NDArray[Any]:
     outside = np.ones(pixels.shape, bool)
     outside[40 - margin : 264 + margin, 40 - margin : 264 + margin] = False
     return outside
@@ -55,7 +56,9 @@ def outside_crop(pixels: Pixels, margin: int = 2) -> NDArray[Any]:
 
 @pytest.mark.filterwarnings("ignore:.*stayed above")
 @pytest.mark.parametrize("name", [*METHOD_NAMES, "tip-im:weak", "dedim:paper"])
-def test_every_method_has_one_call(finding: DeDiMPipeline, photo: Pixels, targets: Tensor, name: str) -> None:
+def test_every_method_has_one_call(
+    finding: DeDiMPipeline, photo: PixelArray, targets: Tensor, name: str
+) -> None:
     before = photo.copy()
     output = make_method(name, finding, targets=targets)([photo, photo])
     assert np.array_equal(photo, before)
@@ -75,7 +78,7 @@ def test_every_method_has_one_call(finding: DeDiMPipeline, photo: Pixels, target
     ("name", "epsilon"), [("fgsm", 12), ("tip-im", 12), ("tip-im-strong", 24), ("tip-im@epsilon=6", 6)]
 )
 def test_noise_is_bounded_and_stays_in_the_crop(
-    finding: DeDiMPipeline, photo: Pixels, targets: Tensor, name: str, epsilon: int
+    finding: DeDiMPipeline, photo: PixelArray, targets: Tensor, name: str, epsilon: int
 ) -> None:
     output = make_method(name, finding, targets=targets)([photo])
     change = output.images[0].astype(int) - photo
@@ -88,7 +91,7 @@ def test_noise_is_bounded_and_stays_in_the_crop(
     assert face.reached_threshold == (face.probability < PRESETS["fast"].threshold)
 
 
-def test_the_record_is_that_of_the_returned_photo(finding: DeDiMPipeline, photo: Pixels) -> None:
+def test_the_record_is_that_of_the_returned_photo(finding: DeDiMPipeline, photo: PixelArray) -> None:
     from diffusers_dedim.faces import align_face
 
     output = make_method("pixelate", finding)([photo])
@@ -100,7 +103,9 @@ def test_the_record_is_that_of_the_returned_photo(finding: DeDiMPipeline, photo:
 
 
 @pytest.mark.parametrize("name", ["fgsm", "tip-im", "ddpm"])
-def test_seeds_not_batches_decide(finding: DeDiMPipeline, photo: Pixels, targets: Tensor, name: str) -> None:
+def test_seeds_not_batches_decide(
+    finding: DeDiMPipeline, photo: PixelArray, targets: Tensor, name: str
+) -> None:
     together = make_method(name, finding, seed=3, targets=targets)([photo, photo]).images
     method = make_method(name, finding, seed=3, targets=targets)
     singly = [method([photo]).images[0] for _ in range(2)]
@@ -115,7 +120,7 @@ def test_seeds_not_batches_decide(finding: DeDiMPipeline, photo: Pixels, targets
 
 
 def test_faces_beyond_one_batch(
-    finding: DeDiMPipeline, photo: Pixels, targets: Tensor, monkeypatch: pytest.MonkeyPatch
+    finding: DeDiMPipeline, photo: PixelArray, targets: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = make_method("fgsm", finding)([photo] * 3)
     monkeypatch.setattr(methods, "_FACES_AT_A_TIME", 2)
@@ -125,14 +130,14 @@ def test_faces_beyond_one_batch(
         assert np.abs(one.astype(int) - other).max() <= 1  # as above
 
 
-def test_ddpm_is_one_round_without_guidance(finding: DeDiMPipeline, photo: Pixels, recwarn: Any) -> None:
+def test_ddpm_is_one_round_without_guidance(finding: DeDiMPipeline, photo: PixelArray, recwarn: Any) -> None:
     output = make_method("ddpm", finding)([photo])
     assert [(face.rounds, face.unet_calls) for face in output.faces] == [(1, 2)]
     assert not [warning for warning in recwarn if "threshold" in str(warning.message)]
 
 
 @pytest.mark.filterwarnings("ignore:.*stayed above")
-def test_a_strength_in_the_name_changes_the_preset(finding: DeDiMPipeline, photo: Pixels) -> None:
+def test_a_strength_in_the_name_changes_the_preset(finding: DeDiMPipeline, photo: PixelArray) -> None:
     (face,) = make_method(
         "dedim:fast@L=2+num_inference_steps=3+h=0.1+threshold_margin=0+error_correction=0", finding
     )([photo]).faces
@@ -152,16 +157,20 @@ def test_a_low_threshold_stops_where_the_pipelines_does(threshold: float) -> Non
 def test_the_pipelines_callers_generators_are_used() -> None:
     calls: list[list[int]] = []
 
-    def method(photos: list[Pixels], generator: list[torch.Generator]) -> None:
+    def method(photos: list[PixelArray], generator: list[torch.Generator]) -> None:
         calls.append([each.initial_seed() for each in generator])
 
     run = seeded(method, 2)
     run([None, None])  # type: ignore[list-item]
     run([None])  # type: ignore[list-item]
-    assert calls == [[2_000_006, 2_000_007], [2_000_008]]
+    drawn = generators(2, ["0", "1", "2"])
+    assert drawn is not None
+    seeds = [each.initial_seed() for each in drawn]
+    assert calls == [seeds[:2], seeds[2:]]
+    assert len(set(seeds)) == 3
 
 
-def test_small_faces_and_none(finding: DeDiMPipeline, photo: Pixels) -> None:
+def test_small_faces_and_none(finding: DeDiMPipeline, photo: PixelArray) -> None:
     finding.face_detector = lambda photo: [SMALL, LARGE]
     with pytest.warns(UserWarning, match="1 of 2 faces are smaller than 40 px and were left UNPROTECTED"):
         assert len(make_method("pixelate", finding)([photo]).faces) == 1

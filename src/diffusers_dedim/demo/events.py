@@ -13,7 +13,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.handlers import DemoError, DemoHandlers, ResultView
-from diffusers_dedim.demo.photos import OpenedPhoto, draw_faces
+from diffusers_dedim.demo.photos import OpenedPhoto, mark_faces
 from diffusers_dedim.demo.queue import STOPPED
 
 Updates = tuple[Any, ...]
@@ -81,7 +81,7 @@ def toggling(handlers: DemoHandlers) -> Callable[..., list[int]]:
 
 def redraw(opened: OpenedPhoto | None, chosen: Sequence[int]) -> Any:
     """Draw the boxes anew."""
-    return gr.skip() if opened is None else draw_faces(opened, chosen)
+    return gr.skip() if opened is None else mark_faces(opened, chosen)
 
 
 def starting(handlers: DemoHandlers) -> Callable[[gr.Request], Updates]:

@@ -16,8 +16,8 @@ from diffusers_dedim.demo.photos import (
     MAX_DEMO_PIXELS,
     OpenedPhoto,
     difference,
-    draw_faces,
     face_at,
+    mark_faces,
     open_photo,
     shown,
 )
@@ -87,7 +87,7 @@ class DemoHandlers:
             DemoError: says in plain words why it cannot be used.
         """
         opened = self._open(path)
-        return OpenedView(opened, draw_faces(opened, opened.large), texts.face_list(opened))
+        return OpenedView(opened, mark_faces(opened, opened.large), texts.face_list(opened))
 
     def toggle(self, opened: OpenedPhoto, chosen: Sequence[int], x: float, y: float) -> list[int]:
         """The choice after a click on a point of the shown picture."""

@@ -81,7 +81,7 @@ def shown(pixels: PixelArray) -> Image.Image:
     return image
 
 
-def draw_faces(opened: OpenedPhoto, chosen: Collection[int]) -> Image.Image:
+def mark_faces(opened: OpenedPhoto, chosen: Collection[int]) -> Image.Image:
     """The photo with a numbered box around each face: solid where chosen, dashed where left out.
 
     Args:

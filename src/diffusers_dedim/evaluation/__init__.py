@@ -2,7 +2,13 @@
 
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Record, RetrievalProtocol, read_protocol
-from diffusers_dedim.evaluation.gallery import Gallery, central_face, embed_gallery, find_faces, same_face
+from diffusers_dedim.evaluation.gallery import (
+    Gallery,
+    central_face,
+    embed_gallery,
+    find_central_faces,
+    same_face,
+)
 from diffusers_dedim.evaluation.panels import make_panel
 from diffusers_dedim.evaluation.probes import (
     Probe,
@@ -26,7 +32,7 @@ __all__ = [
     "central_face",
     "embed_gallery",
     "evaluate_probes",
-    "find_faces",
+    "find_central_faces",
     "make_panel",
     "prepare_probes",
     "protect_probes",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffusers_dedim.atomic import write_atomic
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -51,16 +53,8 @@ class ArrayCache:
         ):  # not there, or cut short
             pass
         arrays = make()
-        self._write(path, arrays)
-        return arrays
-
-    def _write(self, path: Path, arrays: Arrays) -> None:
-        """Write aside and rename, so that a killed run leaves no half file under the name."""
+        packed = BytesIO()
+        np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        try:
-            with aside.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_atomic(path, packed.getvalue())
+        return arrays

@@ -16,7 +16,7 @@ from diffusers_dedim.encoders.recogniser import Recogniser
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Experiment, Record, check_readable
-from diffusers_dedim.evaluation.gallery import Detector, central_face, embed_gallery
+from diffusers_dedim.evaluation.gallery import central_face, embed_gallery
 from diffusers_dedim.evaluation.measure import WHITE, Bench, EvaluationSettings, Evaluator, Protect, Transform
 from diffusers_dedim.evaluation.panels import draw_panel, read_shown
 from diffusers_dedim.evaluation.probes import prepare_probes
@@ -29,7 +29,7 @@ from diffusers_dedim.evaluation.results import (
     RecogniserEntry,
     describe_environment,
 )
-from diffusers_dedim.faces import align_face, whole_crop
+from diffusers_dedim.faces import FaceDetection, align_face, whole_crop
 from diffusers_dedim.metrics.quality import Lpips
 
 CACHE = "cache"
@@ -63,7 +63,7 @@ class Session:
     source: str
     settings: EvaluationSettings
     make_method: Callable[..., Protect]
-    detector: Detector
+    detector: FaceDetection
     black_boxes: Sequence[Recogniser] = ()
     targets: Sequence[Record] = ()
     transforms: Mapping[str, Transform] | None = None
@@ -172,7 +172,7 @@ class Session:
         )
 
 
-def target_crops(records: Sequence[Record], detector: Detector, count: int = TARGETS) -> Tensor | None:
+def target_crops(records: Sequence[Record], detector: FaceDetection, count: int = TARGETS) -> Tensor | None:
     """Aligned crops of the first ``count`` people in whose photo a face is found.
 
     Args:

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.encoders.types import PhotoEncoder
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
 from diffusers_dedim.evaluation.data import Record, hash_records
-from diffusers_dedim.faces import Face, align, detect
+from diffusers_dedim.faces import Face, FaceDetection, align, detect
+from diffusers_dedim.images.modes import PixelArray
 
-Detector = Callable[[NDArray[np.uint8]], list[Face]]
 SAME_FACE_IOU = 0.3
 _CHUNK = 50  # photos decoded at a time: bounds memory whatever the gallery's size
 
@@ -44,7 +44,7 @@ class Gallery:
     undetected: int
 
 
-def central_face(photo: NDArray[np.uint8], detector: Detector) -> Face | None:
+def central_face(photo: PixelArray, detector: FaceDetection) -> Face | None:
     """The detected face nearest to the middle of the photo, or ``None``.
 
     LFW centres the person it names; people in the background are not meant.
@@ -67,7 +67,7 @@ def central_face(photo: NDArray[np.uint8], detector: Detector) -> Face | None:
     return min(detector(photo), key=distance, default=None)
 
 
-def same_face(photo: NDArray[np.uint8], face: Face, detector: Detector) -> Face | None:
+def same_face(photo: PixelArray, face: Face, detector: FaceDetection) -> Face | None:
     """The face that is detected where a face was before the photo was protected, or ``None``.
 
     Somebody else in the photo does not stand in for a face that is not found any more: a match with the wrong
@@ -91,7 +91,9 @@ def same_face(photo: NDArray[np.uint8], face: Face, detector: Detector) -> Face 
     return found[best] if overlaps[best] >= SAME_FACE_IOU else None
 
 
-def find_faces(records: Sequence[Record], detector: Detector, cache: ArrayCache) -> list[Face | None]:
+def find_central_faces(
+    records: Sequence[Record], detector: FaceDetection, cache: ArrayCache
+) -> list[Face | None]:
     """`central_face` of each record's photo, kept in the cache.
 
     Args:
@@ -116,7 +118,7 @@ def find_faces(records: Sequence[Record], detector: Detector, cache: ArrayCache)
 
 
 def embed_gallery(
-    records: Sequence[Record], recognisers: Sequence[Recogniser], detector: Detector, cache: ArrayCache
+    records: Sequence[Record], recognisers: Sequence[Recogniser], detector: FaceDetection, cache: ArrayCache
 ) -> Gallery:
     """Detect and embed every gallery image with every recogniser, kept in the cache.
 
@@ -133,7 +135,7 @@ def embed_gallery(
     names = [recogniser.name for recogniser in recognisers]
     if len(set(names)) != len(names):
         raise ValueError(f"recognisers: expected different names, got {names}.")
-    faces = find_faces(records, detector, cache)
+    faces = find_central_faces(records, detector, cache)
     known = (hash_records(records), _hash_faces(faces))
     embeddings = {}
     for recogniser in recognisers:
@@ -178,7 +180,7 @@ def _hash_faces(faces: Sequence[Face | None]) -> str:
     return hashlib.sha256(repr([f and (f.box, f.landmarks.tolist()) for f in faces]).encode()).hexdigest()
 
 
-def face_code(detector: Detector) -> str:
+def face_code(detector: FaceDetection) -> str:
     """Name the code and settings that find faces, so that a change of them empties the cache."""
     digest = hashlib.sha256(version("facenet-pytorch").encode())
     digest.update(code_of(detect).encode())

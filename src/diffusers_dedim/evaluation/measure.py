@@ -24,18 +24,20 @@ from diffusers_dedim.encoders.recogniser import Recogniser
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation import probes as search
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, code_of, encoder_code, face_code
+from diffusers_dedim.evaluation.gallery import Gallery, code_of, encoder_code, face_code
 from diffusers_dedim.evaluation.methods import denoises, takes_targets
-from diffusers_dedim.evaluation.probes import Pixels, Probe, protect_probes, score_photos
+from diffusers_dedim.evaluation.probes import Probe, protect_probes, score_photos
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.results import MethodEntry, RateEntry
 from diffusers_dedim.evaluation.robustness import uses_denoiser
+from diffusers_dedim.faces import FaceDetection
+from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.metrics import quality
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.quality import Lpips, landmark_shift
 
-Protect = Callable[[list[Pixels]], Any]
-Transform = Callable[[list[Pixels]], list[Pixels]]
+Protect = Callable[[list[PixelArray]], Any]
+Transform = Callable[[list[PixelArray]], list[PixelArray]]
 _EFFORT = ("rounds", "unet_calls", "reached_threshold")
 
 
@@ -76,7 +78,7 @@ class Bench:
 
     recognisers: tuple[Recogniser, ...]
     gallery: Gallery
-    detector: Detector
+    detector: FaceDetection
     landmarker: nn.Module
     cache: ArrayCache
     lpips: Lpips | None = None
@@ -133,14 +135,14 @@ def protect_chunk(make: Callable[[int], Protect], chunk: Chunk, method: str, cac
     return cache.get(("protected", method, chunk.fingerprint), protect)
 
 
-def restore_photos(chunk: Chunk, protected: Arrays) -> list[Pixels]:
+def restore_photos(chunk: Chunk, protected: Arrays) -> list[PixelArray]:
     """The protected photos of a piece, to the last bit."""
     changes = (protected[f"change_{index}"].astype(np.uint8) for index in range(len(chunk.probes)))
     return [probe.photo + change for probe, change in zip(chunk.probes, changes, strict=True)]
 
 
 def score_chunk(
-    chunk: Chunk, photos: Callable[[], list[Pixels]], bench: Bench, identity: str, transform: str = ""
+    chunk: Chunk, photos: Callable[[], list[PixelArray]], bench: Bench, identity: str, transform: str = ""
 ) -> Arrays:
     """Search for the photos of one piece and measure them, or read what came out before.
 
@@ -285,9 +287,9 @@ class Evaluator:
             rates += self._rates(method, name, after, impostors)
         return self._method_entry(method, protected, scored), rates
 
-    def photos(self, method: str, count: int) -> list[Pixels]:
+    def photos(self, method: str, count: int) -> list[PixelArray]:
         """The first protected photos of a measured method, for the panel."""
-        identity, photos = self._identity(method), list[Pixels]()
+        identity, photos = self._identity(method), list[PixelArray]()
         for chunk in split_probes(self.probes, self.settings.chunk):
             if len(photos) < count:
                 photos += restore_photos(chunk, self._protect(method, chunk, identity))

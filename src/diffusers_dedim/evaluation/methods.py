@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusers_dedim.baselines import (
@@ -26,8 +25,9 @@ from diffusers_dedim.baselines import (
 )
 from diffusers_dedim.encoders import EncoderEnsemble, OnnxEncoder
 from diffusers_dedim.faces import AlignedFace, Face, align_face, choose_faces, paste_back, warn_small
+from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.models.blocks import CROP_SIZE
-from diffusers_dedim.pipeline.inputs import child_generator, photo_generators
+from diffusers_dedim.pipeline.inputs import child_generator, generators, photo_generators
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import PRESETS
@@ -130,10 +130,9 @@ def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
     return guided
 
 
-Pixels = NDArray[np.uint8]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Method = Callable[..., Any]  # photos, generator -> DeDiMOutput
-FaceFilter = Callable[[Pixels, Face], Pixels]
+FaceFilter = Callable[[PixelArray, Face], PixelArray]
 CropAttack = Callable[[Tensor, list[torch.Generator]], Tensor]
 
 METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im", "tip-im-strong", "dedim")
@@ -157,7 +156,7 @@ def denoises(name: str) -> bool:
 
 def make_method(
     name: str, pipe: DeDiMPipeline, *, seed: int = 0, first: int = 0, targets: Tensor | None = None
-) -> Callable[[list[Pixels]], Any]:
+) -> Callable[[list[PixelArray]], Any]:
     """Build a method of the experiment.
 
     Args:
@@ -188,13 +187,12 @@ def make_method(
     return seeded(_build(name, pipe, targets), seed, first)
 
 
-def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[list[Pixels]], Any]:
+def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[list[PixelArray]], Any]:
     """Give every photo its own generator, by its place: what a photo becomes does not depend on the batch size."""
     count = itertools.count(first)
 
-    def call(photos: list[Pixels]) -> Any:
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
-        return method(photos, generator=generators)
+    def call(photos: list[PixelArray]) -> Any:
+        return method(photos, generator=generators(seed, [str(next(count)) for _ in photos]))
 
     return call
 
@@ -263,12 +261,12 @@ def _settings(name: str, preset: str, presets: dict[str, Preset], strength: dict
     return set_strength(name, presets[preset], strength)
 
 
-def _keep(photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+def _keep(photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
     """The photos as they are."""
     return DeDiMOutput(list(photos), [])
 
 
-def _ddpm(pipe: DeDiMPipeline, photos: list[Pixels], generator: Generators = None) -> Any:
+def _ddpm(pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators = None) -> Any:
     """Algorithm 2 with s = 0 and L = 1: what the denoiser alone does to the masked face."""
     with warnings.catch_warnings():
         # nothing pushes these faces below h: that they stay above it is the finding, not a fault
@@ -301,7 +299,7 @@ class FilterMethod:
     pipe: DeDiMPipeline
     change: FaceFilter
 
-    def __call__(self, photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
         """Change every face of every photo; see `make_method`."""
         found, results = _find_all(self.pipe, photos), list(photos)
         for index, aligned in found:
@@ -325,13 +323,13 @@ class AttackMethod:
     epsilon: float
     rounds: int
 
-    def __call__(self, photos: list[Pixels], generator: Generators = None) -> DeDiMOutput:
+    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
         """Change every face of every photo; see `make_method`."""
-        generators = photo_generators(generator, len(photos))
+        parents = photo_generators(generator, len(photos))
         found, results = _find_all(self.pipe, photos), list(photos)
         for batch in _batches(found):
             crops = _stack_crops(self.pipe, batch)
-            changed = self.attack(crops, [child_generator(generators[index]) for index, _ in batch])
+            changed = self.attack(crops, [child_generator(parents[index]) for index, _ in batch])
             for (index, aligned), crop in zip(batch, changed.cpu(), strict=True):
                 results[index] = paste_back(results[index], aligned, crop, torch.ones_like(crop[:1]))
         results = [
@@ -341,12 +339,12 @@ class AttackMethod:
         return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=self.rounds))
 
 
-def _clip_change(original: Pixels, changed: Pixels, epsilon: float) -> Pixels:
+def _clip_change(original: PixelArray, changed: PixelArray, epsilon: float) -> PixelArray:
     limit, start = int(epsilon), original.astype(np.int16)
     return np.clip(changed.astype(np.int16), start - limit, start + limit).astype(np.uint8)
 
 
-def _find_all(pipe: DeDiMPipeline, photos: Sequence[Pixels]) -> list[tuple[int, AlignedFace]]:
+def _find_all(pipe: DeDiMPipeline, photos: Sequence[PixelArray]) -> list[tuple[int, AlignedFace]]:
     found: list[tuple[int, AlignedFace]] = []
     for index, photo in enumerate(photos):
         large, small = choose_faces(pipe.face_detector(photo), index, "skip")
@@ -365,7 +363,7 @@ def _stack_crops(pipe: DeDiMPipeline, batch: Sequence[tuple[int, AlignedFace]]) 
 
 
 def _measure_all(
-    pipe: DeDiMPipeline, photos: Sequence[Pixels], found: list[tuple[int, AlignedFace]], rounds: int
+    pipe: DeDiMPipeline, photos: Sequence[PixelArray], found: list[tuple[int, AlignedFace]], rounds: int
 ) -> list[FaceResult]:
     results: list[FaceResult] = []
     for batch in _batches(found):

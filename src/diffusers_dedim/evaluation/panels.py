@@ -15,11 +15,11 @@ from torch import Tensor
 from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.data import Record
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, central_face, same_face
+from diffusers_dedim.evaluation.gallery import Gallery, central_face, same_face
 from diffusers_dedim.evaluation.measure import Evaluator
 from diffusers_dedim.evaluation.probes import Probe, search_gallery
 from diffusers_dedim.evaluation.results import MethodEntry
-from diffusers_dedim.faces import MIN_FACE_SIZE, align_face
+from diffusers_dedim.faces import MIN_FACE_SIZE, FaceDetection, align_face
 from diffusers_dedim.metrics.retrieval import genuine_ranks
 
 _ZOOM = 2
@@ -128,7 +128,7 @@ class Panel:
     of_probes: bool
 
 
-def read_shown(records: Sequence[Record], detector: Detector) -> list[Probe]:
+def read_shown(records: Sequence[Record], detector: FaceDetection) -> list[Probe]:
     """Photos that may be shown, as probes; told at once where one cannot serve.
 
     Args:

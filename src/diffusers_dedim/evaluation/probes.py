@@ -16,15 +16,14 @@ from tqdm.auto import tqdm
 from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Record
-from diffusers_dedim.evaluation.gallery import Detector, Gallery, find_faces, same_face
-from diffusers_dedim.faces import MIN_FACE_SIZE, Face, align_face
+from diffusers_dedim.evaluation.gallery import Gallery, find_central_faces, same_face
+from diffusers_dedim.faces import MIN_FACE_SIZE, Face, FaceDetection, align_face
+from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.metrics.quality import haarpsi, mean_ssim, psnr
 from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
 
-Pixels = NDArray[np.uint8]
 
-
-class FaceRecord(Protocol):
+class ProbeFace(Protocol):
     """What is read of a pipeline's per-face result (`FaceResult`)."""
 
     rounds: int
@@ -44,7 +43,7 @@ class Probe:
     """
 
     person: str
-    photo: Pixels
+    photo: PixelArray
     face: Face
     name: str = ""
 
@@ -59,8 +58,8 @@ class Protection:
         seconds: time spent inside the method.
     """
 
-    photos: tuple[Pixels, ...]
-    faces: tuple[FaceRecord, ...]
+    photos: tuple[PixelArray, ...]
+    faces: tuple[ProbeFace, ...]
     seconds: float
 
 
@@ -97,7 +96,7 @@ class ProbeScores:
         return int((~self.detected).sum())
 
 
-def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCache) -> list[Probe]:
+def prepare_probes(records: Sequence[Record], detector: FaceDetection, cache: ArrayCache) -> list[Probe]:
     """Decode probes and find the face that is meant.
 
     Photos without a face are left out, and those whose face is under 40 px: no method changes such a face.
@@ -110,7 +109,7 @@ def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCa
     Raises:
         UnreadablePhotoError: a photo cannot be decoded; names the record.
     """
-    faces = find_faces(records, detector, cache)
+    faces = find_central_faces(records, detector, cache)
     return [
         Probe(record.person, record.read_photo(), face, record.name)
         for record, face in zip(records, faces, strict=True)
@@ -119,7 +118,7 @@ def prepare_probes(records: Sequence[Record], detector: Detector, cache: ArrayCa
 
 
 def protect_probes(
-    protect: Callable[[list[Pixels]], Any], probes: Sequence[Probe], batch_size: int = 8
+    protect: Callable[[list[PixelArray]], Any], probes: Sequence[Probe], batch_size: int = 8
 ) -> Protection:
     """Run a method over the whole photos of the probes.
 
@@ -132,8 +131,8 @@ def protect_probes(
     Raises:
         ValueError: the method changed the number or the size of the photos.
     """
-    photos: list[Pixels] = []
-    faces: list[FaceRecord] = []
+    photos: list[PixelArray] = []
+    faces: list[ProbeFace] = []
     seconds = 0.0
     for start in tqdm(range(0, len(probes), batch_size), desc="protect", leave=False):
         batch = [probe.photo for probe in probes[start : start + batch_size]]
@@ -148,7 +147,7 @@ def protect_probes(
 
 def search_gallery(
     probes: Sequence[Probe],
-    photos: Sequence[Pixels],
+    photos: Sequence[PixelArray],
     faces: Sequence[Face],
     gallery: Gallery,
     recognisers: Sequence[Recogniser],
@@ -175,10 +174,10 @@ def search_gallery(
 
 def score_photos(
     probes: Sequence[Probe],
-    protected: Sequence[Pixels],
+    protected: Sequence[PixelArray],
     gallery: Gallery,
     recognisers: Sequence[Recogniser],
-    detector: Detector,
+    detector: FaceDetection,
 ) -> ProbeScores:
     """Score protected photos of the probes, in their order.
 
@@ -223,11 +222,11 @@ def score_photos(
 
 
 def evaluate_probes(
-    protect: Callable[[list[Pixels]], Any],
+    protect: Callable[[list[PixelArray]], Any],
     probes: Sequence[Probe],
     gallery: Gallery,
     recognisers: Sequence[Recogniser],
-    detector: Detector,
+    detector: FaceDetection,
     batch_size: int = 8,
 ) -> tuple[Protection, ProbeScores]:
     """`protect_probes`, then `score_photos` on the result.
@@ -249,7 +248,7 @@ def evaluate_probes(
     return protection, score_photos(probes, protection.photos, gallery, recognisers, detector)
 
 
-def _check_same_sizes(originals: Sequence[Pixels], photos: Sequence[Pixels]) -> None:
+def _check_same_sizes(originals: Sequence[PixelArray], photos: Sequence[PixelArray]) -> None:
     if len(photos) != len(originals):
         raise ValueError(f"photos: expected {len(originals)}, one for each probe, got {len(photos)}.")
     for index, (original, photo) in enumerate(zip(originals, photos, strict=True)):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -23,9 +22,10 @@ from diffusers_dedim.diffusion.sampling import sample_dedim
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.diffusion.solvers import prepare_scheduler
 from diffusers_dedim.faces import Face, align_face, paste_back, whole_crop
+from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.pipeline.inputs import child_generator, generators, photo_generators
 
-Pixels = NDArray[np.uint8]
-Transform = Callable[[list[Pixels]], list[Pixels]]
+Transform = Callable[[list[PixelArray]], list[PixelArray]]
 
 BLUR_SIGMA = 1.0  # photo px
 _PURIFY = "purify-"
@@ -124,26 +124,26 @@ def make_purifier(
     # raises here, not in the middle of a measurement
     prepare_scheduler(pipe.scheduler, dedim_timesteps(start_timestep, steps))
 
-    def purify(photos: list[Pixels]) -> list[Pixels]:
+    def purify(photos: list[PixelArray]) -> list[PixelArray]:
         return [_purify_photo(pipe, photo, start_timestep, steps, seed, aligned) for photo in photos]
 
     return purify
 
 
 def _purify_photo(
-    pipe: Any, photo: Pixels, start_timestep: int, steps: int, seed: int, aligned: bool
-) -> Pixels:
+    pipe: Any, photo: PixelArray, start_timestep: int, steps: int, seed: int, aligned: bool
+) -> PixelArray:
     found: list[Face] = [] if aligned else pipe.face_detector(photo)
     faces = [whole_crop(photo)] if aligned else [align_face(photo, face) for face in found]
-    result: Pixels = photo.copy()
+    result: PixelArray = photo.copy()
     if not faces:
         return result
-    parent = torch.Generator().manual_seed(_content_seed(photo, seed))
-    seeds = torch.randint(2**62, (len(faces),), generator=parent).tolist()
-    generators = [torch.Generator().manual_seed(value) for value in seeds]
+    # by its content: the same in any order, batch or resumed run
+    (parent,) = photo_generators(generators(seed, [_fingerprint(photo)]), 1)
     crops = torch.stack([face.crop for face in faces])
+    noise = [child_generator(parent) for _ in faces]
     everything = torch.ones_like(crops[0, :1])
-    for face, crop in zip(faces, sdedit(pipe, crops, start_timestep, steps, generators), strict=True):
+    for face, crop in zip(faces, sdedit(pipe, crops, start_timestep, steps, noise), strict=True):
         result = paste_back(result, face, crop, everything)
     return result
 
@@ -180,15 +180,12 @@ def uses_denoiser(transform: str) -> bool:
     return transform.startswith(_PURIFY)
 
 
-def _content_seed(photo: Pixels, seed: int) -> int:
-    """A seed in 0..2^62 from the seed and the photo: the same in any order, batch or resumed run."""
-    digest = hashlib.sha256(f"{seed} {photo.shape}".encode())
-    digest.update(np.ascontiguousarray(photo).tobytes())
-    return int.from_bytes(digest.digest()[:8], "big") >> 2
+def _fingerprint(photo: PixelArray) -> str:
+    return hashlib.sha256(f"{photo.shape}".encode() + photo.tobytes()).hexdigest()
 
 
 def _each(change: Callable[[Image.Image], Image.Image]) -> Transform:
-    def transform(photos: list[Pixels]) -> list[Pixels]:
+    def transform(photos: list[PixelArray]) -> list[PixelArray]:
         return [np.array(change(Image.fromarray(photo))) for photo in photos]
 
     return transform
