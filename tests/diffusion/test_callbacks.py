@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from diffusers_dedim.diffusion.callbacks import CallbackView, chain_callbacks
+from diffusers_dedim.diffusion.callbacks import STEP_TENSORS, CallbackView, StepCallbacks, chain_callbacks
 
 AVAILABLE = ["sample", "prev_sample", "mask"]
 
@@ -30,6 +30,56 @@ class AddMask(PipelineCallback):
 def double(pipeline: Any, index: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
     assert sorted(given) == ["prev_sample"]
     return {"prev_sample": given["prev_sample"] * 2}
+
+
+class AddNoise(PipelineCallback):
+    """Acts before the step; after it, it doubles what came out."""
+
+    tensor_inputs = ("noise_pred", "prev_sample")
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def before_step(self, pipeline: Any, index: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        assert sorted(given) == ["noise_pred"]  # where the step leads is not known yet
+        return {"noise_pred": given["noise_pred"] * 10 + self.amount}
+
+    def callback_fn(self, pipeline: Any, index: int, timestep: int, given: dict[str, Any]) -> dict[str, Any]:
+        return {"prev_sample": given["prev_sample"] * 2}
+
+
+def test_what_acts_before_the_step_sees_what_the_one_before_it_returned() -> None:
+    chained = StepCallbacks([AddNoise(1), double, None, AddNoise(2)], ["prev_sample"])
+    given = {"noise_pred": torch.ones(1), "sample": torch.zeros(1)}
+    result = chained.before_step(None, 0, 9, given)
+    assert result["noise_pred"].item() == 112
+    assert given["noise_pred"].item() == 1  # the caller's own is left alone
+    assert chained(None, 0, 9, {"prev_sample": torch.ones(1), **given})["prev_sample"].item() == 8
+
+
+def test_the_parts_of_a_multi_callback_act_before_the_step_too() -> None:
+    inner = MultiPipelineCallbacks([AddNoise(3)])
+    multi = MultiPipelineCallbacks([AddNoise(1), inner, AddNoise(2)])
+    chained = StepCallbacks([multi])
+    assert chained.before_step(None, 0, 9, {"noise_pred": torch.ones(1)})["noise_pred"].item() == 1132
+    after = chained(None, 0, 9, {"noise_pred": torch.ones(1), "prev_sample": torch.ones(1)})
+    assert after["prev_sample"].item() == 8  # each once
+
+
+def test_a_chain_in_a_chain_is_the_chain() -> None:
+    inner = chain_callbacks([AddNoise(1), AddNoise(2)], ["prev_sample"], ["noise_pred", "prev_sample"])
+    given = {
+        name: torch.ones(1) for name in ("sample", "prev_sample", "noise_pred", "x_org", "mask", "reference")
+    }
+    before = {name: tensor for name, tensor in given.items() if name != "prev_sample"}
+    assert StepCallbacks([inner]).before_step(None, 0, 9, before)["noise_pred"].item() == 112
+    assert StepCallbacks([inner])(None, 0, 9, given)["prev_sample"].item() == 4
+
+
+def test_nothing_before_the_step_changes_nothing() -> None:
+    given = tensors()
+    assert StepCallbacks([AddMask(), double]).before_step(None, 0, 9, given) == given
 
 
 def test_nothing_to_run_is_none() -> None:
@@ -68,6 +118,10 @@ def test_a_callback_that_returns_nothing_is_told() -> None:
     text = "callback_on_step_end: expected the callback to return its dictionary of tensors, got NoneType"
     with pytest.raises(TypeError, match=re.escape(text)):
         chained(None, 0, 9, tensors())
+    early = StepCallbacks([SimpleNamespace(before_step=lambda *_: None)])
+    text = "before_step: expected the callback to return its dictionary of tensors, got NoneType"
+    with pytest.raises(TypeError, match=re.escape(text)):
+        early.before_step(None, 0, 9, dict.fromkeys(STEP_TENSORS, torch.ones(1)))
 
 
 def test_the_view_is_the_pipeline_with_another_scheduler() -> None:

@@ -122,15 +122,34 @@ def test_identity_guidance_is_nothing_at_the_last_step_and_at_scale_0() -> None:
 
 def test_estimate_guidance_moves_the_estimate_away() -> None:
     pipeline, given = tensors()
-    before = given["prev_sample"].clone()
-    after = EstimateGuidance(0.05, -0.9, views=1, smoothing=0, cutoff_step_ratio=1)(pipeline, 9, 9, given)[
-        "prev_sample"
-    ]
-    x_0 = predict_x_0(pipeline.scheduler, given["noise_pred"], torch.tensor(9), given["sample"])
-    # at the last step the weight of the x_0 estimate is 1: the push arrives whole
-    pushed = x_0 + (after - before)
+    before = given["noise_pred"]
+    guidance = EstimateGuidance(0.05, -0.9, views=1, smoothing=0, cutoff_step_ratio=1)
+    after = guidance.before_step(pipeline, 9, 9, dict(given))["noise_pred"]
+    x_0, pushed = (
+        predict_x_0(pipeline.scheduler, e, torch.tensor(9), given["sample"]) for e in (before, after)
+    )
     old, new = (match_probability(pipeline.face_encoder(x), given["reference"]) for x in (x_0, pushed))
     assert (new < old).all()
+
+
+def test_the_noise_it_returns_is_that_of_the_pushed_estimate() -> None:
+    pipeline, given = tensors()
+    guidance = EstimateGuidance(0.05, -0.9)
+    x_0 = predict_x_0(pipeline.scheduler, given["noise_pred"], torch.tensor(59), given["sample"])
+    gradient = guidance._similarity_gradient(pipeline.face_encoder, x_0, given["reference"])  # the mask is 1
+    expected = (x_0 - 0.05 * guidance._direction(gradient, given["mask"])).clamp(-1, 1)
+    eps = guidance.before_step(pipeline, 4, 59, dict(given))["noise_pred"]
+    pushed = predict_x_0(pipeline.scheduler, eps, torch.tensor(59), given["sample"])
+    # float64; the levels at 59 are float32's on both ways, and their quotient is multiplied in and out again
+    torch.testing.assert_close(pushed, expected, rtol=0, atol=1e-12)
+
+
+def test_estimate_guidance_does_nothing_after_the_step() -> None:
+    pipeline, given = tensors()
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    after = EstimateGuidance(0.05, -0.9)(pipeline, 4, 59, dict(given))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_estimate_guidance_leaves_a_finished_face_alone() -> None:
@@ -139,17 +158,17 @@ def test_estimate_guidance_leaves_a_finished_face_alone() -> None:
     given["reference"] = -given["reference"]
     blend = predict_x_0(pipeline.scheduler, given["noise_pred"], torch.tensor(59), given["sample"])
     stop = 2 * match_probability(pipeline.face_encoder(blend), given["reference"]).max().item() - 1
-    before = given["prev_sample"].clone()
-    after = EstimateGuidance(stop_similarity=stop + 1e-6, views=1)(pipeline, 4, 59, given)["prev_sample"]
-    assert torch.equal(after, before)
+    before = given["noise_pred"].clone()
+    guidance = EstimateGuidance(stop_similarity=stop + 1e-6, views=1)
+    assert torch.equal(guidance.before_step(pipeline, 4, 59, given)["noise_pred"], before)
 
 
 def test_estimate_guidance_leaves_the_last_steps_to_the_denoiser() -> None:
     pipeline, given = tensors()  # ten timesteps
     guidance = EstimateGuidance(stop_similarity=-0.9, cutoff_step_ratio=0.7)
-    before = given["prev_sample"].clone()
-    assert torch.equal(guidance(pipeline, 7, 29, dict(given))["prev_sample"], before)
-    assert not torch.equal(guidance(pipeline, 6, 39, dict(given))["prev_sample"], before)
+    before = given["noise_pred"].clone()
+    assert torch.equal(guidance.before_step(pipeline, 7, 29, dict(given))["noise_pred"], before)
+    assert not torch.equal(guidance.before_step(pipeline, 6, 39, dict(given))["noise_pred"], before)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.8])

@@ -251,3 +251,46 @@ def test_the_callback_sees_every_step_and_decides_x_prev() -> None:
     names = ["mask", "noise_pred", "prev_sample", "reference", "sample", "x_org"]
     assert seen == [("me", index, timestep, names) for index, timestep in enumerate((29, 19, 9))]
     assert torch.equal(result.crops, mask * 0.25 + (1 - mask) * x_org)
+
+
+def test_callbacks_see_the_step_that_the_guidance_changed() -> None:
+    """One that acts before the step changes its noise; those after see that noise and where it led, and decide."""
+    x_org, mask = faces(2)
+    scheduler, seen = scheduler_for(30, 3), list[dict[str, Tensor]]()
+
+    class Louder:
+        def before_step(
+            self, _: Any, index: int, timestep: int, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            assert "prev_sample" not in tensors
+            with torch.enable_grad():  # a graph that somebody left must not reach the next step
+                return {"noise_pred": tensors["noise_pred"].requires_grad_() * 1.5}
+
+        def __call__(
+            self, _: Any, index: int, timestep: int, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            seen.append(tensors)
+            return {"prev_sample": tensors["prev_sample"] + 0.25}
+
+    result = sample_dedim(
+        x_org,
+        mask,
+        unet=toy_unet,
+        scheduler=scheduler,
+        face_encoder=ToyEncoder(SIZE).double(),
+        threshold=0.01,
+        max_rounds=1,
+        generators=seeded(0, 1),
+        guidance=Louder(),
+    )
+    twins = seeded(0, 1)
+    noise = torch.stack([torch.randn(3, SIZE, SIZE, generator=g, dtype=torch.float64) for g in twins])
+    x_t = scheduler.add_noise(x_org, noise, scheduler.timesteps[:1])
+    for tensors, timestep in zip(seen, scheduler.timesteps, strict=True):
+        eps = toy_unet(x_t, int(timestep)) * 1.5
+        x_prev = scheduler.step(eps, timestep, x_t, generator=twins).prev_sample
+        for name, expected in (("sample", x_t), ("noise_pred", eps), ("prev_sample", x_prev)):
+            assert torch.equal(tensors[name], expected), name
+        x_t = x_prev + 0.25
+    assert torch.equal(result.crops, mask * x_t + (1 - mask) * x_org)
+    assert not result.crops.requires_grad

@@ -12,8 +12,8 @@ from diffusers_dedim.diffusion.schedule import (
     dedim_timesteps,
     make_scheduler,
     posterior_std,
-    posterior_x_0_weight,
     predict_x_0,
+    shift_estimate,
 )
 
 # float64 with one division by beta_t or 1 - alphas_cumprod, both at least 4e-5: 1e-16 / 4e-5 is 3e-12
@@ -96,24 +96,44 @@ def test_posterior_std_of_respaced_timesteps_is_the_schedulers(steps: int) -> No
 
 
 @pytest.mark.parametrize("steps", [1, 10, 100])
-def test_posterior_x_0_weight_is_how_the_mean_moves(steps: int) -> None:
+def test_a_shifted_estimate_moves_the_posterior_mean_as_its_formula_says(steps: int) -> None:
+    """The mean is linear in x_0 with sqrt(ac_prev) beta / (1 - ac) (Ho et al. 2020, Eq. 7); the noise stays."""
     timesteps = dedim_timesteps(100, steps)
     scheduler, (x_t, eps) = double_scheduler(timesteps), pair()
-    for timestep in timesteps:
-        ac_t = scheduler.alphas_cumprod[timestep]
-        moved_eps = eps - ac_t.sqrt() / (1 - ac_t).sqrt()  # moves the x_0 estimate by one
+    levels = [*scheduler.alphas_cumprod[timesteps].tolist(), 1.0]
+    shift = 0.1 * torch.randn(eps.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for timestep, level, following in zip(timesteps, levels[:-1], levels[1:], strict=True):
+        shifted_eps = shift_estimate(scheduler, eps, torch.tensor(timestep), shift)
         before, after = (
             scheduler.step(e, timestep, x_t, generator=torch.Generator().manual_seed(0)).prev_sample
-            for e in (eps, moved_eps)
+            for e in (eps, shifted_eps)
         )
-        weight = torch.full_like(x_t, posterior_x_0_weight(scheduler, timestep))
-        torch.testing.assert_close(after - before, weight, rtol=0, atol=EXACT)
+        weight = following**0.5 * (1 - level / following) / (1 - level)
+        torch.testing.assert_close(after - before, weight * shift, rtol=0, atol=EXACT)
 
 
-def test_last_step_lands_on_the_x_0_estimate() -> None:
+def test_last_step_lands_on_the_shifted_estimate() -> None:
+    """A push there reaches the result without passing the denoiser."""
     for steps in (1, 10, 100):
         timesteps = dedim_timesteps(100, steps)
-        assert posterior_x_0_weight(double_scheduler(timesteps), timesteps[-1]) == pytest.approx(1, abs=EXACT)
+        scheduler, (x_t, eps) = double_scheduler(timesteps), pair()
+        last = torch.tensor(timesteps[-1])
+        target = predict_x_0(scheduler, eps, last, x_t) + 0.25
+        shifted_eps = shift_estimate(scheduler, eps, last, torch.full_like(eps, 0.25))
+        landed = scheduler.step(
+            shifted_eps, timesteps[-1], x_t, generator=torch.Generator()
+        ).pred_original_sample
+        torch.testing.assert_close(landed, target, rtol=0, atol=EXACT)
+
+
+def test_a_shift_is_that_of_the_estimate_each_face_at_its_own_timestep() -> None:
+    scheduler, (x_t, eps) = double_scheduler(), pair()
+    timesteps = torch.tensor([99, 5])
+    shift = torch.linspace(-1, 1, eps.numel(), dtype=torch.float64).reshape(eps.shape)
+    before = predict_x_0(scheduler, eps, timesteps, x_t)
+    after = predict_x_0(scheduler, shift_estimate(scheduler, eps, timesteps, shift), timesteps, x_t)
+    torch.testing.assert_close(after - before, shift, rtol=0, atol=EXACT)
+    assert torch.equal(shift_estimate(scheduler, eps, timesteps, 0 * shift), eps)
 
 
 def test_predict_x_0_undoes_add_noise_and_agrees_with_the_scheduler() -> None:

@@ -1,7 +1,8 @@
 """Identity guidance: how a recogniser's gradient enters the denoising, as diffusers step callbacks.
 
-A guidance is a `diffusers.callbacks.PipelineCallback`: after each scheduler step it reads x_t (``sample``)
-and may change x_{t-1} (``prev_sample``). It takes the recogniser and the scheduler from the pipeline.
+A guidance is a `diffusers.callbacks.PipelineCallback`. The paper's acts after the scheduler's step: it reads x_t
+(``sample``) and changes x_{t-1} (``prev_sample``). Ours acts before it and changes the predicted noise
+(``noise_pred``) instead. Both take the recogniser and the scheduler from the pipeline.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0
-from diffusers_dedim.diffusion.solvers import shift_estimate
+from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0, shift_estimate
 
 # The gradient of log(1 - p) is that of -p over 1 - p, which is 0 for an unchanged face: keep it above this.
 MIN_OTHER_PROBABILITY = 1e-3
@@ -128,7 +128,7 @@ class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
 
 
 class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers ships no types
-    """Push the estimate of the clean face away from its identity by a step of fixed size.
+    """Push the estimate of the clean face away from its identity by a step of fixed size, before the scheduler's step.
 
     The recogniser sees what it was trained for, the blended x_0 estimate instead of the noisy x_t, and the
     length of the step does not depend on how steep its similarity happens to be. The denoiser keeps of the push
@@ -158,7 +158,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         >>> pipe(photo, guidance=EstimateGuidance(step_size=0.02))  # doctest: +SKIP
     """
 
-    tensor_inputs: ClassVar[list[str]] = ["sample", "prev_sample", "noise_pred", "x_org", "mask", "reference"]
+    tensor_inputs: ClassVar[list[str]] = ["sample", "noise_pred", "x_org", "mask", "reference"]
 
     def __init__(
         self,
@@ -180,21 +180,26 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         self.step_size, self.stop_similarity = step_size, stop_similarity
         self.views, self.smoothing = views, smoothing
 
-    def callback_fn(
+    def before_step(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Move ``prev_sample`` as the scheduler would have, had its x_0 estimate been the pushed one."""
+        """Change ``noise_pred`` so that the x_0 estimate that the scheduler will read off it is the pushed one."""
         if step_index >= self.config.cutoff_step_ratio * len(pipeline.scheduler.timesteps):
             return callback_kwargs
-        x_t, mask = callback_kwargs["sample"], callback_kwargs["mask"]
-        x_0 = predict_x_0(pipeline.scheduler, callback_kwargs["noise_pred"], torch.tensor(timestep), x_t)
+        x_t, eps, mask = (callback_kwargs[name] for name in ("sample", "noise_pred", "mask"))
+        time = torch.tensor(timestep)
+        x_0 = predict_x_0(pipeline.scheduler, eps, time, x_t)
         blend = mask * x_0 + (1 - mask) * callback_kwargs["x_org"]
         gradient = self._similarity_gradient(pipeline.face_encoder, blend, callback_kwargs["reference"])
         step = self.step_size * self._direction(gradient, mask)
         pushed = (x_0 - step).clamp(-1, 1)
-        callback_kwargs["prev_sample"] = shift_estimate(
-            pipeline.scheduler, timestep, callback_kwargs["prev_sample"], pushed - x_0
-        )
+        callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
+        return callback_kwargs
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Nothing is left to do after the step."""
         return callback_kwargs
 
     def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.callbacks import StepCallback
+from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
 from diffusers_dedim.diffusion.denoisers import correct_denoiser, window_denoiser
 from diffusers_dedim.diffusion.guidance import match_probability
 
@@ -66,7 +66,8 @@ def sample_dedim(
         threshold: h, a probability below 1; a face is done when its match probability is below it, at 0 never.
         max_rounds: L.
         generators: one per face, each another, so that a face's result does not depend on its batch.
-        guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``; None for plain DDPM.
+        guidance: step callback ``(pipeline, step_index, timestep, kwargs) -> kwargs``, with or without a
+            ``before_step`` (`StepCallbacks`); None for plain DDPM.
         error_correction: share in [0, 1] of the denoiser's error that is put right (`CorrectedDenoiser`); 0 is
             the paper's.
         window: rows and columns of the part of a crop, around its mask, that the denoiser is called on
@@ -91,7 +92,7 @@ def sample_dedim(
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
     history = [[value] for value in probability.tolist()]
     active = torch.arange(len(x_org), device=x_org.device)
-    timesteps = [int(t) for t in scheduler.timesteps]
+    timesteps, guide = [int(t) for t in scheduler.timesteps], StepCallbacks([guidance])
 
     for _ in range(max_rounds):  # line 2
         faces = [generators[index] for index in active.tolist()]
@@ -102,11 +103,12 @@ def sample_dedim(
         denoise = correct_denoiser(windowed, scheduler, error_correction, fixed["x_org"], noise, faces)
         for step_index, timestep in enumerate(timesteps):  # line 4
             eps = denoise(x_t, timestep)  # [n, 3, H, W] [D16]
+            tensors = {"sample": x_t, "noise_pred": eps, **fixed}
+            eps = guide.before_step(pipeline, step_index, timestep, tensors)["noise_pred"]  # ours only [D9]
             x_prev = scheduler.step(eps, timestep, x_t, generator=faces).prev_sample  # lines 5-6
-            if guidance is not None:  # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
-                tensors = {"sample": x_t, "prev_sample": x_prev, "noise_pred": eps, **fixed}
-                x_prev = guidance(pipeline, step_index, timestep, tensors)["prev_sample"].detach()
-            x_t = x_prev  # line 8
+            tensors |= {"noise_pred": eps, "prev_sample": x_prev}
+            # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
+            x_t = guide(pipeline, step_index, timestep, tensors)["prev_sample"].detach()  # line 8
         candidate = fixed["mask"] * x_t + (1 - fixed["mask"]) * fixed["x_org"]  # line 9
         candidate_probability = match_probability(face_encoder(candidate), fixed["reference"])
         better = candidate_probability < probability[active]  # line 10

@@ -79,6 +79,30 @@ def predict_x_0(scheduler: DDPMScheduler, eps: Tensor, timesteps: Tensor, x_t: T
     return x_0
 
 
+def shift_estimate(scheduler: DDPMScheduler, eps: Tensor, timesteps: Tensor, shift: Tensor) -> Tensor:
+    """Return the noise whose x_0 estimate is larger by ``shift`` while x_t stays where it is.
+
+    From x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps: eps' = eps - sqrt(ac_t / (1 - ac_t)) shift. Where the shift is 0,
+    the noise keeps its bits.
+
+    Args:
+        scheduler: gives ``alphas_cumprod``.
+        eps: predicted noise, ``[N, C, H, W]``.
+        timesteps: diffusers timesteps ``[N]`` or a scalar tensor, 0..T-1.
+        shift: change of the x_0 estimate, ``[N, C, H, W]`` in [-1, 1] units.
+
+    Example:
+        >>> eps, shift = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)
+        >>> scheduler, t = make_scheduler(), torch.tensor(99)
+        >>> predict_x_0(scheduler, shift_estimate(scheduler, eps, t, shift), t, eps).mean()  # of x_t = eps = 0
+        tensor(0.1000)
+    """
+    alphas_cumprod = scheduler.alphas_cumprod.to(eps.device, eps.dtype)[timesteps.to(eps.device)]
+    alphas_cumprod = alphas_cumprod.reshape(-1, 1, 1, 1)
+    shifted: Tensor = eps - (alphas_cumprod / (1 - alphas_cumprod)).sqrt() * shift
+    return shifted
+
+
 def posterior_std(scheduler: DDPMScheduler, timestep: int) -> float:
     """Return sigma_t, the standard deviation of q(x_{t-1} | x_t, x_0) (below Eq. 3), for the set timesteps.
 
@@ -96,43 +120,13 @@ def posterior_std(scheduler: DDPMScheduler, timestep: int) -> float:
         >>> round(posterior_std(make_scheduler(), 99), 4)
         0.0227
     """
-    ac_t, ac_prev = _alphas_cumprod_pair(scheduler, timestep)
-    return float(((1 - ac_prev) / (1 - ac_t) * (1 - ac_t / ac_prev)) ** 0.5)
-
-
-def posterior_x_0_weight(scheduler: DDPMScheduler, timestep: int) -> float:
-    """Return how much the posterior mean of x_{t-1} moves when the x_0 estimate moves by one.
-
-    The mean is linear in x_0 with the factor sqrt(ac_prev) beta_t / (1 - ac_t) (Ho et al. 2020, Eq. 7).
-
-    Args:
-        scheduler: with its timesteps set, or with all T of them.
-        timestep: diffusers timestep, 0..T-1.
-
-    Returns:
-        The factor, above 0 and at most 1; 1 at the last timestep, where the estimate is the result.
-
-    Raises:
-        TypeError: the scheduler is not DDPM's.
-
-    Example:
-        >>> scheduler = make_scheduler()
-        >>> scheduler.set_timesteps(timesteps=dedim_timesteps(100, 2))
-        >>> [round(posterior_x_0_weight(scheduler, timestep), 2) for timestep in (99, 49)]
-        [0.72, 1.0]
-    """
-    ac_t, ac_prev = _alphas_cumprod_pair(scheduler, timestep)
-    return float(ac_prev**0.5 * (1 - ac_t / ac_prev) / (1 - ac_t))
-
-
-def _alphas_cumprod_pair(scheduler: DDPMScheduler, timestep: int) -> tuple[float, float]:
-    """Return alphas_cumprod at ``timestep`` and at the one that follows it (1 after the last), in float64."""
-    ddpm = getattr(scheduler, "solver", scheduler)  # what a `SolverStepper` holds
-    if not isinstance(ddpm, DDPMScheduler):
+    if not isinstance(scheduler, DDPMScheduler):
+        solver = getattr(scheduler, "solver", scheduler)  # what a `SolverStepper` holds
         raise TypeError(
             "scheduler: the paper's guidance is scaled by sigma_t, the spread of DDPM's random step, which "
-            f"{type(ddpm).__name__} does not take; use EstimateGuidance (preset 'fast') or a DDPMScheduler."
+            f"{type(solver).__name__} does not take; use EstimateGuidance (preset 'fast') or a DDPMScheduler."
         )
-    previous = int(ddpm.previous_timestep(timestep))
+    previous = int(scheduler.previous_timestep(timestep))
     ac_t = float(scheduler.alphas_cumprod[timestep])
-    return ac_t, float(scheduler.alphas_cumprod[previous]) if previous >= 0 else 1.0
+    ac_prev = float(scheduler.alphas_cumprod[previous]) if previous >= 0 else 1.0
+    return float(((1 - ac_prev) / (1 - ac_t) * (1 - ac_t / ac_prev)) ** 0.5)

@@ -1,9 +1,7 @@
 """Schedulers other than the paper's: DDIM, DPM-Solver++ and Euler behind the calls that the sampler makes.
 
-The guidance of the default preset changes the estimate of the clean image in the middle of a step. With DDPM
-the rest of the step is linear in that estimate, so it can be added afterwards. A solver may clip the estimate
-or remember it for its next step; here its last step is therefore taken again, from the noise that
-corresponds to the changed estimate. See D13 in docs/paper.md.
+A guidance that changes the estimate of the clean image does so in the predicted noise, before the step: clipping,
+memory and random numbers are each scheduler's own affair. See D13 in docs/paper.md.
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from diffusers_dedim.diffusion.schedule import posterior_x_0_weight
-
 _KNOWN = (DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler)
 _ADVICE = "Use one of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler."
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler whose step cannot be taken from a changed estimate of the clean image.
+    """Refuse a scheduler that cannot take the steps of a round of Algorithm 2.
 
     Raises:
         TypeError: the scheduler is of another class; the text says why it cannot serve.
@@ -90,26 +86,8 @@ def prepare_scheduler(scheduler: Any, timesteps: Sequence[int], trained: Tensor 
     scheduler = copy.deepcopy(scheduler)
     if isinstance(scheduler, DDPMScheduler):
         scheduler.set_timesteps(timesteps=list(timesteps))
-        if not (scheduler.config.clip_sample or scheduler.config.thresholding):
-            return scheduler  # linear in the estimate: no need to take a step twice
+        return scheduler
     return SolverStepper(scheduler, timesteps)
-
-
-def shift_estimate(scheduler: Any, timestep: int, prev_sample: Tensor, shift: Tensor) -> Tensor:
-    """Return x_{t-1} as the scheduler would have made it, had its clean estimate been larger by ``shift``.
-
-    Args:
-        scheduler: what `prepare_scheduler` returned, just after its step at ``timestep``.
-        timestep: diffusers timestep of that step.
-        prev_sample: x_{t-1} as it is, ``[N, C, H, W]``; what callbacks added to it stays in it.
-        shift: change of the x_0 estimate, ``[N, C, H, W]`` in [-1, 1] units.
-
-    Source:
-        DDPM: Ho et al. 2020, Eq. 7. Others: x_t = sqrt(ac) x_0 + sqrt(1 - ac) eps with x_t held fixed.
-    """
-    if isinstance(scheduler, SolverStepper):
-        return prev_sample + scheduler.shift_estimate(shift)
-    return prev_sample + posterior_x_0_weight(scheduler, timestep) * shift
 
 
 class SolverStepper:
@@ -125,22 +103,18 @@ class SolverStepper:
     """
 
     def __init__(self, solver: Any, timesteps: Sequence[int]) -> None:
-        self.solver = solver
         self.timesteps = torch.tensor(timesteps)
         self.alphas_cumprod: Tensor = solver.alphas_cumprod
         self._order = list(timesteps)
-        if isinstance(solver, DDIMScheduler):
-            solver.num_inference_steps = len(timesteps)
-        elif not isinstance(solver, DDPMScheduler):
+        if not isinstance(solver, DDIMScheduler):
             _set_sigmas(solver, self._order)
-        self._fresh = _state(solver)
-        self._last: dict[str, Any] = {}
+        self._fresh = solver  # takes no step
+        self.solver = copy.deepcopy(solver)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SolverStepper:
         """Give a stepper of its own with an empty memory: what a round left in it may be part of a graph."""
         twin = copy.copy(self)
-        twin.solver, twin._last = copy.copy(self.solver), {}
-        _set_state(twin.solver, self._fresh)
+        twin.solver = copy.deepcopy(self._fresh)
         return twin
 
     @property
@@ -171,36 +145,8 @@ class SolverStepper:
             ValueError: ``timestep`` is not one of ``timesteps``.
         """
         if timestep == self._order[0]:
-            _set_state(self.solver, self._fresh)  # the memory of the round before is another image's
-        noise_states = [(one, one.get_state()) for one in generator or []]
-        before = _state(self.solver)
-        prev = self._advance(eps, timestep, x_t, generator)
-        self._last = {
-            "eps": eps,
-            "timestep": timestep,
-            "x_t": x_t,
-            "generator": generator,
-            "prev": prev,
-            "before": before,
-            "noise_states": noise_states,
-        }
-        return SchedulerOutput(prev_sample=prev)
-
-    def shift_estimate(self, shift: Tensor) -> Tensor:
-        """Take the last step again from an estimate larger by ``shift``; returns how much x_{t-1} moved.
-
-        The same noise is drawn, and the solver remembers the changed estimate. Several shifts add up.
-        """
-        last = self._last
-        level = self._levels(shift)[last["timestep"]]
-        eps = last["eps"] - (level / (1 - level)).sqrt() * shift
-        _set_state(self.solver, last["before"])
-        for generator, state in last["noise_states"]:
-            generator.set_state(state)
-        prev = self._advance(eps, last["timestep"], last["x_t"], last["generator"])
-        moved: Tensor = prev - last["prev"]
-        last.update(eps=eps, prev=prev)
-        return moved
+            self.solver = copy.deepcopy(self._fresh)  # the memory of the round before is another image's
+        return SchedulerOutput(prev_sample=self._advance(eps, timestep, x_t, generator))
 
     def _levels(self, like: Tensor) -> Tensor:
         return self.alphas_cumprod.to(like.device, like.dtype)
@@ -244,7 +190,7 @@ def _set_sigmas(solver: Any, timesteps: list[int]) -> None:
 
 
 def _why_not(scheduler: Any) -> str:
-    """Tell why the step of a scheduler cannot be taken from a changed estimate."""
+    """Tell why a scheduler cannot take the steps of a round."""
     if not hasattr(scheduler, "set_timesteps") or not hasattr(scheduler, "step"):
         return "it is no diffusers scheduler"
     if "LCM" in type(scheduler).__name__ or "TCD" in type(scheduler).__name__:
@@ -255,15 +201,4 @@ def _why_not(scheduler: Any) -> str:
         return "it calls the denoiser twice a step, and a callback that changes the first call unsettles the second"
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         return "it cannot start at t_0: its set_timesteps takes no list of timesteps"
-    return "its step from a changed estimate was not worked out"
-
-
-def _state(solver: Any) -> dict[str, Any]:
-    """Copy what a step changes: attributes, and lists (the memory of multistep solvers) by value."""
-    return {name: list(value) if isinstance(value, list) else value for name, value in vars(solver).items()}
-
-
-def _set_state(solver: Any, state: dict[str, Any]) -> None:
-    vars(solver).update(
-        {name: list(value) if isinstance(value, list) else value for name, value in state.items()}
-    )
+    return "what a round of Algorithm 2 needs of it was not worked out"
