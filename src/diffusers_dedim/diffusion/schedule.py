@@ -92,6 +92,7 @@ def shift_estimate(scheduler: DDPMScheduler, eps: Tensor, timesteps: Tensor, shi
         shift: change of the x_0 estimate, ``[N, C, H, W]`` in [-1, 1] units.
 
     Example:
+        >>> import torch
         >>> eps, shift = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)
         >>> scheduler, t = make_scheduler(), torch.tensor(99)
         >>> predict_x_0(scheduler, shift_estimate(scheduler, eps, t, shift), t, eps).mean()  # of x_t = eps = 0
