@@ -10,9 +10,9 @@ KILLS_PIPELINE = (6, 6, 6)
 
 
 def install() -> None:
-    from diffusers_dedim.runs import records as run_batch
+    from diffusers_dedim.runs import records
 
-    decode_photo = run_batch.decode_photo
+    decode_photo = records.decode_photo
 
     def deadly(data: bytes) -> object:
         photo = decode_photo(data)
@@ -20,4 +20,4 @@ def install() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return photo
 
-    run_batch.decode_photo = deadly
+    records.decode_photo = deadly

@@ -1,4 +1,4 @@
-"""Ray Data on this machine with two workers: python -m pytest -m ray tests/test_run_ray.py (not in the default run)."""
+"""Ray Data with two workers here: python -m pytest -m ray tests/runs/test_run_ray.py (not in the default run)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def blind_pipeline() -> Any:
 def cluster():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    # the workers import this very module, for its pipelines
+    paths = os.pathsep.join([str(Path(__file__).parent), str(TESTS), str(TESTS.parent / "src")])
     # one worker each for two actors, and one for reading and writing
     ray.init(
         num_cpus=3,
