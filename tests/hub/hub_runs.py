@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from diffusers_dedim.cli import main as cli
 
-SOURCE = str(Path(cli.__file__).parents[1])
+SOURCE = str(Path(cli.__file__).parents[2])
 Dedim = Callable[..., Result]
 SECRETS = (*hub_server.USERS, "X-Amz-Signature")
 

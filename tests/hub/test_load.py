@@ -11,7 +11,7 @@ from hub_server import STRANGER, WRITER, FakeHub
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim import DeDiMPipeline, EncoderEnsemble, MobileFaceNet
 
 COMMON = """
 import sys, numpy as np, torch
@@ -142,6 +142,37 @@ def test_everything_loads_in_fresh_processes_and_from_the_cache(
     run_fresh(FROM_CACHE, hub.url, home, "me/toy", old, where[1], HF_HUB_OFFLINE="1")
     assert hub.count("GET", "me/toy") == hub.count("HEAD", "me/toy") == 0
     run_fresh(FROM_CACHE, "http://127.0.0.1:9", home, "me/toy", old, where[1])
+
+
+# Two recognisers as one: by name, in float16, as remote code, and the denoiser alone.
+TWO_GUIDES = (
+    COMMON
+    + """
+from diffusers import DDPMPipeline, DiffusionPipeline
+repo, bundle = sys.argv[1:]
+DDPMPipeline.from_pretrained(repo)
+remote = DiffusionPipeline.from_pretrained(repo, custom_pipeline="pipeline", trust_remote_code=True)
+from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
+local = DeDiMPipeline.from_pretrained(bundle)
+for pipe in (remote, DeDiMPipeline.from_pretrained(repo)):
+    assert type(pipe.face_encoder) is EncoderEnsemble
+    assert [encoder.config.embedding_dim for encoder in pipe.face_encoder.encoders] == [16, 32]
+    assert total(pipe.face_encoder) == total(local.face_encoder)
+assert DeDiMPipeline.from_pretrained(repo, variant="fp16").face_encoder.dtype == whole
+"""
+)
+
+
+def test_an_ensemble_loads_from_the_hub(
+    hub: FakeHub, dedim: Dedim, weights: Path, card: Path, tmp_path: Path
+) -> None:
+    both = EncoderEnsemble([MobileFaceNet(16), MobileFaceNet(32, stem_pointwise=True)])
+    DeDiMPipeline.from_pretrained(weights, face_encoder=both).save_pretrained(tmp_path / "two")
+    words = ("publish", "me/two", "--model", "pipeline", "--weights", tmp_path / "two", "--card", card)
+    result = dedim(*words)
+    assert result.exit_code == 0, result.output
+    (tmp_path / "home").mkdir()
+    run_fresh(TWO_GUIDES, hub.url, tmp_path / "home", "me/two", str(tmp_path / "two"))
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def _copy_weights(path: Path, target: Path) -> None:
 
 def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> None:
     """Write ``model_index.json``; for the whole pipeline also the code that lets plain diffusers load it."""
-    from diffusers_dedim.pipeline.components import OWN_COMPONENTS, write_loading_files
+    from diffusers_dedim.pipeline.components import OWN_COMPONENTS, class_named, write_loading_files
 
     old = _read_json(source / "model_index.json")
     names = ("_diffusers_version", "scheduler", "unet")
@@ -179,7 +179,9 @@ def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> N
     index = {"_class_name": kind.class_name, **{name: old[name] for name in names}}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if model is Model.pipeline:
-        write_loading_files(folder, list(OWN_COMPONENTS))
+        configs = {name: folder / name / "config.json" for name in OWN_COMPONENTS}
+        classes = {name: class_named(_read_json(path), name, path).__name__ for name, path in configs.items()}
+        write_loading_files(folder, classes)
 
 
 def _check_it_loads(model: Model, folder: Path) -> None:

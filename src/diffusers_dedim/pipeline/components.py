@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
+from diffusers_dedim.encoders.ensemble import EncoderEnsemble
 from diffusers_dedim.models.landmarks import LandmarkRegressor
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-OWN_COMPONENTS: dict[str, type[ModelMixin]] = {"face_encoder": MobileFaceNet, "landmarker": LandmarkRegressor}
+# The first of a part's classes is the one of a folder that does not say.
+OWN_COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
+    "face_encoder": (MobileFaceNet, EncoderEnsemble),
+    "landmarker": (LandmarkRegressor,),
+}
 _WHERE = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
 _PACKAGE = "diffusers_dedim"
 # diffusers takes a class it does not know from `<component>/<library>.py`, and only with trust_remote_code=True.
 _COMPONENT_CODE = '''"""Where diffusers finds this network's class when it is allowed to run code of the repository."""
 
-from diffusers_dedim import LandmarkRegressor, MobileFaceNet
+from diffusers_dedim import EncoderEnsemble, LandmarkRegressor, MobileFaceNet
 
-__all__ = ["LandmarkRegressor", "MobileFaceNet"]
+__all__ = ["EncoderEnsemble", "LandmarkRegressor", "MobileFaceNet"]
 '''
 # Exactly one subclass of DiffusionPipeline may be visible in this file.
 _PIPELINE_CODE = '''"""For diffusers' `from_pretrained(..., custom_pipeline="pipeline", trust_remote_code=True)`."""
@@ -45,32 +50,68 @@ def load_own_components(source: str, options: Mapping[str, Any]) -> dict[str, nn
         source: folder or Hub id.
         options: keywords of ``from_pretrained``; where to look (revision, variant, token, ...) is taken from them.
             The type is not: both stay in float32, because their scores are reported.
+
+    Raises:
+        OSError: there is no such folder or repository, or it lacks one of the two.
+        ValueError: a part is of a class that is none of ours, or not whole.
     """
     where = {name: options[name] for name in _WHERE if name in options}
     return {
-        name: model_class.from_pretrained(source, subfolder=name, **where)
-        for name, model_class in OWN_COMPONENTS.items()
+        name: _own_class(source, name, classes, where).from_pretrained(source, subfolder=name, **where)
+        for name, classes in OWN_COMPONENTS.items()
         if name not in options
     }
 
 
-def own_classes(components: Mapping[str, Any]) -> list[str]:
-    """Names of the parts that are of this package's classes, which can be named in ``model_index.json``."""
-    return [name for name, own in OWN_COMPONENTS.items() if type(components.get(name)) is own]
+def _own_class(
+    source: str, name: str, classes: Sequence[type[ModelMixin]], where: Mapping[str, Any]
+) -> type[Any]:
+    """The class that the part's ``config.json`` names; it is asked only where there is a choice."""
+    if len(classes) == 1:
+        return classes[0]
+    where = {option: value for option, value in where.items() if option != "variant"}
+    return class_named(classes[0].load_config(source, subfolder=name, **where), name, source)
 
 
-def write_loading_files(folder: Path, names: Collection[str]) -> None:
+def class_named(config: Mapping[str, Any], name: str, source: str | Path) -> type[Any]:
+    """The class of ours that a part's ``config.json`` names.
+
+    Args:
+        config: what the file holds.
+        name: of the part.
+        source: where it lies, for the message.
+
+    Raises:
+        ValueError: it names none of those that the part may have.
+    """
+    classes = {own.__name__: own for own in OWN_COMPONENTS[name]}
+    found = config.get("_class_name", next(iter(classes)))
+    if found not in classes:
+        raise ValueError(f"{name}: {source} holds a {found}, expected {' or '.join(classes)}.")
+    return classes[found]
+
+
+def own_classes(components: Mapping[str, Any]) -> dict[str, str]:
+    """Class names of the parts that are of this package's classes, which can be named in ``model_index.json``."""
+    return {
+        name: type(components[name]).__name__
+        for name, classes in OWN_COMPONENTS.items()
+        if type(components.get(name)) in classes
+    }
+
+
+def write_loading_files(folder: Path, classes: Mapping[str, str]) -> None:
     """Complete a saved pipeline so that any way of loading finds its parts.
 
-    ``model_index.json`` names the parts in ``names`` as ``["diffusers_dedim", class]`` and no other part of ours;
+    ``model_index.json`` names the parts in ``classes`` as ``["diffusers_dedim", class]`` and no other part of ours;
     ``pipeline.py`` and a module in each part's subfolder let `DiffusionPipeline` load them as remote code.
     """
     path = folder / "model_index.json"
     index = json.loads(path.read_text())
-    for name, own in OWN_COMPONENTS.items():
+    for name in OWN_COMPONENTS:
         index.pop(name, None)
-        if name in names:
-            index[name] = [_PACKAGE, own.__name__]
+        if name in classes:
+            index[name] = [_PACKAGE, classes[name]]
             (folder / name).mkdir(exist_ok=True)
             (folder / name / f"{_PACKAGE}.py").write_text(_COMPONENT_CODE)
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -111,12 +152,14 @@ class PlainModule(nn.Module):
 
 
 def as_component(module: nn.Module) -> nn.Module:
-    """Return the module, wrapped where it has no ``device`` and ``dtype`` of its own.
+    """Return the module, wrapped where it has no ``device`` and ``dtype`` of its own, or cannot be saved.
 
     Example:
         >>> as_component(nn.Linear(2, 2)).dtype
         torch.float32
     """
+    if isinstance(module, EncoderEnsemble) and not module.can_be_saved:
+        return PlainModule(module)  # diffusers would try to save it; and a member may have no numbers at all
     return module if hasattr(module, "device") and hasattr(module, "dtype") else PlainModule(module)
 
 
@@ -200,8 +243,13 @@ def check_embeddings(reference: Tensor, count: int) -> None:
         shape = list(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
         raise ValueError(f"face_encoder: expected embeddings of shape [{count}, D], got {shape}.")
     lengths = reference.detach().float().norm(dim=-1)
-    if not bool(((lengths - 1).abs() < 0.01).all()):  # a bfloat16 vector is off by less; refuses nan too
+    right = (lengths - 1).abs() < 0.01  # a bfloat16 vector is off by less; refuses nan too
+    if not bool(right.all()):
+        wrong = [
+            str(place) for place, fits in enumerate(right.reshape(count, -1).all(0).tolist(), 1) if not fits
+        ]
+        members = f" of member(s) {', '.join(wrong)} of {reference.shape[1]}" if reference.ndim == 3 else ""
         raise ValueError(
-            f"face_encoder: expected unit embeddings, got lengths from {lengths.min():.3g} to {lengths.max():.3g}; "
-            "end it with torch.nn.functional.normalize."
+            f"face_encoder: expected unit embeddings{members}, got lengths from {lengths.min():.3g} to "
+            f"{lengths.max():.3g}; end it with torch.nn.functional.normalize."
         )
