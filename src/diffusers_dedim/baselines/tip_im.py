@@ -19,52 +19,6 @@ from diffusers_dedim.baselines.levels import check_attack, check_epsilon, epsilo
 # A pixel counts as inside when bilinear sampling took nothing from beyond the border; less is rounding.
 _FULL_COVER = 0.9999
 
-
-def random_warps(generators: list[torch.Generator], spread: tuple[float, float]) -> Tensor:
-    """Draw a random linear warp and a random rotation for each face.
-
-    Both standard deviations are drawn anew, uniformly from ``spread``: one for the six numbers added to the
-    identity ``[[1, 0, 0], [0, 1, 0]]`` (in units of half the image), one for the angle in radians.
-
-    Args:
-        generators: one per face, on the CPU.
-        spread: lowest and highest standard deviation.
-
-    Returns:
-        ``[2, N, 2, 3]`` float64, output -> input in [-1, 1] coordinates: the warps, then the rotations.
-    """
-    return torch.stack([_random_warp(generator, spread) for generator in generators], dim=1)
-
-
-def _random_warp(generator: torch.Generator, spread: tuple[float, float]) -> Tensor:
-    low, high = spread
-    drawn = torch.rand(2, generator=generator, dtype=torch.float64)
-    linear_std, angle_std = (low + (high - low) * drawn).tolist()
-    noise = torch.randn(7, generator=generator, dtype=torch.float64)
-    linear = torch.eye(2, 3, dtype=torch.float64) + linear_std * noise[:6].reshape(2, 3)
-    angle = angle_std * noise[6]
-    cos, sin, zero = angle.cos(), angle.sin(), angle.new_zeros(())
-    rotation = torch.stack([torch.stack([cos, sin, zero]), torch.stack([-sin, cos, zero])])
-    return torch.stack([linear, rotation])  # [2, 2, 3]
-
-
-def warp_images(images: Tensor, warps: Tensor) -> Tensor:
-    """Warp each image; what the image does not reach is 0 (black in 0..255).
-
-    Args:
-        images: ``[N, C, H, W]``.
-        warps: ``[N, 2, 3]``, output -> input in [-1, 1] coordinates.
-
-    Example:
-        >>> warp_images(torch.ones(1, 1, 2, 2), torch.eye(2, 3)[None]).sum()
-        tensor(4.)
-    """
-    grid = functional.affine_grid(warps.to(images), list(images.shape), align_corners=False)
-    warped = functional.grid_sample(images, grid, align_corners=False)
-    cover = functional.grid_sample(torch.ones_like(images[:, :1]), grid, align_corners=False)
-    return warped * (cover >= _FULL_COVER)
-
-
 # Variances in squared grey levels: from far below one level in one pixel to 12 levels in each of 37,632 (5.4e6).
 BANDWIDTHS = (
     1e-6,
@@ -87,42 +41,6 @@ BANDWIDTHS = (
     1e5,
     1e6,
 )
-
-
-def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> Tensor:
-    """Squared MMD between two sets of images, summed over the kernels; 0 where the sets are equal.
-
-    With k(a, b) = sum over v of exp(-|a - b|^2 / (2 v)) it is mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
-
-    Args:
-        x: ``[B, N, d]``: B independent sets of N images of d values.
-        y: ``[B, M, d]``.
-        bandwidths: variances v of the kernels, in squared units of x and y.
-
-    Returns:
-        ``[B]``, 0 or more.
-
-    Source:
-        Gretton et al. 2012 (the biased estimate); kernels as in the published code of Yang et al. 2021.
-
-    Example:
-        >>> import torch
-        >>> maximum_mean_discrepancy(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
-        tensor([0.])
-    """
-    return (
-        _kernel(x, x, bandwidths).mean((1, 2))
-        + _kernel(y, y, bandwidths).mean((1, 2))
-        - 2 * _kernel(x, y, bandwidths).mean((1, 2))
-    )
-
-
-def _kernel(a: Tensor, b: Tensor, bandwidths: Sequence[float]) -> Tensor:
-    """Sum of gaussian kernels ``[B, N, M]``."""
-    squared = (a[:, :, None] - b[:, None]).square().sum(-1)  # [B, N, M]
-    variances = squared.new_tensor(bandwidths)
-    return (-squared[..., None] / (2 * variances)).exp().sum(-1)
-
 
 _CANDIDATES_AT_A_TIME = 32  # more do not fit a processor's caches: 90 at once took a third longer each
 
@@ -359,6 +277,67 @@ def l2_step(velocities: Tensor, step_size: float) -> Tensor:
     return length * velocities / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
+def random_warps(generators: list[torch.Generator], spread: tuple[float, float]) -> Tensor:
+    """Draw a random linear warp and a random rotation for each face.
+
+    Both standard deviations are drawn anew, uniformly from ``spread``: one for the six numbers added to the
+    identity ``[[1, 0, 0], [0, 1, 0]]`` (in units of half the image), one for the angle in radians.
+
+    Args:
+        generators: one per face, on the CPU.
+        spread: lowest and highest standard deviation.
+
+    Returns:
+        ``[2, N, 2, 3]`` float64, output -> input in [-1, 1] coordinates: the warps, then the rotations.
+    """
+    return torch.stack([_random_warp(generator, spread) for generator in generators], dim=1)
+
+
+def warp_images(images: Tensor, warps: Tensor) -> Tensor:
+    """Warp each image; what the image does not reach is 0 (black in 0..255).
+
+    Args:
+        images: ``[N, C, H, W]``.
+        warps: ``[N, 2, 3]``, output -> input in [-1, 1] coordinates.
+
+    Example:
+        >>> warp_images(torch.ones(1, 1, 2, 2), torch.eye(2, 3)[None]).sum()
+        tensor(4.)
+    """
+    grid = functional.affine_grid(warps.to(images), list(images.shape), align_corners=False)
+    warped = functional.grid_sample(images, grid, align_corners=False)
+    cover = functional.grid_sample(torch.ones_like(images[:, :1]), grid, align_corners=False)
+    return warped * (cover >= _FULL_COVER)
+
+
+def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> Tensor:
+    """Squared MMD between two sets of images, summed over the kernels; 0 where the sets are equal.
+
+    With k(a, b) = sum over v of exp(-|a - b|^2 / (2 v)) it is mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
+
+    Args:
+        x: ``[B, N, d]``: B independent sets of N images of d values.
+        y: ``[B, M, d]``.
+        bandwidths: variances v of the kernels, in squared units of x and y.
+
+    Returns:
+        ``[B]``, 0 or more.
+
+    Source:
+        Gretton et al. 2012 (the biased estimate); kernels as in the published code of Yang et al. 2021.
+
+    Example:
+        >>> import torch
+        >>> maximum_mean_discrepancy(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
+        tensor([0.])
+    """
+    return (
+        _kernel(x, x, bandwidths).mean((1, 2))
+        + _kernel(y, y, bandwidths).mean((1, 2))
+        - 2 * _kernel(x, y, bandwidths).mean((1, 2))
+    )
+
+
 def _check_targets(targets: Tensor, reference: Tensor) -> None:
     if targets.ndim != 2 or len(targets) == 0 or targets.shape[1] != reference.shape[1]:
         raise ValueError(
@@ -367,3 +346,22 @@ def _check_targets(targets: Tensor, reference: Tensor) -> None:
         )
     if targets.device != reference.device:
         raise ValueError(f"targets: expected them on {reference.device}, got {targets.device}.")
+
+
+def _random_warp(generator: torch.Generator, spread: tuple[float, float]) -> Tensor:
+    low, high = spread
+    drawn = torch.rand(2, generator=generator, dtype=torch.float64)
+    linear_std, angle_std = (low + (high - low) * drawn).tolist()
+    noise = torch.randn(7, generator=generator, dtype=torch.float64)
+    linear = torch.eye(2, 3, dtype=torch.float64) + linear_std * noise[:6].reshape(2, 3)
+    angle = angle_std * noise[6]
+    cos, sin, zero = angle.cos(), angle.sin(), angle.new_zeros(())
+    rotation = torch.stack([torch.stack([cos, sin, zero]), torch.stack([-sin, cos, zero])])
+    return torch.stack([linear, rotation])  # [2, 2, 3]
+
+
+def _kernel(a: Tensor, b: Tensor, bandwidths: Sequence[float]) -> Tensor:
+    """Sum of gaussian kernels ``[B, N, M]``."""
+    squared = (a[:, :, None] - b[:, None]).square().sum(-1)  # [B, N, M]
+    variances = squared.new_tensor(bandwidths)
+    return (-squared[..., None] / (2 * variances)).exp().sum(-1)

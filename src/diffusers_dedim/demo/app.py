@@ -1,4 +1,4 @@
-"""The page itself: Gradio's components in four cards, and which event calls what."""
+"""The page itself: Gradio's components in four cards, which event calls what, its endpoint and its theme."""
 
 from __future__ import annotations
 
@@ -49,76 +49,12 @@ _STONE = colors.Color(
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
 
-
-def make_theme() -> gr.themes.Base:
-    """A Gradio theme that loads no font from anywhere."""
-    theme = gr.themes.Base(
-        primary_hue=_TEAL,
-        secondary_hue=_TEAL,
-        neutral_hue=_STONE,
-        text_size=sizes.text_md,
-        radius_size=sizes.radius_md,
-        font=_FONTS,
-        font_mono=_MONO_FONTS,
-    )
-    return theme.set(
-        body_background_fill="*neutral_100",
-        body_background_fill_dark="*neutral_950",
-        block_background_fill="transparent",
-        block_background_fill_dark="transparent",
-        block_border_width="0px",
-        block_shadow="none",
-        block_padding="0px",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
-        button_primary_text_color="white",
-        button_primary_text_color_dark="white",
-        checkbox_label_background_fill_selected="*primary_50",
-        checkbox_label_background_fill_selected_dark="*primary_900",
-    )
-
-
 _DESCRIPTION = (
     "Protect faces of one photo. Returns the file and its scores; raises an error, and returns no file, where a "
     "chosen face stayed above the threshold. faces: numbers from left to right, from 1; none for all that are "
     "large enough. note: what was wrong with the second photo. It lowers automatic matching; "
     "it does not make anybody anonymous."
 )
-
-
-def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
-    """Add the endpoint to the page that is being built.
-
-    Args:
-        handlers: the page's actions.
-        cache_dir: where Gradio puts uploads, and where results are written; deleted by age. No other file is read.
-    """
-
-    def protect(
-        photo: FileData,
-        preset: str = handlers.presets[0],
-        strength: str = "standard",
-        faces: list[int] | None = None,
-        second_photo: FileData | None = None,
-    ) -> tuple[FileData, dict[str, Any]]:
-        try:
-            path = uploaded_file("photo", photo, cache_dir)
-            other = None if second_photo is None else uploaded_file("second_photo", second_photo, cache_dir)
-            view = handlers.protect_file(path, preset, strength, faces, other)
-        except DemoError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        result = save_bytes_to_cache(view.data or b"", view.file_name or "", cache_dir)
-        return FileData(path=result), score_table(view.result, view.note)
-
-    gr.api(  # type: ignore[attr-defined]  # in its __all__, but not re-exported by name
-        protect,
-        api_name="protect",
-        api_description=_DESCRIPTION,
-        concurrency_limit=None,  # the handlers have a line, which it shares with the page
-    )
-
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE / "examples" / "astronaut.jpg"
@@ -141,32 +77,6 @@ CHANGE_HINT = '<p class="dd-hint">The difference, eight times enlarged. Grey is 
 SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-
-
-def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
-    """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
-    field = gr.Image(
-        type="filepath",
-        image_mode=None,
-        sources=["upload", "webcam", "clipboard"],
-        show_label=False,
-        buttons=[],
-        height=height,
-        elem_id=elem_id,
-        placeholder=placeholder,
-    )
-
-    def uploaded_path(payload: Any) -> str | None:
-        if payload is None or payload.path is None:
-            return None
-        try:  # the page sends uploads; whoever joins the queue by hand may send the path of any file
-            return uploaded_file(elem_id, payload, field.GRADIO_CACHE)
-        except DemoError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
-    field.preprocess = uploaded_path  # type: ignore[method-assign]
-    return field
 
 
 @dataclass(frozen=True)
@@ -240,6 +150,68 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
         add_api(handlers, result.download.GRADIO_CACHE)
     demo.queue(max_size=QUEUE_SIZE)
     return demo
+
+
+def add_api(handlers: DemoHandlers, cache_dir: str) -> None:
+    """Add the endpoint to the page that is being built.
+
+    Args:
+        handlers: the page's actions.
+        cache_dir: where Gradio puts uploads, and where results are written; deleted by age. No other file is read.
+    """
+
+    def protect(
+        photo: FileData,
+        preset: str = handlers.presets[0],
+        strength: str = "standard",
+        faces: list[int] | None = None,
+        second_photo: FileData | None = None,
+    ) -> tuple[FileData, dict[str, Any]]:
+        try:
+            path = uploaded_file("photo", photo, cache_dir)
+            other = None if second_photo is None else uploaded_file("second_photo", second_photo, cache_dir)
+            view = handlers.protect_file(path, preset, strength, faces, other)
+        except DemoError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        result = save_bytes_to_cache(view.data or b"", view.file_name or "", cache_dir)
+        return FileData(path=result), score_table(view.result, view.note)
+
+    gr.api(  # type: ignore[attr-defined]  # in its __all__, but not re-exported by name
+        protect,
+        api_name="protect",
+        api_description=_DESCRIPTION,
+        concurrency_limit=None,  # the handlers have a line, which it shares with the page
+    )
+
+
+def make_theme() -> gr.themes.Base:
+    """A Gradio theme that loads no font from anywhere."""
+    theme = gr.themes.Base(
+        primary_hue=_TEAL,
+        secondary_hue=_TEAL,
+        neutral_hue=_STONE,
+        text_size=sizes.text_md,
+        radius_size=sizes.radius_md,
+        font=_FONTS,
+        font_mono=_MONO_FONTS,
+    )
+    return theme.set(
+        body_background_fill="*neutral_100",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_shadow="none",
+        block_padding="0px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        checkbox_label_background_fill_selected="*primary_50",
+        checkbox_label_background_fill_selected_dark="*primary_900",
+    )
 
 
 def _upload_card() -> UploadCard:
@@ -326,6 +298,32 @@ def _result_card() -> ResultCard:
         download = gr.DownloadButton("Download", variant="primary", visible=False, elem_id="download")
         scores = gr.HTML(elem_id="scores")
     return ResultCard(card, verdict, slider, change, download, scores)
+
+
+def _photo_upload(elem_id: str, placeholder: str, height: int) -> gr.Image:
+    """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
+    field = gr.Image(
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "webcam", "clipboard"],
+        show_label=False,
+        buttons=[],
+        height=height,
+        elem_id=elem_id,
+        placeholder=placeholder,
+    )
+
+    def uploaded_path(payload: Any) -> str | None:
+        if payload is None or payload.path is None:
+            return None
+        try:  # the page sends uploads; whoever joins the queue by hand may send the path of any file
+            return uploaded_file(elem_id, payload, field.GRADIO_CACHE)
+        except DemoError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
+    field.preprocess = uploaded_path  # type: ignore[method-assign]
+    return field
 
 
 def _wire_photo(

@@ -147,6 +147,25 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
     return on_run
 
 
+def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Any]:
+    """Tell the run; what the page shows then comes from the run itself. Updates: stop button."""
+
+    def on_stop(request: gr.Request) -> Any:
+        handlers.stop(str(request.session_hash))
+        return gr.update(interactive=False, value=STOPPING)
+
+    return on_stop
+
+
+def leaving(handlers: DemoHandlers) -> Callable[[gr.Request], None]:
+    """The page was closed: nobody waits for its run any more."""
+
+    def on_leave(request: gr.Request) -> None:
+        handlers.leave(str(request.session_hash))
+
+    return on_leave
+
+
 def _result(view: ResultView, cache_dir: str) -> Updates:
     return (
         "",
@@ -170,25 +189,6 @@ def _no_result(sentence: str) -> Updates:
         gr.update(value=None, visible=False),
         "",
     )
-
-
-def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Any]:
-    """Tell the run; what the page shows then comes from the run itself. Updates: stop button."""
-
-    def on_stop(request: gr.Request) -> Any:
-        handlers.stop(str(request.session_hash))
-        return gr.update(interactive=False, value=STOPPING)
-
-    return on_stop
-
-
-def leaving(handlers: DemoHandlers) -> Callable[[gr.Request], None]:
-    """The page was closed: nobody waits for its run any more."""
-
-    def on_leave(request: gr.Request) -> None:
-        handlers.leave(str(request.session_hash))
-
-    return on_leave
 
 
 def _download(view: ResultView, cache_dir: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where the page's files lie, and that they go: uploads are faces.
+"""Where the page's files and opened photos lie, and that they go: uploads are faces.
 
 Gradio's own ``delete_cache`` is on too, but not enough: in Gradio 6.31 a component that was ever updated for a
 session forgets which files it wrote, and those would stay until the folder is cleared by hand.
@@ -22,6 +22,11 @@ import gradio as gr
 from gradio.state_holder import SessionState
 
 from diffusers_dedim.demo.handlers import DemoError
+
+_ENVIRONMENT = "GRADIO_TEMP_DIR"
+_OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")
+_LEFT_SECONDS = 86_400.0  # a server that runs touches its folder every few minutes
+_made: set[Path] = set()
 
 
 def uploaded_file(name: str, file: Any, cache_dir: str) -> str:
@@ -77,12 +82,6 @@ def keep_forgetting(demo: gr.Blocks, every: float, age: float) -> None:
             forget_photos(demo, age)
 
     threading.Thread(target=work, name="dedim-forget", daemon=True).start()
-
-
-_ENVIRONMENT = "GRADIO_TEMP_DIR"
-_OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")
-_LEFT_SECONDS = 86_400.0  # a server that runs touches its folder every few minutes
-_made: set[Path] = set()
 
 
 def make_private_folder() -> Path:

@@ -221,6 +221,12 @@ class DemoHandlers:
         return other, ""
 
 
+def file_name(opened: OpenedPhoto, result: ProtectedPhoto) -> str:
+    """A name that tells nothing of the original's, and that some faces were left out."""
+    suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(opened.photo.format, opened.photo.format.lower())
+    return f"dedim-some-faces.{suffix}" if result.left_out else f"dedim.{suffix}"
+
+
 def _indices(faces: Sequence[int]) -> list[int]:
     """From numbers, which programs may send as anything, to indices."""
     if not isinstance(faces, (list, tuple)) or any(type(number) is not int for number in faces):
@@ -229,9 +235,3 @@ def _indices(faces: Sequence[int]) -> list[int]:
             f"all that are large enough; got {reprlib.repr(faces)}."
         )
     return [number - 1 for number in faces]
-
-
-def file_name(opened: OpenedPhoto, result: ProtectedPhoto) -> str:
-    """A name that tells nothing of the original's, and that some faces were left out."""
-    suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(opened.photo.format, opened.photo.format.lower())
-    return f"dedim-some-faces.{suffix}" if result.left_out else f"dedim.{suffix}"

@@ -74,15 +74,6 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def _too_large(reason: str) -> str:
-    count = re.search(r"[=(] ?(\d+) pixels", reason)  # "60 x 40 = 2400 pixels", or Pillow's "(2400 pixels)"
-    size = f" ({int(count[1]) / 1e6:.0f} megapixels)" if count else ""
-    return (
-        f"the photo is too large{size}. This page takes up to {MAX_DEMO_PIXELS // 1_000_000} megapixels; make "
-        "it smaller first, or use the command dedim run, which takes up to 134"
-    )
-
-
 def face_list(opened: OpenedPhoto) -> str:
     """One sentence about the faces found."""
     count, small = len(opened.faces), len(opened.faces) - len(opened.large)
@@ -222,6 +213,15 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
         "seconds": round(result.seconds, 1),
         "note": note,
     }
+
+
+def _too_large(reason: str) -> str:
+    count = re.search(r"[=(] ?(\d+) pixels", reason)  # "60 x 40 = 2400 pixels", or Pillow's "(2400 pixels)"
+    size = f" ({int(count[1]) / 1e6:.0f} megapixels)" if count else ""
+    return (
+        f"the photo is too large{size}. This page takes up to {MAX_DEMO_PIXELS // 1_000_000} megapixels; make "
+        "it smaller first, or use the command dedim run, which takes up to 134"
+    )
 
 
 def _still_matching(result: ProtectedPhoto) -> list[int]:

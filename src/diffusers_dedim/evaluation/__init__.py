@@ -1,4 +1,4 @@
-"""How well protected faces are found, and how much they changed: protocol, probes, gallery, panel."""
+"""How well protected faces are found, and how much they changed: data, probes, gallery, panel."""
 
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Record, RetrievalProtocol, read_protocol

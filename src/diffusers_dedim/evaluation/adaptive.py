@@ -23,6 +23,12 @@ from diffusers_dedim.training.data import ResumableBatches
 
 _HEAD_WIDTH = 4  # hidden units of the head for each number of the embedding
 
+_TEMPERATURE = 0.1  # of the softmax over the batch: cosines 0.1 apart differ by a factor e
+_EMBED_BATCH = 64
+_WEIGHT_DECAY = 1e-4
+
+Views = Callable[[Tensor, torch.Generator], Tensor]
+
 
 class AdaptedEncoder(nn.Module):
     """A recogniser and a head over its embeddings: crops ``[N, 3, 112, 112]`` -> unit embeddings ``[N, D]``.
@@ -61,29 +67,6 @@ class CorrectionHead(nn.Module):
         """Correct embeddings ``[N, D]``; the result has any length."""
         correction: Tensor = self.linear(embeddings) + self.output(functional.gelu(self.hidden(embeddings)))
         return embeddings + correction
-
-
-_TEMPERATURE = 0.1  # of the softmax over the batch: cosines 0.1 apart differ by a factor e
-_EMBED_BATCH = 64
-_WEIGHT_DECAY = 1e-4
-
-Views = Callable[[Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """What is to be learned.
-
-    Attributes:
-        protected, originals: inputs of the module that learns, row by row of one face; both on the CPU.
-        targets: ``[N, D]`` embeddings of the originals by the unmodified encoder.
-        mates: row -> embedding ``[D]`` of another photo of that person.
-    """
-
-    protected: Tensor
-    originals: Tensor
-    targets: Tensor
-    mates: dict[int, Tensor]
 
 
 def fit_adaptive_encoder(
@@ -220,6 +203,22 @@ def fit_adaptive_head(
     )
     # no .eval() and no freezing over all: the encoder stays the caller's
     return AdaptedEncoder(encoder, head.to(_device_of(encoder)).requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is to be learned.
+
+    Attributes:
+        protected, originals: inputs of the module that learns, row by row of one face; both on the CPU.
+        targets: ``[N, D]`` embeddings of the originals by the unmodified encoder.
+        mates: row -> embedding ``[D]`` of another photo of that person.
+    """
+
+    protected: Tensor
+    originals: Tensor
+    targets: Tensor
+    mates: dict[int, Tensor]
 
 
 @torch.inference_mode(False)

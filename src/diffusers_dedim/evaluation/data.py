@@ -1,4 +1,7 @@
-"""The experiment's data: probes whose faces are protected, and the gallery an attacker searches."""
+"""The experiment's photos: probes to protect, the gallery an attacker searches, and people to spare.
+
+Read with their roles from a table or a folder, or drawn by a seed from a folder of people.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from diffusers_dedim.images.files import PHOTO_SUFFIXES, decode_photo
 
 ROLES = ("probe", "gallery")
 _COLUMNS = ("image", "person", "role")
+
+PAIRED, ALONE = 500, 500
+"""Section 4 of the paper: 500 probes with another photo in the gallery, and 500 other people in it."""
 
 
 @dataclass(frozen=True)
@@ -93,139 +99,6 @@ class RetrievalProtocol:
         return RetrievalProtocol(self.probes[:limit], self.gallery)
 
 
-def read_protocol(source: str | os.PathLike[str]) -> RetrievalProtocol:
-    """Read an experiment from a parquet file or a folder.
-
-    Args:
-        source: a parquet file with the columns ``image`` (as `datasets` writes it), ``person`` and ``role``
-            ("probe" or "gallery"); or a folder ``<role>/<person>/<photo>``, read in sorted order.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a column is missing, a role is unknown, or the protocol is incomplete.
-
-    Example:
-        >>> protocol = read_protocol("lfw_1500.parquet")  # doctest: +SKIP
-        >>> len(protocol.probes), len(protocol.gallery)  # doctest: +SKIP
-        (500, 1000)
-    """
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
-    records = _read_folder(path) if path.is_dir() else _read_parquet(path)
-    unknown = Counter(record.role for record in records if record.role not in ROLES)
-    if unknown:
-        raise ValueError(f"{path}: column 'role' must hold 'probe' or 'gallery', got {dict(unknown)}.")
-    return RetrievalProtocol(
-        probes=tuple(record for record in records if record.role == "probe"),
-        gallery=tuple(record for record in records if record.role == "gallery"),
-    )
-
-
-def read_photos(source: str | os.PathLike[str]) -> list[Record]:
-    """Read photos of people without roles: a parquet with ``image`` and ``person``, or ``folder/person/photo``.
-
-    A parquet without ``person`` must name its images ``Person_Name_0001.jpg``, as LFW does. Photos that lie in the
-    folder itself are a person each. Rows and files are in the order of the source.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a column is missing, or there is no photo.
-    """
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"targets: there is no file or folder {str(path)!r}.")
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in PHOTO_SUFFIXES]
-        records = [
-            Record(str(file), file.stem if file.parent == path else file.parent.name, "target", file)
-            for file in files
-        ]
-    else:
-        records = _read_parquet(path, ("image",))
-    if not records:
-        raise ValueError(f"targets: there is no photo in {str(path)!r}.")
-    return records
-
-
-def check_readable(records: Sequence[Record]) -> None:
-    """Decode every photo once, so that a broken one is told before anything is measured, not hours later.
-
-    Raises:
-        UnreadablePhotoError: names every photo that cannot be decoded (the first five in full).
-    """
-    problems = [problem for record in records if (problem := _reading_problem(record))]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UnreadablePhotoError(
-            f"data: {len(problems)} of {len(records)} photos cannot be read: {'; '.join(problems[:5])}{more}. "
-            "Replace them or leave them out; nothing was measured with them."
-        )
-
-
-def _reading_problem(record: Record) -> str:
-    try:
-        record.read_photo()
-    except UnreadablePhotoError as error:
-        return str(error)
-    return ""
-
-
-def hash_records(records: Sequence[Record]) -> str:
-    """SHA-256 over the photos in their order: names this set of photos in caches."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(hashlib.sha256(record.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _read_parquet(path: Path, wanted: Sequence[str] = _COLUMNS) -> list[Record]:
-    """Read the table with pyarrow: `datasets` would leave a second copy of the faces in its cache."""
-    parquet = import_extra("pyarrow.parquet", f"reading {path.name}")
-    try:
-        columns = parquet.read_schema(path).names
-    except Exception as error:  # ArrowInvalid, OSError: pyarrow's types are not importable here
-        raise ValueError(f"{path}: expected a parquet file or a folder: {error}") from error
-    missing = [name for name in wanted if name not in columns]
-    if missing:
-        raise ValueError(f"{path}: column(s) {missing} missing; expected {list(wanted)}, got {columns}.")
-    rows = parquet.read_table(path, columns=[name for name in _COLUMNS if name in columns]).to_pylist()
-    return [_record_from_row(f"{path.name} row {index}", row) for index, row in enumerate(rows)]
-
-
-def _record_from_row(name: str, row: dict[str, object]) -> Record:
-    image = row["image"]
-    content = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(content, bytes):
-        raise ValueError(
-            f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
-            f"writes it), got {type(content).__name__}."
-        )
-    person = row.get("person") or _person_of(image.get("path") if isinstance(image, dict) else None)
-    if not person:
-        raise ValueError(f"{name}: no column 'person' and no image path Person_Name_0001.jpg: who is it?")
-    return Record(name, str(person), str(row.get("role", "target")), content)
-
-
-def _person_of(path: object) -> str:
-    """``Abel_Pacheco`` of ``Abel_Pacheco_0004.jpg``."""
-    match = re.fullmatch(r"(.+)_\d+", Path(path).stem) if isinstance(path, str) else None
-    return match[1] if match else ""
-
-
-def _read_folder(folder: Path) -> list[Record]:
-    files = (file for role in ROLES for file in sorted((folder / role).glob("*/*")))
-    return [
-        Record(str(file), person=file.parent.name, role=file.parent.parent.name, content=file)
-        for file in files
-        if file.suffix.lower() in PHOTO_SUFFIXES
-    ]
-
-
-PAIRED, ALONE = 500, 500
-"""Section 4 of the paper: 500 probes with another photo in the gallery, and 500 other people in it."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """The photos of one experiment.
@@ -258,6 +131,35 @@ def read_experiment(source: str | os.PathLike[str], seed: int = 0) -> Experiment
     if path.is_dir() and not any((path / role).is_dir() for role in ROLES):
         return draw_protocol(path, seed)
     return Experiment(read_protocol(path))
+
+
+def read_protocol(source: str | os.PathLike[str]) -> RetrievalProtocol:
+    """Read an experiment from a parquet file or a folder.
+
+    Args:
+        source: a parquet file with the columns ``image`` (as `datasets` writes it), ``person`` and ``role``
+            ("probe" or "gallery"); or a folder ``<role>/<person>/<photo>``, read in sorted order.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a column is missing, a role is unknown, or the protocol is incomplete.
+
+    Example:
+        >>> protocol = read_protocol("lfw_1500.parquet")  # doctest: +SKIP
+        >>> len(protocol.probes), len(protocol.gallery)  # doctest: +SKIP
+        (500, 1000)
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"source: there is no file or folder {str(path)!r}.")
+    records = _read_folder(path) if path.is_dir() else _read_parquet(path)
+    unknown = Counter(record.role for record in records if record.role not in ROLES)
+    if unknown:
+        raise ValueError(f"{path}: column 'role' must hold 'probe' or 'gallery', got {dict(unknown)}.")
+    return RetrievalProtocol(
+        probes=tuple(record for record in records if record.role == "probe"),
+        gallery=tuple(record for record in records if record.role == "gallery"),
+    )
 
 
 def draw_protocol(
@@ -319,6 +221,106 @@ def reserve_people(experiment: Experiment, count: int, seed: int = 0) -> Experim
     )
     spare = {record.person: record for record in gallery if record.person in taken}
     return Experiment(protocol, (*experiment.spare, *spare.values()))
+
+
+def read_photos(source: str | os.PathLike[str]) -> list[Record]:
+    """Read photos of people without roles: a parquet with ``image`` and ``person``, or ``folder/person/photo``.
+
+    A parquet without ``person`` must name its images ``Person_Name_0001.jpg``, as LFW does. Photos that lie in the
+    folder itself are a person each. Rows and files are in the order of the source.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a column is missing, or there is no photo.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"targets: there is no file or folder {str(path)!r}.")
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in PHOTO_SUFFIXES]
+        records = [
+            Record(str(file), file.stem if file.parent == path else file.parent.name, "target", file)
+            for file in files
+        ]
+    else:
+        records = _read_parquet(path, ("image",))
+    if not records:
+        raise ValueError(f"targets: there is no photo in {str(path)!r}.")
+    return records
+
+
+def check_readable(records: Sequence[Record]) -> None:
+    """Decode every photo once, so that a broken one is told before anything is measured, not hours later.
+
+    Raises:
+        UnreadablePhotoError: names every photo that cannot be decoded (the first five in full).
+    """
+    problems = [problem for record in records if (problem := _reading_problem(record))]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UnreadablePhotoError(
+            f"data: {len(problems)} of {len(records)} photos cannot be read: {'; '.join(problems[:5])}{more}. "
+            "Replace them or leave them out; nothing was measured with them."
+        )
+
+
+def hash_records(records: Sequence[Record]) -> str:
+    """SHA-256 over the photos in their order: names this set of photos in caches."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(hashlib.sha256(record.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _reading_problem(record: Record) -> str:
+    try:
+        record.read_photo()
+    except UnreadablePhotoError as error:
+        return str(error)
+    return ""
+
+
+def _read_parquet(path: Path, wanted: Sequence[str] = _COLUMNS) -> list[Record]:
+    """Read the table with pyarrow: `datasets` would leave a second copy of the faces in its cache."""
+    parquet = import_extra("pyarrow.parquet", f"reading {path.name}")
+    try:
+        columns = parquet.read_schema(path).names
+    except Exception as error:  # ArrowInvalid, OSError: pyarrow's types are not importable here
+        raise ValueError(f"{path}: expected a parquet file or a folder: {error}") from error
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise ValueError(f"{path}: column(s) {missing} missing; expected {list(wanted)}, got {columns}.")
+    rows = parquet.read_table(path, columns=[name for name in _COLUMNS if name in columns]).to_pylist()
+    return [_record_from_row(f"{path.name} row {index}", row) for index, row in enumerate(rows)]
+
+
+def _record_from_row(name: str, row: dict[str, object]) -> Record:
+    image = row["image"]
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
+            f"writes it), got {type(content).__name__}."
+        )
+    person = row.get("person") or _person_of(image.get("path") if isinstance(image, dict) else None)
+    if not person:
+        raise ValueError(f"{name}: no column 'person' and no image path Person_Name_0001.jpg: who is it?")
+    return Record(name, str(person), str(row.get("role", "target")), content)
+
+
+def _person_of(path: object) -> str:
+    """``Abel_Pacheco`` of ``Abel_Pacheco_0004.jpg``."""
+    match = re.fullmatch(r"(.+)_\d+", Path(path).stem) if isinstance(path, str) else None
+    return match[1] if match else ""
+
+
+def _read_folder(folder: Path) -> list[Record]:
+    files = (file for role in ROLES for file in sorted((folder / role).glob("*/*")))
+    return [
+        Record(str(file), person=file.parent.name, role=file.parent.parent.name, content=file)
+        for file in files
+        if file.suffix.lower() in PHOTO_SUFFIXES
+    ]
 
 
 def _photos_by_person(folder: Path) -> dict[str, list[Path]]:

@@ -82,25 +82,6 @@ def group_means(
     return results
 
 
-def _means(values: NDArray[np.float64], labels: NDArray[np.str_]) -> GroupMeans:
-    metrics = import_extra("fairlearn.metrics", "group_means")
-    frame = metrics.MetricFrame(
-        metrics=metrics.mean_prediction, y_true=values, y_pred=values, sensitive_features=labels
-    )
-    groups = {str(name): values[labels == name] for name in frame.by_group.index}
-    return GroupMeans(
-        overall=_estimate(values),
-        by_group={name: _estimate(own) for name, own in groups.items()},
-        counts={name: len(own) for name, own in groups.items()},
-        difference=float(frame.difference()) if len(groups) > 1 else math.nan,
-    )
-
-
-def _estimate(values: NDArray[np.float64]) -> Estimate:
-    """One value a person: each face is its own identity to the bootstrap."""
-    return bootstrap_mean(values, [str(index) for index in range(len(values))])
-
-
 def utkface_groups(labels: Mapping[str, ArrayLike]) -> dict[str, list[str]]:
     """Turn UTKFace's numbers into group names.
 
@@ -152,6 +133,25 @@ def read_labels(files: Sequence[Path]) -> dict[str, NDArray[np.int64]]:
         name: np.concatenate([table.column(name).to_numpy() for table in tables]).astype(np.int64)
         for name in _COLUMNS
     }
+
+
+def _means(values: NDArray[np.float64], labels: NDArray[np.str_]) -> GroupMeans:
+    metrics = import_extra("fairlearn.metrics", "group_means")
+    frame = metrics.MetricFrame(
+        metrics=metrics.mean_prediction, y_true=values, y_pred=values, sensitive_features=labels
+    )
+    groups = {str(name): values[labels == name] for name in frame.by_group.index}
+    return GroupMeans(
+        overall=_estimate(values),
+        by_group={name: _estimate(own) for name, own in groups.items()},
+        counts={name: len(own) for name, own in groups.items()},
+        difference=float(frame.difference()) if len(groups) > 1 else math.nan,
+    )
+
+
+def _estimate(values: NDArray[np.float64]) -> Estimate:
+    """One value a person: each face is its own identity to the bootstrap."""
+    return bootstrap_mean(values, [str(index) for index in range(len(values))])
 
 
 def _age_band(age: int) -> str:

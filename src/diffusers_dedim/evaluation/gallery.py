@@ -147,6 +147,30 @@ def embed_gallery(
     )
 
 
+def encoder_code(recogniser: Recogniser) -> str:
+    """The code of encoder and alignment: how faces are framed and scaled is not in the weights."""
+    aligned_by = "" if isinstance(recogniser.encoder, PhotoEncoder) else code_of(align)
+    try:
+        return code_of(sys.modules[type(recogniser.encoder).__module__]) + aligned_by
+    except (OSError, TypeError, KeyError):  # written at a prompt or in a notebook
+        return aligned_by
+
+
+def code_of(module: ModuleType) -> str:
+    """Source without comments and layout, for cache keys: so that rewording them keeps the cache."""
+    return ast.dump(ast.parse(inspect.getsource(module)))
+
+
+def face_code(detector: FaceDetection) -> str:
+    """Name the code and settings that find faces, so that a change of them empties the cache."""
+    digest = hashlib.sha256(version("facenet-pytorch").encode())
+    digest.update(code_of(detect).encode())
+    settings = {name: value for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
+    kind = inspect.getsource(detector) if inspect.isroutine(detector) else type(detector).__qualname__
+    digest.update(f"{kind} {settings}".encode())
+    return digest.hexdigest()
+
+
 def _embed_records(records: Sequence[Record], faces: Sequence[Face | None], recogniser: Recogniser) -> Arrays:
     found = [(index, face) for index, face in enumerate(faces) if face is not None]
     if not found:
@@ -162,32 +186,8 @@ def _embed_records(records: Sequence[Record], faces: Sequence[Face | None], reco
     return {"embeddings": embeddings}
 
 
-def encoder_code(recogniser: Recogniser) -> str:
-    """The code of encoder and alignment: how faces are framed and scaled is not in the weights."""
-    aligned_by = "" if isinstance(recogniser.encoder, PhotoEncoder) else code_of(align)
-    try:
-        return code_of(sys.modules[type(recogniser.encoder).__module__]) + aligned_by
-    except (OSError, TypeError, KeyError):  # written at a prompt or in a notebook
-        return aligned_by
-
-
-def code_of(module: ModuleType) -> str:
-    """Source without comments and layout, for cache keys: so that rewording them keeps the cache."""
-    return ast.dump(ast.parse(inspect.getsource(module)))
-
-
 def _hash_faces(faces: Sequence[Face | None]) -> str:
     return hashlib.sha256(repr([f and (f.box, f.landmarks.tolist()) for f in faces]).encode()).hexdigest()
-
-
-def face_code(detector: FaceDetection) -> str:
-    """Name the code and settings that find faces, so that a change of them empties the cache."""
-    digest = hashlib.sha256(version("facenet-pytorch").encode())
-    digest.update(code_of(detect).encode())
-    settings = {name: value for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
-    kind = inspect.getsource(detector) if inspect.isroutine(detector) else type(detector).__qualname__
-    digest.update(f"{kind} {settings}".encode())
-    return digest.hexdigest()
 
 
 def _face_from_row(row: NDArray[np.float64]) -> Face | None:

@@ -1,4 +1,7 @@
-"""The methods of the experiment under one call: photos in, photos and a record of each changed face out."""
+"""The methods of the experiment under one call: photos in, photos and a record of each changed face out.
+
+A name says which: a method, its preset, and numbers that differ from it (``dedim:fast@h=0.3``).
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,74 @@ SYMBOLS = {"h": "threshold", "s": "guidance_scale", "L": "max_rounds"}
 """The paper's letters for settings of ``dedim``; every other setting goes by its own name."""
 
 Preset = TypeVar("Preset")
+
+OWN = "own"
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Method = Callable[..., Any]  # photos, generator -> DeDiMOutput
+FaceFilter = Callable[[PixelArray, Face], PixelArray]
+CropAttack = Callable[[Tensor, list[torch.Generator]], Tensor]
+
+METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im", "tip-im-strong", "dedim")
+"""Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``, and ``@SETTING=NUMBER`` after it."""
+
+FGSM_EPSILON = 12.0
+# The baselines and `ddpm` have no h of their own: their records say whether they got below the default preset's.
+_THRESHOLD = PRESETS["fast"].threshold
+_FACES_AT_A_TIME = 16  # TIP-IM holds ten candidates and ten gradients of each
+
+
+def make_method(
+    name: str, pipe: DeDiMPipeline, *, seed: int = 0, first: int = 0, targets: Tensor | None = None
+) -> Callable[[list[PixelArray]], Any]:
+    """Build a method of the experiment.
+
+    Args:
+        name: one of `METHOD_NAMES`, or ``dedim:PRESET``, ``tip-im:PRESET``. ``dedim`` is ``dedim:fast``, ``tip-im`` is
+            ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``. Numbers of the preset may be changed:
+            ``dedim@h=0.5``, ``tip-im@epsilon=6`` (`split_strength`).
+        pipe: detector, landmarks, denoiser and the white-box recogniser, for every method the same.
+        seed: each photo gets its own generator from it and from its place among all photos, so
+            that batches do not matter. (A face that is processed beside others may still differ in the last
+            bits of float32.)
+        first: place of the first photo that is given.
+        targets: for TIP-IM, aligned crops ``[K, 3, 112, 112]`` in [-1, 1] of people who are neither probe nor
+            in the gallery; the paper takes 10.
+
+    Returns:
+        Photos (uint8 ``[H, W, 3]`` each) -> `DeDiMOutput` with uint8 arrays and one `FaceResult` per changed
+        face. ``original`` changes none. Faces under 40 px are left as they are, with a warning.
+
+    Raises:
+        ValueError: the name, its preset or a setting is unknown, or TIP-IM has no targets; when run, a photo shows
+            no face (`NoFaceError`) or only small ones (`FaceTooSmallError`).
+
+    Example:
+        >>> method = make_method("dedim:fast", pipe, seed=0)  # doctest: +SKIP
+        >>> method([photo]).images[0].shape  # doctest: +SKIP
+        (250, 250, 3)
+    """
+    return seeded(_build(name, pipe, targets), seed, first)
+
+
+def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[list[PixelArray]], Any]:
+    """Give every photo its own generator, by its place: what a photo becomes does not depend on the batch size."""
+    count = itertools.count(first)
+
+    def call(photos: list[PixelArray]) -> Any:
+        return method(photos, generator=generators(seed, [str(next(count)) for _ in photos]))
+
+    return call
+
+
+def takes_targets(name: str) -> bool:
+    """Whether the method needs photos of other people."""
+    return name.startswith("tip-im")
+
+
+def denoises(name: str) -> bool:
+    """Whether the UNet and its schedule decide what the method makes of a photo."""
+    return name.startswith(("dedim", "ddpm"))
 
 
 def split_strength(name: str) -> tuple[str, dict[str, float]]:
@@ -93,17 +164,6 @@ def set_strength(name: str, preset: Preset, strength: dict[str, float]) -> Prese
     return replace(preset, **changes)  # type: ignore[type-var]
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-OWN = "own"
-
-
 def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
     """Return a pipeline of the same parts with another recogniser, or several at once (`EncoderEnsemble`).
 
@@ -130,71 +190,64 @@ def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
     return guided
 
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-Method = Callable[..., Any]  # photos, generator -> DeDiMOutput
-FaceFilter = Callable[[PixelArray, Face], PixelArray]
-CropAttack = Callable[[Tensor, list[torch.Generator]], Tensor]
+@dataclass(frozen=True)
+class FilterMethod:
+    """Change each face's box with a filter; no randomness.
 
-METHOD_NAMES = ("original", "gaussian-blur", "pixelate", "ddpm", "fgsm", "tip-im", "tip-im-strong", "dedim")
-"""Names for `make_method`; ``tip-im`` and ``dedim`` also take ``:PRESET``, and ``@SETTING=NUMBER`` after it."""
-
-FGSM_EPSILON = 12.0
-# The baselines and `ddpm` have no h of their own: their records say whether they got below the default preset's.
-_THRESHOLD = PRESETS["fast"].threshold
-_FACES_AT_A_TIME = 16  # TIP-IM holds ten candidates and ten gradients of each
-
-
-def takes_targets(name: str) -> bool:
-    """Whether the method needs photos of other people."""
-    return name.startswith("tip-im")
-
-
-def denoises(name: str) -> bool:
-    """Whether the UNet and its schedule decide what the method makes of a photo."""
-    return name.startswith(("dedim", "ddpm"))
-
-
-def make_method(
-    name: str, pipe: DeDiMPipeline, *, seed: int = 0, first: int = 0, targets: Tensor | None = None
-) -> Callable[[list[PixelArray]], Any]:
-    """Build a method of the experiment.
-
-    Args:
-        name: one of `METHOD_NAMES`, or ``dedim:PRESET``, ``tip-im:PRESET``. ``dedim`` is ``dedim:fast``, ``tip-im`` is
-            ``tip-im:published``, ``tip-im-strong`` is ``tip-im:strong``. Numbers of the preset may be changed:
-            ``dedim@h=0.5``, ``tip-im@epsilon=6`` (`split_strength`).
-        pipe: detector, landmarks, denoiser and the white-box recogniser, for every method the same.
-        seed: each photo gets its own generator from it and from its place among all photos, so
-            that batches do not matter. (A face that is processed beside others may still differ in the last
-            bits of float32.)
-        first: place of the first photo that is given.
-        targets: for TIP-IM, aligned crops ``[K, 3, 112, 112]`` in [-1, 1] of people who are neither probe nor
-            in the gallery; the paper takes 10.
-
-    Returns:
-        Photos (uint8 ``[H, W, 3]`` each) -> `DeDiMOutput` with uint8 arrays and one `FaceResult` per changed
-        face. ``original`` changes none. Faces under 40 px are left as they are, with a warning.
-
-    Raises:
-        ValueError: the name, its preset or a setting is unknown, or TIP-IM has no targets; when run, a photo shows
-            no face (`NoFaceError`) or only small ones (`FaceTooSmallError`).
-
-    Example:
-        >>> method = make_method("dedim:fast", pipe, seed=0)  # doctest: +SKIP
-        >>> method([photo]).images[0].shape  # doctest: +SKIP
-        (250, 250, 3)
+    Attributes:
+        pipe: finds the faces and judges the result.
+        change: (photo, face) -> new photo, other pixels bit for bit the same.
     """
-    return seeded(_build(name, pipe, targets), seed, first)
+
+    pipe: DeDiMPipeline
+    change: FaceFilter
+
+    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
+        """Change every face of every photo; see `make_method`."""
+        found, results = _find_all(self.pipe, photos), list(photos)
+        for index, aligned in found:
+            results[index] = self.change(results[index], aligned.face)
+        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=0))
 
 
-def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[list[PixelArray]], Any]:
-    """Give every photo its own generator, by its place: what a photo becomes does not depend on the batch size."""
-    count = itertools.count(first)
+@dataclass(frozen=True)
+class AttackMethod:
+    """Change each aligned crop within an epsilon ball and carry the change back into the photo.
 
-    def call(photos: list[PixelArray]) -> Any:
-        return method(photos, generator=generators(seed, [str(next(count)) for _ in photos]))
+    Attributes:
+        pipe: finds the faces and judges the result; its recogniser is the white box.
+        attack: (crops ``[N, 3, 112, 112]``, one generator per face) -> changed crops.
+        epsilon: no value of the photo changes by more, grey levels; resampling alone could exceed it a little.
+        rounds: for the records.
+    """
 
-    return call
+    pipe: DeDiMPipeline
+    attack: CropAttack
+    epsilon: float
+    rounds: int
+
+    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
+        """Change every face of every photo; see `make_method`."""
+        parents = photo_generators(generator, len(photos))
+        found, results = _find_all(self.pipe, photos), list(photos)
+        for batch in _batches(found):
+            crops = _stack_crops(self.pipe, batch)
+            changed = self.attack(crops, [child_generator(parents[index]) for index, _ in batch])
+            for (index, aligned), crop in zip(batch, changed.cpu(), strict=True):
+                results[index] = paste_back(results[index], aligned, crop, torch.ones_like(crop[:1]))
+        results = [
+            _clip_change(original, result, self.epsilon)
+            for original, result in zip(photos, results, strict=True)
+        ]
+        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=self.rounds))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
@@ -285,58 +338,6 @@ def _ddpm(pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators =
 
 def _fgsm(pipe: DeDiMPipeline, x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
     return apply_fgsm(x_org, face_encoder=pipe.face_encoder, generators=generators, epsilon=FGSM_EPSILON)
-
-
-@dataclass(frozen=True)
-class FilterMethod:
-    """Change each face's box with a filter; no randomness.
-
-    Attributes:
-        pipe: finds the faces and judges the result.
-        change: (photo, face) -> new photo, other pixels bit for bit the same.
-    """
-
-    pipe: DeDiMPipeline
-    change: FaceFilter
-
-    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
-        """Change every face of every photo; see `make_method`."""
-        found, results = _find_all(self.pipe, photos), list(photos)
-        for index, aligned in found:
-            results[index] = self.change(results[index], aligned.face)
-        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=0))
-
-
-@dataclass(frozen=True)
-class AttackMethod:
-    """Change each aligned crop within an epsilon ball and carry the change back into the photo.
-
-    Attributes:
-        pipe: finds the faces and judges the result; its recogniser is the white box.
-        attack: (crops ``[N, 3, 112, 112]``, one generator per face) -> changed crops.
-        epsilon: no value of the photo changes by more, grey levels; resampling alone could exceed it a little.
-        rounds: for the records.
-    """
-
-    pipe: DeDiMPipeline
-    attack: CropAttack
-    epsilon: float
-    rounds: int
-
-    def __call__(self, photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput:
-        """Change every face of every photo; see `make_method`."""
-        parents = photo_generators(generator, len(photos))
-        found, results = _find_all(self.pipe, photos), list(photos)
-        for batch in _batches(found):
-            crops = _stack_crops(self.pipe, batch)
-            changed = self.attack(crops, [child_generator(parents[index]) for index, _ in batch])
-            for (index, aligned), crop in zip(batch, changed.cpu(), strict=True):
-                results[index] = paste_back(results[index], aligned, crop, torch.ones_like(crop[:1]))
-        results = [
-            _clip_change(original, result, self.epsilon)
-            for original, result in zip(photos, results, strict=True)
-        ]
-        return DeDiMOutput(results, _measure_all(self.pipe, results, found, rounds=self.rounds))
 
 
 def _clip_change(original: PixelArray, changed: PixelArray, epsilon: float) -> PixelArray:

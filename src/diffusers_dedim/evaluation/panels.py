@@ -27,6 +27,76 @@ _LABEL_HEIGHT = 18
 _GAP = 12
 _NAME_WIDTH = 130
 
+PANEL_FACES = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A picture in the manner of the paper's Fig. 4.
+
+    Attributes:
+        image: one row a method, one column a face.
+        recogniser: whose ranks stand below.
+        of_probes: whether faces of the data set are on it, which must not be shared.
+    """
+
+    image: Image.Image
+    recogniser: str
+    of_probes: bool
+
+
+def draw_panel(evaluator: Evaluator, measured: Sequence[MethodEntry], shown: Sequence[Probe] = ()) -> Panel:
+    """Protect and search for the panel's faces; ranks are the first black box's, or the white box's without one.
+
+    The rank of a probe is that of its person's gallery photo. A shown photo has none: its own *unprotected* self is
+    put among the gallery, which is the easiest case for who searches.
+
+    Args:
+        evaluator: its first probes are drawn unless photos are shown.
+        measured: what the methods did to all probes, noted below their names.
+        shown: from `read_shown`.
+    """
+    bench = evaluator.bench
+    recogniser = bench.recognisers[min(1, len(bench.recognisers) - 1)]
+    drawn = replace(evaluator, probes=shown) if shown else evaluator
+    probes = list(drawn.probes[: len(shown) or PANEL_FACES])
+    gallery = _with_originals(bench.gallery, probes, recogniser) if shown else bench.gallery
+    rows, ranks = {}, {}
+    for method in evaluator.settings.methods:
+        photos = drawn.photos(method, len(probes))
+        pairs = list(zip(probes, photos, strict=True))
+        rows[method] = torch.stack([align_face(photo, probe.face).crop for probe, photo in pairs])
+        faces = [same_face(photo, probe.face, bench.detector) or probe.face for probe, photo in pairs]
+        ranks[method] = _ranks(probes, photos, faces, gallery, recogniser)
+    notes = {entry.method: _note(entry) for entry in measured}
+    return Panel(make_rank_panel(rows, ranks, notes), recogniser.name, not shown)
+
+
+def read_shown(records: Sequence[Record], detector: FaceDetection) -> list[Probe]:
+    """Photos that may be shown, as probes; told at once where one cannot serve.
+
+    Args:
+        records: the photos.
+        detector: photo -> faces; the central one is meant.
+
+    Raises:
+        UnreadablePhotoError: a photo cannot be decoded.
+        DeDiMError: its central face is missing or too small to be protected.
+    """
+    shown = []
+    for index, record in enumerate(records):
+        photo = record.read_photo()
+        face = central_face(photo, detector)
+        if face is None or face.size < MIN_FACE_SIZE:
+            raise DeDiMError(
+                f"panel: expected a face of {MIN_FACE_SIZE} px or more in the middle of {record.name}, "
+                f"got {'none' if face is None else f'{face.size:.0f} px'}; give another photo."
+            )
+        shown.append(
+            Probe(f"shown {index}", photo, face, record.name)
+        )  # nobody of the gallery has such a name
+    return shown
+
 
 def make_panel(
     before: Tensor, after: Tensor, labels: Sequence[str], *, columns: int = 2, difference_gain: float = 8.0
@@ -100,93 +170,6 @@ def make_rank_panel(
     return panel
 
 
-def _to_levels(crop: Tensor) -> NDArray[np.float64]:
-    levels: NDArray[np.float64] = ((crop.detach().cpu().double() + 1) * 127.5).permute(1, 2, 0).numpy()
-    return levels
-
-
-def _enlarge(levels: NDArray[np.float64]) -> Image.Image:
-    image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    return image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.LANCZOS)
-
-
-PANEL_FACES = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """A picture in the manner of the paper's Fig. 4.
-
-    Attributes:
-        image: one row a method, one column a face.
-        recogniser: whose ranks stand below.
-        of_probes: whether faces of the data set are on it, which must not be shared.
-    """
-
-    image: Image.Image
-    recogniser: str
-    of_probes: bool
-
-
-def read_shown(records: Sequence[Record], detector: FaceDetection) -> list[Probe]:
-    """Photos that may be shown, as probes; told at once where one cannot serve.
-
-    Args:
-        records: the photos.
-        detector: photo -> faces; the central one is meant.
-
-    Raises:
-        UnreadablePhotoError: a photo cannot be decoded.
-        DeDiMError: its central face is missing or too small to be protected.
-    """
-    shown = []
-    for index, record in enumerate(records):
-        photo = record.read_photo()
-        face = central_face(photo, detector)
-        if face is None or face.size < MIN_FACE_SIZE:
-            raise DeDiMError(
-                f"panel: expected a face of {MIN_FACE_SIZE} px or more in the middle of {record.name}, "
-                f"got {'none' if face is None else f'{face.size:.0f} px'}; give another photo."
-            )
-        shown.append(
-            Probe(f"shown {index}", photo, face, record.name)
-        )  # nobody of the gallery has such a name
-    return shown
-
-
-def draw_panel(evaluator: Evaluator, measured: Sequence[MethodEntry], shown: Sequence[Probe] = ()) -> Panel:
-    """Protect and search for the panel's faces; ranks are the first black box's, or the white box's without one.
-
-    The rank of a probe is that of its person's gallery photo. A shown photo has none: its own *unprotected* self is
-    put among the gallery, which is the easiest case for who searches.
-
-    Args:
-        evaluator: its first probes are drawn unless photos are shown.
-        measured: what the methods did to all probes, noted below their names.
-        shown: from `read_shown`.
-    """
-    bench = evaluator.bench
-    recogniser = bench.recognisers[min(1, len(bench.recognisers) - 1)]
-    drawn = replace(evaluator, probes=shown) if shown else evaluator
-    probes = list(drawn.probes[: len(shown) or PANEL_FACES])
-    gallery = _with_originals(bench.gallery, probes, recogniser) if shown else bench.gallery
-    rows, ranks = {}, {}
-    for method in evaluator.settings.methods:
-        photos = drawn.photos(method, len(probes))
-        pairs = list(zip(probes, photos, strict=True))
-        rows[method] = torch.stack([align_face(photo, probe.face).crop for probe, photo in pairs])
-        faces = [same_face(photo, probe.face, bench.detector) or probe.face for probe, photo in pairs]
-        ranks[method] = _ranks(probes, photos, faces, gallery, recogniser)
-    notes = {entry.method: _note(entry) for entry in measured}
-    return Panel(make_rank_panel(rows, ranks, notes), recogniser.name, not shown)
-
-
-def _note(entry: MethodEntry) -> str:
-    """What finds the row's points in the trade-off figures."""
-    ssim = "" if entry.ssim.value is None else f"mean SSIM {entry.ssim.value:.3f}\n"
-    return ssim + (f"{entry.unet_calls:.0f} UNet calls" if entry.unet_calls else "")
-
-
 def _ranks(
     probes: Sequence[Probe],
     photos: Sequence[Any],
@@ -205,3 +188,19 @@ def _with_originals(gallery: Gallery, probes: Sequence[Probe], recogniser: Recog
     everybody = np.concatenate([gallery.embeddings[recogniser.name], originals])
     persons = (*gallery.persons, *(probe.person for probe in probes))
     return Gallery(persons, {recogniser.name: everybody}, gallery.undetected)
+
+
+def _note(entry: MethodEntry) -> str:
+    """What finds the row's points in the trade-off figures."""
+    ssim = "" if entry.ssim.value is None else f"mean SSIM {entry.ssim.value:.3f}\n"
+    return ssim + (f"{entry.unet_calls:.0f} UNet calls" if entry.unet_calls else "")
+
+
+def _to_levels(crop: Tensor) -> NDArray[np.float64]:
+    levels: NDArray[np.float64] = ((crop.detach().cpu().double() + 1) * 127.5).permute(1, 2, 0).numpy()
+    return levels
+
+
+def _enlarge(levels: NDArray[np.float64]) -> Image.Image:
+    image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    return image.resize((_ZOOM * image.width, _ZOOM * image.height), Image.Resampling.LANCZOS)

@@ -29,6 +29,10 @@ _PAPER_FMR = 0.001
 PAPER_BLACK_BOX = "SE-Net50"
 _NONE = "\N{EN DASH}"
 
+RESULTS, TABLE, REPORT, PANEL = "results.json", "table.md", "report.html", "panel.png"
+BLOCK_BEGIN, BLOCK_END = "<!-- dedim evaluate: Table 1 -->", "<!-- end of Table 1 -->"
+DET_PNG, TRADE_OFF_PNG, CALLS_PNG = "det.png", "trade-off.png", "calls.png"
+
 
 @dataclass(frozen=True)
 class PaperRow:
@@ -90,10 +94,6 @@ def table_1(evaluation: Evaluation) -> Table:
             rows.append(_paper_row(printed, names))
             paper.append(True)
     return Table(columns, tuple(rows), tuple(paper))
-
-
-def _base(method: str) -> str:
-    return method.partition("@")[0].partition(":")[0]
 
 
 def pick_columns(table: Table, wanted: Callable[[str], bool]) -> Table:
@@ -205,68 +205,6 @@ def problems(evaluation: Evaluation) -> list[str]:
         for entry in evaluation.rates
         if entry.not_compared
     ]
-
-
-def _our_row(method: MethodEntry, rates: Sequence[RateEntry]) -> tuple[str, ...]:
-    return (
-        method.method,
-        *(_estimate(rate.rank1) for rate in rates),
-        "",
-        _estimate(method.psnr, 1),
-        _estimate(method.ssim),
-        *(_estimate(_fnmr(rate, _PAPER_FMR)) for rate in rates),
-        "",
-    )
-
-
-def _paper_row(row: PaperRow, names: Sequence[str]) -> tuple[str, ...]:
-    """The paper's white box is not ours, but the role is the same; its black box gets a column of its own."""
-    blanks = ("",) * (len(names) - 1)
-    return (
-        f"{row.method} (paper)",
-        _number(row.rank1_wb, 3),
-        *blanks,
-        _number(row.rank1_bb, 3),
-        _number(row.psnr, 1),
-        _number(row.ssim, 2),
-        _number(row.fnmr_wb, 2),
-        *blanks,
-        _number(row.fnmr_bb, 2),
-    )
-
-
-def _fnmr(entry: RateEntry, fmr: float) -> Estimate | None:
-    return next((rate.fnmr for rate in entry.verification if rate.fmr == fmr), None)
-
-
-def _estimate(estimate: Estimate | None, digits: int = 3) -> str:
-    if estimate is None or estimate.value is None:
-        return _NONE
-    text = f"{estimate.value:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
-
-
-def _title(recogniser: str) -> str:
-    return "white box" if recogniser == "white" else recogniser
-
-
-def _italic(cell: str) -> str:
-    return f"*{cell}*" if cell else ""
-
-
-def _verbatim(cell: str) -> str:
-    return cell
-
-
-RESULTS, TABLE, REPORT, PANEL = "results.json", "table.md", "report.html", "panel.png"
-BLOCK_BEGIN, BLOCK_END = "<!-- dedim evaluate: Table 1 -->", "<!-- end of Table 1 -->"
-DET_PNG, TRADE_OFF_PNG, CALLS_PNG = "det.png", "trade-off.png", "calls.png"
 
 
 def write_results(evaluation: Evaluation, folder: Path) -> None:
@@ -384,6 +322,67 @@ def render_report(evaluation: Evaluation, picture: str = "", ranked_by: str = ""
         facts=_facts(evaluation),
         written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
+
+
+def _base(method: str) -> str:
+    return method.partition("@")[0].partition(":")[0]
+
+
+def _our_row(method: MethodEntry, rates: Sequence[RateEntry]) -> tuple[str, ...]:
+    return (
+        method.method,
+        *(_estimate(rate.rank1) for rate in rates),
+        "",
+        _estimate(method.psnr, 1),
+        _estimate(method.ssim),
+        *(_estimate(_fnmr(rate, _PAPER_FMR)) for rate in rates),
+        "",
+    )
+
+
+def _paper_row(row: PaperRow, names: Sequence[str]) -> tuple[str, ...]:
+    """The paper's white box is not ours, but the role is the same; its black box gets a column of its own."""
+    blanks = ("",) * (len(names) - 1)
+    return (
+        f"{row.method} (paper)",
+        _number(row.rank1_wb, 3),
+        *blanks,
+        _number(row.rank1_bb, 3),
+        _number(row.psnr, 1),
+        _number(row.ssim, 2),
+        _number(row.fnmr_wb, 2),
+        *blanks,
+        _number(row.fnmr_bb, 2),
+    )
+
+
+def _fnmr(entry: RateEntry, fmr: float) -> Estimate | None:
+    return next((rate.fnmr for rate in entry.verification if rate.fmr == fmr), None)
+
+
+def _estimate(estimate: Estimate | None, digits: int = 3) -> str:
+    if estimate is None or estimate.value is None:
+        return _NONE
+    text = f"{estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _title(recogniser: str) -> str:
+    return "white box" if recogniser == "white" else recogniser
+
+
+def _italic(cell: str) -> str:
+    return f"*{cell}*" if cell else ""
+
+
+def _verbatim(cell: str) -> str:
+    return cell
 
 
 def _facts(evaluation: Evaluation) -> dict[str, Any]:

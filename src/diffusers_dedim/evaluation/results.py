@@ -1,4 +1,7 @@
-"""What ``results.json`` of ``dedim evaluate`` holds; docs/evaluation.md describes it for readers."""
+"""What ``results.json`` of ``dedim evaluate`` holds, from the whole down, and what it says of the machine.
+
+docs/evaluation.md describes it for readers.
+"""
 
 from __future__ import annotations
 
@@ -19,178 +22,10 @@ from diffusers_dedim.metrics.intervals import Estimate
 _SOURCE = Path(__file__).resolve().parent
 _PACKAGES = ("diffusers", "facenet-pytorch", "numpy", "onnxruntime", "piq", "scikit-learn", "scipy")
 
-
-def describe_environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Commit, versions, processor and threads.
-
-    Example:
-        >>> sorted(describe_environment())[:3]
-        ['commit', 'device', 'packages']
-    """
-    return {
-        "commit": source_commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "device": _device_name(torch.device(device)),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def source_commit() -> str:
-    """The commit of this source tree, "-dirty" with changes that are not in it; "unknown" outside git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(_SOURCE), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # an installed copy may lie in another's repository
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The CPU's name; `platform.processor` is empty on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
 SCHEMA = "diffusers-dedim/evaluation/1"
 # an array of numbers as `json.dumps` indents it; text holds no raw line break, so none of it is taken for one
 _NUMBERS = re.compile(r"\[\n\s*((?:-?\d[\d.e+-]*|null)(?:,\n\s*(?:-?\d[\d.e+-]*|null))*)\n\s*\]")
 _DIGITS = 6  # of the numbers written: well below any interval's width, and the file stays readable
-
-
-@dataclass(frozen=True)
-class VerificationRate:
-    """Verification at one false match rate.
-
-    Attributes:
-        fmr: the nominal false match rate, of impostors among the unprotected gallery images.
-        threshold: similarity from which a comparison matches there; None where it could not be set.
-        fnmr: false non-match rate of the probes against their own gallery images.
-        impostor_match_rate: share of comparisons of probes with *other* people's gallery images that match:
-            protection must not buy its FNMR with matches to strangers.
-        problem: why the rate is missing, else empty.
-    """
-
-    fmr: float
-    threshold: float | None = None
-    fnmr: Estimate | None = None
-    impostor_match_rate: float | None = None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class RateEntry:
-    """How well one recogniser finds the probes of one method.
-
-    Attributes:
-        method: as given to ``--methods``.
-        recogniser: name of the recogniser.
-        white_box: whether it is the one that guided the method.
-        transform: what was done to the protected photos before the search; empty for nothing.
-        probes: probes searched with.
-        rank1: share found at first place (ties go to the searcher). rank5: among the first five.
-        cmc: share found at rank 1, 2, ..., 20 or the gallery's size.
-        similarity: mean cosine of a probe with its own person's best gallery image.
-        verification: one entry for each false match rate.
-        det: ``[fmr, fnmr]`` pairs, FMR rising.
-        not_compared: probes whose own person has no gallery image with a face: never found, and left out of FNMR.
-    """
-
-    method: str
-    recogniser: str
-    white_box: bool
-    transform: str
-    probes: int
-    rank1: Estimate
-    rank5: Estimate
-    cmc: tuple[float, ...]
-    similarity: Estimate
-    verification: tuple[VerificationRate, ...]
-    det: tuple[tuple[float, float], ...]
-    not_compared: int
-
-
-@dataclass(frozen=True)
-class MethodEntry:
-    """What one method did to the probes, whoever searches.
-
-    Attributes:
-        method: as given to ``--methods``.
-        probes: probes protected and measured.
-        psnr: dB, on aligned crops, over the probes that changed. ssim: mean SSIM. haarpsi: HaarPSI.
-        lpips: AlexNet LPIPS, smaller is closer; None without ``--lpips``.
-        landmark_shift: mean distance of the 51 landmarks before and after over the distance of the outer eye
-            corners.
-        unchanged: probes of which not one pixel of the crop changed.
-        faces: faces protected, those in the background included.
-        seconds_per_face: wall time inside the method. rounds, unet_calls: means over faces; None where a method
-            has none.
-        reached_threshold: share of faces that ended below the method's threshold; None where it has none.
-        undetected: probes in which the face detector does not find the face any more: a failure of utility, not a
-            success. They are in every rate all the same, matched in the original's box.
-    """
-
-    method: str
-    probes: int
-    psnr: Estimate
-    ssim: Estimate
-    haarpsi: Estimate
-    lpips: Estimate | None
-    landmark_shift: Estimate
-    unchanged: int
-    faces: int
-    seconds_per_face: float | None
-    rounds: float | None
-    unet_calls: float | None
-    reached_threshold: float | None
-    undetected: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RecogniserEntry:
-    """One recogniser: its name, whether it guided, SHA-256, and how many impostor comparisons set thresholds."""
-
-    name: str
-    white_box: bool
-    fingerprint: str
-    impostors: int
-
-
-@dataclass(frozen=True)
-class DataEntry:
-    """Probes and gallery of the run; ``*_without_face`` are photos in which no face was found.
-
-    Probes whose face is under 40 px, which no method changes, are listed there too.
-    """
-
-    source: str
-    probes: int
-    gallery: int
-    probes_without_face: tuple[str, ...]
-    gallery_without_face: int
 
 
 @dataclass(frozen=True)
@@ -233,6 +68,153 @@ class Evaluation:
         raise KeyError(f"rates: no entry for {method!r} and {recogniser!r}.")
 
 
+@dataclass(frozen=True)
+class DataEntry:
+    """Probes and gallery of the run; ``*_without_face`` are photos in which no face was found.
+
+    Probes whose face is under 40 px, which no method changes, are listed there too.
+    """
+
+    source: str
+    probes: int
+    gallery: int
+    probes_without_face: tuple[str, ...]
+    gallery_without_face: int
+
+
+@dataclass(frozen=True)
+class RecogniserEntry:
+    """One recogniser: its name, whether it guided, SHA-256, and how many impostor comparisons set thresholds."""
+
+    name: str
+    white_box: bool
+    fingerprint: str
+    impostors: int
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """What one method did to the probes, whoever searches.
+
+    Attributes:
+        method: as given to ``--methods``.
+        probes: probes protected and measured.
+        psnr: dB, on aligned crops, over the probes that changed. ssim: mean SSIM. haarpsi: HaarPSI.
+        lpips: AlexNet LPIPS, smaller is closer; None without ``--lpips``.
+        landmark_shift: mean distance of the 51 landmarks before and after over the distance of the outer eye
+            corners.
+        unchanged: probes of which not one pixel of the crop changed.
+        faces: faces protected, those in the background included.
+        seconds_per_face: wall time inside the method. rounds, unet_calls: means over faces; None where a method
+            has none.
+        reached_threshold: share of faces that ended below the method's threshold; None where it has none.
+        undetected: probes in which the face detector does not find the face any more: a failure of utility, not a
+            success. They are in every rate all the same, matched in the original's box.
+    """
+
+    method: str
+    probes: int
+    psnr: Estimate
+    ssim: Estimate
+    haarpsi: Estimate
+    lpips: Estimate | None
+    landmark_shift: Estimate
+    unchanged: int
+    faces: int
+    seconds_per_face: float | None
+    rounds: float | None
+    unet_calls: float | None
+    reached_threshold: float | None
+    undetected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RateEntry:
+    """How well one recogniser finds the probes of one method.
+
+    Attributes:
+        method: as given to ``--methods``.
+        recogniser: name of the recogniser.
+        white_box: whether it is the one that guided the method.
+        transform: what was done to the protected photos before the search; empty for nothing.
+        probes: probes searched with.
+        rank1: share found at first place (ties go to the searcher). rank5: among the first five.
+        cmc: share found at rank 1, 2, ..., 20 or the gallery's size.
+        similarity: mean cosine of a probe with its own person's best gallery image.
+        verification: one entry for each false match rate.
+        det: ``[fmr, fnmr]`` pairs, FMR rising.
+        not_compared: probes whose own person has no gallery image with a face: never found, and left out of FNMR.
+    """
+
+    method: str
+    recogniser: str
+    white_box: bool
+    transform: str
+    probes: int
+    rank1: Estimate
+    rank5: Estimate
+    cmc: tuple[float, ...]
+    similarity: Estimate
+    verification: tuple[VerificationRate, ...]
+    det: tuple[tuple[float, float], ...]
+    not_compared: int
+
+
+@dataclass(frozen=True)
+class VerificationRate:
+    """Verification at one false match rate.
+
+    Attributes:
+        fmr: the nominal false match rate, of impostors among the unprotected gallery images.
+        threshold: similarity from which a comparison matches there; None where it could not be set.
+        fnmr: false non-match rate of the probes against their own gallery images.
+        impostor_match_rate: share of comparisons of probes with *other* people's gallery images that match:
+            protection must not buy its FNMR with matches to strangers.
+        problem: why the rate is missing, else empty.
+    """
+
+    fmr: float
+    threshold: float | None = None
+    fnmr: Estimate | None = None
+    impostor_match_rate: float | None = None
+    problem: str = ""
+
+
+def describe_environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Commit, versions, processor and threads.
+
+    Example:
+        >>> sorted(describe_environment())[:3]
+        ['commit', 'device', 'packages']
+    """
+    return {
+        "commit": source_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": _device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def source_commit() -> str:
+    """The commit of this source tree, "-dirty" with changes that are not in it; "unknown" outside git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_SOURCE), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy may lie in another's repository
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _plain(value: Any) -> Any:
     """Round numbers; JSON has no inf or nan: null instead."""
     if isinstance(value, dict):
@@ -242,3 +224,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, _DIGITS) if math.isfinite(value) else None
     return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The CPU's name; `platform.processor` is empty on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

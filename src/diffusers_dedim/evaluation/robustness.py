@@ -34,6 +34,81 @@ _STEP_STRIDE = 10  # one denoiser call for each ten of the paper's t
 _CROPS_AT_ONCE = 16
 
 
+def make_transforms(
+    pipe: Any, *, seed: int = 0, start_timesteps: Sequence[int] = PURIFY_TIMESTEPS
+) -> dict[str, Transform]:
+    """`TRANSFORMS` and ``purify-T`` for each T of ``start_timesteps``.
+
+    Args:
+        pipe: a `DeDiMPipeline`, see `make_purifier`.
+        seed: of the purification's noise.
+        start_timesteps: the paper's t_0, each in 1..T.
+
+    Raises:
+        ValueError: a timestep is out of range.
+
+    Example:
+        >>> transforms = make_transforms(pipe, seed=0)  # doctest: +SKIP
+        >>> list(transforms)[-3:]  # doctest: +SKIP
+        ['purify-50', 'purify-100', 'purify-200']
+    """
+    purifiers = {f"{_PURIFY}{start}": make_purifier(pipe, start, seed=seed) for start in start_timesteps}
+    return {**TRANSFORMS, **purifiers}
+
+
+def uses_denoiser(transform: str) -> bool:
+    """Whether this one of `make_transforms` runs the pipeline's denoiser.
+
+    Example:
+        >>> uses_denoiser("purify-50"), uses_denoiser("jpeg-75")
+        (True, False)
+    """
+    return transform.startswith(_PURIFY)
+
+
+def make_purifier(
+    pipe: Any,
+    start_timestep: int,
+    *,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    aligned: bool = False,
+) -> Transform:
+    """An attacker who hopes to wash the change away: `sdedit` of every face, put back into its photo.
+
+    Faces are detected and aligned as the pipeline does. A photo without a face is returned as it is. The noise
+    of a photo depends on ``seed`` and its pixels alone, not on its place in a list.
+
+    Args:
+        pipe: a `DeDiMPipeline`; what it was trained on is the attacker's prior.
+        start_timestep: the paper's t_0, in 1..T: how much is washed away, of the person too.
+        num_inference_steps: denoising steps; by default one for each ten of t_0.
+        seed: of the noise.
+        aligned: the photos are aligned 112x112 crops; nothing is detected.
+
+    Returns:
+        Photos -> purified photos.
+
+    Source:
+        Nie et al. 2022, "Diffusion Models for Adversarial Purification".
+
+    Raises:
+        TypeError, ValueError: the timesteps are out of range, or the pipeline's scheduler cannot serve.
+
+    Example:
+        >>> purify = make_purifier(pipe, 100)  # doctest: +SKIP
+        >>> purified = purify(protected)  # doctest: +SKIP
+    """
+    steps = max(1, start_timestep // _STEP_STRIDE) if num_inference_steps is None else num_inference_steps
+    # raises here, not in the middle of a measurement
+    prepare_scheduler(pipe.scheduler, dedim_timesteps(start_timestep, steps))
+
+    def purify(photos: list[PixelArray]) -> list[PixelArray]:
+        return [_purify_photo(pipe, photo, start_timestep, steps, seed, aligned) for photo in photos]
+
+    return purify
+
+
 def sdedit(
     pipe: Any,
     crops: Tensor,
@@ -87,49 +162,6 @@ def sdedit(
     return torch.cat(pieces)
 
 
-def make_purifier(
-    pipe: Any,
-    start_timestep: int,
-    *,
-    num_inference_steps: int | None = None,
-    seed: int = 0,
-    aligned: bool = False,
-) -> Transform:
-    """An attacker who hopes to wash the change away: `sdedit` of every face, put back into its photo.
-
-    Faces are detected and aligned as the pipeline does. A photo without a face is returned as it is. The noise
-    of a photo depends on ``seed`` and its pixels alone, not on its place in a list.
-
-    Args:
-        pipe: a `DeDiMPipeline`; what it was trained on is the attacker's prior.
-        start_timestep: the paper's t_0, in 1..T: how much is washed away, of the person too.
-        num_inference_steps: denoising steps; by default one for each ten of t_0.
-        seed: of the noise.
-        aligned: the photos are aligned 112x112 crops; nothing is detected.
-
-    Returns:
-        Photos -> purified photos.
-
-    Source:
-        Nie et al. 2022, "Diffusion Models for Adversarial Purification".
-
-    Raises:
-        TypeError, ValueError: the timesteps are out of range, or the pipeline's scheduler cannot serve.
-
-    Example:
-        >>> purify = make_purifier(pipe, 100)  # doctest: +SKIP
-        >>> purified = purify(protected)  # doctest: +SKIP
-    """
-    steps = max(1, start_timestep // _STEP_STRIDE) if num_inference_steps is None else num_inference_steps
-    # raises here, not in the middle of a measurement
-    prepare_scheduler(pipe.scheduler, dedim_timesteps(start_timestep, steps))
-
-    def purify(photos: list[PixelArray]) -> list[PixelArray]:
-        return [_purify_photo(pipe, photo, start_timestep, steps, seed, aligned) for photo in photos]
-
-    return purify
-
-
 def _purify_photo(
     pipe: Any, photo: PixelArray, start_timestep: int, steps: int, seed: int, aligned: bool
 ) -> PixelArray:
@@ -146,38 +178,6 @@ def _purify_photo(
     for face, crop in zip(faces, sdedit(pipe, crops, start_timestep, steps, noise), strict=True):
         result = paste_back(result, face, crop, everything)
     return result
-
-
-def make_transforms(
-    pipe: Any, *, seed: int = 0, start_timesteps: Sequence[int] = PURIFY_TIMESTEPS
-) -> dict[str, Transform]:
-    """`TRANSFORMS` and ``purify-T`` for each T of ``start_timesteps``.
-
-    Args:
-        pipe: a `DeDiMPipeline`, see `make_purifier`.
-        seed: of the purification's noise.
-        start_timesteps: the paper's t_0, each in 1..T.
-
-    Raises:
-        ValueError: a timestep is out of range.
-
-    Example:
-        >>> transforms = make_transforms(pipe, seed=0)  # doctest: +SKIP
-        >>> list(transforms)[-3:]  # doctest: +SKIP
-        ['purify-50', 'purify-100', 'purify-200']
-    """
-    purifiers = {f"{_PURIFY}{start}": make_purifier(pipe, start, seed=seed) for start in start_timesteps}
-    return {**TRANSFORMS, **purifiers}
-
-
-def uses_denoiser(transform: str) -> bool:
-    """Whether this one of `make_transforms` runs the pipeline's denoiser.
-
-    Example:
-        >>> uses_denoiser("purify-50"), uses_denoiser("jpeg-75")
-        (True, False)
-    """
-    return transform.startswith(_PURIFY)
 
 
 def _fingerprint(photo: PixelArray) -> str:

@@ -1,4 +1,4 @@
-"""Turn a card of ``model_cards/`` into a repository's README.md, and its results into the Hub's newer form.
+"""What can be published, and its card: a repository's README.md, and the results in the Hub's two forms.
 
 The results of a card stand once, in the ``model-index`` of its metadata. Sources, in
 https://github.com/huggingface/hub-docs: ``modelcard.md`` (model-index), ``docs/hub/eval-results.md`` (the newer form).
@@ -19,6 +19,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, SpaceCard, e
 from diffusers_dedim.errors import DeDiMError
 
 EVAL_RESULTS = ".eval_results"  # folder that the Hub reads results from
+
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+_PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.-]+)\)")
+_SHARED_CARD = "README.md"
+_SHARED_SECTIONS = ("Parameters", "Training data of all three")
+_LICENCE_FILE = "LICENSE.md"
 
 
 class Model(str, Enum):
@@ -77,13 +83,6 @@ KINDS = {
         "pipe = DeDiMPipeline.from_pretrained(landmarker=landmarker)",
     ),
 }
-
-
-_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
-_PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.-]+)\)")
-_SHARED_CARD = "README.md"
-_SHARED_SECTIONS = ("Parameters", "Training data of all three")
-_LICENCE_FILE = "LICENSE.md"
 
 
 def package_folder(name: str) -> Path:
@@ -177,24 +176,6 @@ def eval_results_yaml(card: ModelCard) -> str | None:
     return text
 
 
-def _shared_sections() -> str:
-    """The parameters and training data in the README of ``model_cards/``, under the names the cards link to."""
-    text = (package_folder("model_cards") / _SHARED_CARD).read_text(encoding="utf-8")
-    sections = re.split(r"(?m)^(?=## )", text)
-    return "".join(part for part in sections if part[3:].partition("\n")[0] in _SHARED_SECTIONS)
-
-
-def _inside_link(match: re.Match[str]) -> str:
-    label, target = match.groups()
-    if target.startswith(("http://", "https://", "#", "images/")):
-        return match.group()
-    if target.endswith(_LICENCE_FILE):
-        return f"[{label}]({_LICENCE_FILE})"
-    if target == _SHARED_CARD:
-        return "[below](#training-data-of-all-three)" if label == _SHARED_CARD else f"{label} below"
-    return label
-
-
 def space_sdk(folder: Path) -> str:
     """Return the ``sdk`` that a Space's README.md names.
 
@@ -225,3 +206,21 @@ def space_title(text: str) -> str | None:
     except (ValueError, yaml.YAMLError):
         return None
     return str(title) if title else None
+
+
+def _shared_sections() -> str:
+    """The parameters and training data in the README of ``model_cards/``, under the names the cards link to."""
+    text = (package_folder("model_cards") / _SHARED_CARD).read_text(encoding="utf-8")
+    sections = re.split(r"(?m)^(?=## )", text)
+    return "".join(part for part in sections if part[3:].partition("\n")[0] in _SHARED_SECTIONS)
+
+
+def _inside_link(match: re.Match[str]) -> str:
+    label, target = match.groups()
+    if target.startswith(("http://", "https://", "#", "images/")):
+        return match.group()
+    if target.endswith(_LICENCE_FILE):
+        return f"[{label}]({_LICENCE_FILE})"
+    if target == _SHARED_CARD:
+        return "[below](#training-data-of-all-three)" if label == _SHARED_CARD else f"{label} below"
+    return label

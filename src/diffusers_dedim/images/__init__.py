@@ -1,1 +1,1 @@
-"""Photo files: read and written as they came, their modes, and what of their metadata is kept."""
+"""Photo files: read and written as they came, their modes, what of their metadata is kept, and a PNG's chunks."""

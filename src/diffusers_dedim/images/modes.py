@@ -78,24 +78,6 @@ def split_rgb_alpha(image: Image.Image, *, deep: bool = False) -> tuple[PixelArr
     return np.array(image.convert("RGB"), dtype=np.uint8), None
 
 
-def _grey_from_16_bit(image: Image.Image) -> PixelArray:
-    """Scale 0..65535 to 0..255, rounding to the nearest; Pillow's own conversion clips at 255 instead."""
-    values = np.array(image).astype(np.int64)
-    if values.min() < 0 or values.max() > _MAX_16_BIT:
-        raise ValueError(
-            f"32-bit integer pixels from {values.min()} to {values.max()} have no known range; "
-            "save it as 8-bit or 16-bit first"
-        )
-    grey = ((values + 128) // 257).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _alpha_from_16_bit(image: Image.Image) -> PixelArray | None:
-    """0 where a pixel has the grey that is transparent, 255 elsewhere; None where no grey is."""
-    key = image.info.get("transparency")
-    return np.where(np.array(image) == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
-
-
 def cmyk_to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, str]:
     """Convert CMYK to sRGB through its profile, and say how it was done.
 
@@ -151,3 +133,21 @@ def join_rgb_alpha(pixels: PixelArray, alpha: PixelArray | None, *, grey: bool) 
     if alpha is not None:
         image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
     return image
+
+
+def _grey_from_16_bit(image: Image.Image) -> PixelArray:
+    """Scale 0..65535 to 0..255, rounding to the nearest; Pillow's own conversion clips at 255 instead."""
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > _MAX_16_BIT:
+        raise ValueError(
+            f"32-bit integer pixels from {values.min()} to {values.max()} have no known range; "
+            "save it as 8-bit or 16-bit first"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _alpha_from_16_bit(image: Image.Image) -> PixelArray | None:
+    """0 where a pixel has the grey that is transparent, 255 elsewhere; None where no grey is."""
+    key = image.info.get("transparency")
+    return np.where(np.array(image) == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
