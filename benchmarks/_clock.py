@@ -72,7 +72,7 @@ class RoundClock:
 
     @property
     def between(self) -> float:
-        """Seconds from the first round's begin to the last one's end that were in none: the judging."""
+        """Seconds between the rounds of a call: the judging of all but the last."""
         return self.rounds[-1][1] - self.rounds[0][0] - self.steps if self.rounds else 0.0
 
 

@@ -147,14 +147,15 @@ def _spend(
     with peak_memory(torch.device(options.device)) as memory:
         done = protect_probes(method, probes, options.photos)
     count = len(done.faces)
-    calls = sum(face.unet_calls for face in done.faces)
+
+    def mean(name: str) -> float | None:
+        return number(np.mean([getattr(face, name) for face in done.faces])) if count else None
+
     return {
         "faces": count,
         "seconds_per_face": number(done.seconds / count) if count else None,
-        "unet_calls_per_face": number(calls / count, 2) if count else None,
-        "reached_threshold": number(np.mean([face.reached_threshold for face in done.faces]))
-        if count
-        else None,
+        "unet_calls_per_face": mean("unet_calls"),
+        "reached_threshold": mean("reached_threshold"),
         **memory,
     }
 
