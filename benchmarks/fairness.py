@@ -47,6 +47,9 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     """Protect, measure and average by group; returns what the JSON object holds."""
     labels = read_labels(sorted(options.data.glob("val*.parquet")))
     rows = spread(len(labels["age"]), options.faces)
+    groups = utkface_groups({name: column[rows] for name, column in labels.items()})
+    for of_face in groups.values():  # too few faces are told now, not after protecting them
+        group_means({"faces": np.ones(len(rows))}, of_face, min_count=options.min_group)
     probes = crop_probes(FaceCrops(options.data, "val"), rows.tolist())
     done = protect_once(
         pipe,
@@ -58,7 +61,6 @@ def run_fairness(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
         aligned=True,
     )
     measures = measure(probes, done, recognisers)
-    groups = utkface_groups({name: column[rows] for name, column in labels.items()})
     means = {
         name: group_means(measures, of_face, min_count=options.min_group) for name, of_face in groups.items()
     }

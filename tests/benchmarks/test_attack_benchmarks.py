@@ -280,6 +280,14 @@ def test_fairness_prints_one_json_object(
     assert results["command"].startswith("python -m benchmarks.fairness --data ")
 
 
+def test_too_few_faces_of_a_group_are_told_before_any_is_protected(faces: Path) -> None:
+    words = ["--data", str(faces), "--faces", "12", "--black-box", "toy1"]
+    pipe = Swap()
+    with pytest.raises(ValueError, match=r"no face is in a known group of at least 11; got .*'35-54': 10"):
+        fairness.main([*words, "--min-group", "11"], load_pipeline=lambda: pipe)
+    assert pipe.calls == []
+
+
 def test_matches_are_counted_at_the_strangers_threshold() -> None:
     rng = np.random.default_rng(0)
     faces = rng.normal(size=(46, 64))
