@@ -28,7 +28,7 @@ def pipe() -> DeDiMPipeline:
 
 
 def run_dedim(*words: str) -> subprocess.CompletedProcess[str]:
-    program = "from diffusers_dedim.cli import main; main()"
+    program = "from diffusers_dedim.cli.main import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}  # also when not installed
     command = [sys.executable, "-c", program, *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -42,7 +42,7 @@ def portraits(folder: Path) -> list[str]:
 
 def start(source: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
     """One short round a face: what is killed here is the run, not the sampler."""
-    program = "from diffusers_dedim.cli import main; main()"
+    program = "from diffusers_dedim.cli.main import main; main()"
     settings = ("--seed", "0", "--max-rounds", "1", "--threshold", "0.99")
     environment = {**os.environ, "PYTHONPATH": str(BUNDLED_WEIGHTS.parents[1])}
     return subprocess.Popen(

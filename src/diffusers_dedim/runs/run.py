@@ -47,7 +47,7 @@ Pipeline = Any
 # small batches leave most of an accelerator idle.
 PROCESSOR_BATCH, ACCELERATOR_BATCH = 4, 64
 
-Done = tuple["StreamResult | PhotoRecord", float]
+Done = tuple[StreamResult | PhotoRecord, float]
 """What became of a photo, and the seconds that it took."""
 
 
