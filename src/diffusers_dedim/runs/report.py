@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
@@ -136,7 +137,7 @@ def render_report(result: RunResult) -> Iterator[str]:
         total=len(result.records),
         protected=len(result.protected),
         faces=len(scores),
-        median=_median([face.similarity for face in scores]),
+        median=median([face.similarity for face in scores]) if scores else None,
         other_files=result.other_files,
         written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )
@@ -197,11 +198,3 @@ def data_uri(image: Image.Image) -> str:
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _median(values: Sequence[float]) -> float | None:
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
