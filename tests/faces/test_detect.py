@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import pickle
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from face_samples import ASTRONAUT_POINTS
+from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -176,6 +180,47 @@ def test_building_leaves_the_seed_alone_and_is_lazy(photo: NDArray[np.uint8]) ->
     detector.to("cpu")(photo[:200, :300])
     assert torch.equal(torch.random.get_rng_state(), before)
     assert detector.to("cpu") is detector
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_around_it_changes_nothing(
+    dtype: torch.dtype, photo: NDArray[np.uint8], detector: FaceDetector
+) -> None:
+    with torch.autocast("cpu", dtype):
+        inside = detector(photo)
+    (before,), (after,) = detector(photo), inside
+    assert before.box == after.box
+    assert np.array_equal(before.landmarks, after.landmarks)
+
+
+def test_each_search_has_its_own_smallest_size(
+    detector: FaceDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads, a photo above ``max_side`` and one below: both have set their size before either one searches."""
+    sizes: dict[int, float] = {}
+    both = threading.Barrier(2, timeout=60)
+
+    def detect(mtcnn: MTCNN, picture: NDArray[np.uint8], landmarks: bool) -> tuple[None, None, None]:
+        both.wait()
+        sizes[picture.shape[1]] = mtcnn.min_face_size
+        return None, None, None
+
+    monkeypatch.setattr(MTCNN, "detect", detect)
+    photos = [np.zeros((60, width, 3), dtype=np.uint8) for width in (300, 3200)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(detector, photos)) == [[], []]
+    # 300 px as it is; 3,200 px on a copy of half the side, where a face of 40 px has 20, but 16 is the least there is
+    assert sizes == {300 + 2 * 30: 20, 1600 + 2 * 15: 16}
+
+
+def test_two_threads_build_one_set_of_networks_and_leave_the_seed_alone() -> None:
+    detector = FaceDetector()
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(lambda _: detector._networks(), range(4)))
+    assert all(networks is built[0] for networks in built)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert pickle.loads(pickle.dumps(detector)).max_side == detector.max_side
 
 
 def test_detect_faces_shares_one_detector(photo: NDArray[np.uint8], detector: FaceDetector) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ BORDER_ASPECT = 4
 BORDER_GREY = 128  # zero after MTCNN's own normalisation, as its training padded
 # Two findings whose centres are nearer than this share of the larger one's size are one face.
 SAME_FACE = 0.3
+# Not the detector's own: a lock can be neither copied nor pickled. Building takes a moment, once.
+_BUILDING = threading.Lock()
 
 
 class FaceDetector:
@@ -45,6 +49,8 @@ class FaceDetector:
         min_confidence: findings below this MTCNN score (0..1) are left out. Lower it to take in more
             faces that are cut, covered or turned, at the price of findings that are no face.
         max_side: longer side of the copy that is searched, px; larger for photos above 4,000 px.
+
+    Several threads may call it at the same time. Inside `torch.autocast` it finds what it finds without.
 
     Raises:
         ValueError: a setting is out of range.
@@ -128,9 +134,11 @@ class FaceDetector:
         self, picture: NDArray[np.uint8], min_size: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Run MTCNN; boxes [N, 4], points [N, 5, 2] and scores [N] whatever form it answers in."""
-        mtcnn = self._networks()
+        mtcnn = copy.copy(self._networks())  # another thread may be searching for another size
         mtcnn.min_face_size = min_size
-        boxes, scores, points = mtcnn.detect(picture, landmarks=True)
+        # its own code turns what its networks say into numpy arrays, which know no bfloat16
+        with torch.autocast(self.device.type, enabled=False):
+            boxes, scores, points = mtcnn.detect(picture, landmarks=True)
         if boxes is None:
             return np.empty((0, 4)), np.empty((0, 5, 2)), np.empty(0)
         # object arrays of floats: astype does what asarray(dtype=...) would, rows of equal length checked
@@ -142,13 +150,14 @@ class FaceDetector:
 
     def _networks(self) -> MTCNN:
         """Build MTCNN on first use (importing facenet-pytorch takes seconds)."""
-        if self._mtcnn is None:
-            from facenet_pytorch import MTCNN
+        with _BUILDING:
+            if self._mtcnn is None:
+                from facenet_pytorch import MTCNN
 
-            # MTCNN draws random weights before it loads its own: keep the user's seed untouched.
-            with torch.random.fork_rng(devices=[]):
-                self._mtcnn = MTCNN(keep_all=True, device=self.device)
-            self._mtcnn.eval().requires_grad_(False)
+                # MTCNN draws random weights before it loads its own: keep the user's seed untouched.
+                with torch.random.fork_rng(devices=[]):
+                    mtcnn = MTCNN(keep_all=True, device=self.device)
+                self._mtcnn = mtcnn.eval().requires_grad_(False)
         return self._mtcnn
 
 
