@@ -30,7 +30,7 @@ from diffusers_dedim.encoders import EncoderEnsemble, OnnxEncoder
 from diffusers_dedim.faces import AlignedFace, Face, align_face, choose_faces, paste_back, warn_small
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.models.blocks import CROP_SIZE
-from diffusers_dedim.pipeline.inputs import child_generator, generators, photo_generators
+from diffusers_dedim.pipeline.inputs import child_generator, photo_generators
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import PRESETS
@@ -94,7 +94,9 @@ def seeded(method: Callable[..., Any], seed: int, first: int = 0) -> Callable[[l
     count = itertools.count(first)
 
     def call(photos: list[PixelArray]) -> Any:
-        return method(photos, generator=generators(seed, [str(next(count)) for _ in photos]))
+        # not by name as in a run: the numbers in docs/results are of these draws
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + next(count)) for _ in photos]
+        return method(photos, generator=generators)
 
     return call
 

@@ -23,7 +23,7 @@ from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.diffusion.solvers import prepare_scheduler
 from diffusers_dedim.faces import Face, align_face, paste_back, whole_crop
 from diffusers_dedim.images.modes import PixelArray
-from diffusers_dedim.pipeline.inputs import child_generator, generators, photo_generators
+from diffusers_dedim.pipeline.inputs import child_generator
 
 Transform = Callable[[list[PixelArray]], list[PixelArray]]
 
@@ -170,8 +170,7 @@ def _purify_photo(
     result: PixelArray = photo.copy()
     if not faces:
         return result
-    # by its content: the same in any order, batch or resumed run
-    (parent,) = photo_generators(generators(seed, [_fingerprint(photo)]), 1)
+    parent = torch.Generator().manual_seed(_content_seed(photo, seed))
     crops = torch.stack([face.crop for face in faces])
     noise = [child_generator(parent) for _ in faces]
     everything = torch.ones_like(crops[0, :1])
@@ -180,8 +179,11 @@ def _purify_photo(
     return result
 
 
-def _fingerprint(photo: PixelArray) -> str:
-    return hashlib.sha256(f"{photo.shape}".encode() + photo.tobytes()).hexdigest()
+def _content_seed(photo: PixelArray, seed: int) -> int:
+    """A seed in 0..2^62 from the seed and the photo: the same in any order, batch or resumed run."""
+    digest = hashlib.sha256(f"{seed} {photo.shape}".encode())
+    digest.update(np.ascontiguousarray(photo).tobytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 2
 
 
 def _each(change: Callable[[Image.Image], Image.Image]) -> Transform:
