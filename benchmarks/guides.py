@@ -79,7 +79,7 @@ def run_guides(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     both = sorted(set(guides) & set(judges))
     if both:
         raise ValueError(f"--judge: {', '.join(both)} is the name of a guide too; give each its own.")
-    probes = draw_faces(options.data, options.faces, options.seed)
+    probes = draw_probes(options.data, options.faces, options.seed)
     say("guides", f"protecting {len(probes)} faces")
     protected = protect_once(
         pipe,
@@ -109,7 +109,7 @@ def run_guides(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def draw_faces(data: Path, count: int, seed: int) -> list[Probe]:
+def draw_probes(data: Path, count: int, seed: int) -> list[Probe]:
     """Draw validation crops that their photo fills.
 
     Raises:
