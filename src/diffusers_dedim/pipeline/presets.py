@@ -130,8 +130,8 @@ PRESETS: dict[str, DeDiMPreset] = {
         max_rounds=100,
         threshold=0.2,
     ),
-    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.06, casia 0.04, dlib 0.00; PSNR 32.2,
-    # SSIM 0.935; 34 denoiser calls a face; 109 of 110 faces below h. How it was chosen: D16, D17 in docs/paper.md.
+    # python -m benchmarks.main_job --probes 100: rank-1 white 0.00, foamliu 0.05, casia 0.05, dlib 0.00; PSNR 32.1,
+    # SSIM 0.935; 36 denoiser calls a face; 108 of 110 faces below h. How it was chosen: D16, D17 in docs/paper.md.
     "fast": DeDiMPreset(
         start_timestep=250,
         num_inference_steps=5,
