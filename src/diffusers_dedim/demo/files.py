@@ -16,12 +16,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-from gradio.state_holder import SessionState
-
-from diffusers_dedim.demo.handlers import DemoError
+if (
+    TYPE_CHECKING
+):  # at run time where they are used: the folder is made, and its end arranged, before Gradio is loaded
+    import gradio as gr
 
 _ENVIRONMENT = "GRADIO_TEMP_DIR"
 _OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")
@@ -47,6 +47,8 @@ def uploaded_file(name: str, file: Any, cache_dir: str) -> str:
     except (TypeError, ValueError, OSError):  # no text, or no name that a file can have
         is_upload = False
     if not is_upload:
+        from diffusers_dedim.demo.handlers import DemoError
+
         raise DemoError(
             f"{name}: expected an uploaded file; with gradio_client, wrap its path or address in handle_file(...)."
         )
@@ -63,6 +65,8 @@ def forget_photos(demo: gr.Blocks, age: float) -> None:
         demo: the page; nothing happens before it was launched.
         age: seconds; so long an opened photo may stay also where its page was closed.
     """
+    from gradio.state_holder import SessionState
+
     holder = getattr(demo, "state_holder", None)
     if holder is None:
         return
