@@ -12,7 +12,7 @@ from toys import ToyEncoder
 
 from diffusers_dedim.diffusion.guidance import IdentityGuidance
 from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
-from diffusers_dedim.pipeline.engine import FaceQueue, QueuedFace, SampledFace
+from diffusers_dedim.pipeline.queue import FaceQueue, QueuedFace, SampledFace
 
 COUNT, ROUNDS, STEPS = 9, 6, 4
 
