@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
+from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import Recogniser, load_recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -25,12 +23,10 @@ from diffusers_dedim.evaluation import (
     prepare_probes,
     read_protocol,
 )
-from diffusers_dedim.evaluation.measure import WHITE
-from diffusers_dedim.evaluation.methods import guided_by
 from diffusers_dedim.evaluation.results import describe_environment
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.metrics.intervals import Estimate
-from diffusers_dedim.pipeline.components import PlainModule
+from diffusers_dedim.pipeline.guides import guided_by, name_guides
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -150,19 +146,6 @@ def run_benchmark(
         return measure(pipe, [*name_guides(pipe.face_encoder), *black_boxes], options)
 
     print_run(module, parse, run, arguments)
-
-
-def is_guide(recogniser: str) -> bool:
-    """Whether this is the name of one that guides (`name_guides`)."""
-    return recogniser.startswith(WHITE)
-
-
-def name_guides(face_encoder: nn.Module) -> list[Recogniser]:
-    """The guide as a recogniser, ``white``; of an ensemble its members, ``white1``, ``white2`` and so on."""
-    guide = face_encoder.module if isinstance(face_encoder, PlainModule) else face_encoder
-    if isinstance(guide, EncoderEnsemble):
-        return [Recogniser.of(f"{WHITE}{place}", member) for place, member in enumerate(guide.encoders, 1)]
-    return [Recogniser.of(WHITE, face_encoder)]
 
 
 def open_pipeline(options: argparse.Namespace, load: Callable[[], Any] | None) -> Any:

@@ -27,7 +27,6 @@ from benchmarks._command import (
     LFW,
     add_black_boxes,
     interval,
-    is_guide,
     make_parser,
     number,
     read_people,
@@ -51,6 +50,7 @@ from diffusers_dedim.evaluation.experiment import TARGETS
 from diffusers_dedim.faces import Face, FaceDetector
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
+from diffusers_dedim.pipeline.guides import is_guide
 
 ATTACKS = ("full", "head")
 HELD_OUT = 0.1  # of the attacker's people: has the attack learned anything at all?

@@ -24,22 +24,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks._command import (
-    FACES,
-    SHARED,
-    at_least,
-    make_parser,
-    name_guides,
-    number,
-    open_pipeline,
-    print_run,
-    say,
-)
+from benchmarks._command import FACES, SHARED, at_least, make_parser, number, open_pipeline, print_run, say
 from benchmarks._faces import Pixels, crop_probes, protect_once, to_crops
 from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.evaluation import ArrayCache, Probe
 from diffusers_dedim.faces import landmark_mask
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
+from diffusers_dedim.pipeline.guides import name_guides
 from diffusers_dedim.training.checkpoint import load_network
 from diffusers_dedim.training.data import FaceCrops
 

@@ -23,7 +23,6 @@ from benchmarks._command import (
     LFW,
     ROOT,
     add_black_boxes,
-    is_guide,
     make_parser,
     number,
     read_people,
@@ -41,6 +40,7 @@ from diffusers_dedim.evaluation import (
 from diffusers_dedim.evaluation.methods import seeded
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.metrics.retrieval import rank_k_rate
+from diffusers_dedim.pipeline.guides import is_guide
 
 PANEL_FACES = 20
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import fake_pipeline as fake
 import pytest
+from encoders.test_onnx_encoder import write_model
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -19,12 +20,13 @@ from diffusers_dedim.cli import main as cli
 from diffusers_dedim.cli import run as command
 from diffusers_dedim.models import BUNDLED_WEIGHTS
 from diffusers_dedim.runs import report
+from diffusers_dedim.runs.manifest import MANIFEST_NAME
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake_pipe = FakePipeline()
-    monkeypatch.setattr(command, "_load", lambda weights, device: fake_pipe)
+    monkeypatch.setattr(command, "_load", lambda weights, device, guides: fake_pipe)
     return fake_pipe
 
 
@@ -186,6 +188,22 @@ def test_what_is_no_device_and_no_pipeline_is_told_in_one_line(source: Path, tmp
         assert f"weights {weights} cannot be loaded: " in result.stderr
         assert text in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_another_recogniser_guides_a_run_and_the_manifest_says_so(source: Path, tmp_path: Path) -> None:
+    file = write_model(tmp_path / "mean colour.onnx")
+    run = ("run", source, "-o", tmp_path / "out", "--max-rounds", 1)
+    for guide, words in (("none.onnx", "there is no ONNX file"), ("x.bin", "guide: expected 'own'")):
+        result = dedim(*run, "--guide", "own", "--guide", guide)
+        assert result.exit_code == 2
+        assert f"--guide: {'path' if 'none' in guide else 'guide'}" in result.stderr
+        assert words in result.stderr
+    dedim(*run, "--guide", f"colour={file}")
+    header = json.loads((tmp_path / "out" / MANIFEST_NAME).read_text().splitlines()[0])
+    assert header["settings"]["guides"] == f"colour={file}"
+    refused = dedim(*run, "--resume")
+    assert refused.exit_code == 2
+    assert "guides was" in refused.stderr
 
 
 def test_a_dry_run_knows_the_presets(source: Path, tmp_path: Path) -> None:

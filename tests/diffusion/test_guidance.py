@@ -123,7 +123,7 @@ def test_identity_guidance_is_nothing_at_the_last_step_and_at_scale_0() -> None:
 def test_estimate_guidance_moves_the_estimate_away() -> None:
     pipeline, given = tensors()
     before = given["noise_pred"]
-    guidance = EstimateGuidance(0.05, -0.9, views=1, smoothing=0, cutoff_step_ratio=1)
+    guidance = EstimateGuidance(0.05, -0.9, views=2, smoothing=0, cutoff_step_ratio=1)
     after = guidance.before_step(pipeline, 9, 9, dict(given))["noise_pred"]
     x_0, pushed = (
         predict_x_0(pipeline.scheduler, e, torch.tensor(9), given["sample"]) for e in (before, after)
@@ -136,8 +136,10 @@ def test_the_noise_it_returns_is_that_of_the_pushed_estimate() -> None:
     pipeline, given = tensors()
     guidance = EstimateGuidance(0.05, -0.9)
     x_0 = predict_x_0(pipeline.scheduler, given["noise_pred"], torch.tensor(59), given["sample"])
-    gradient = guidance._similarity_gradient(pipeline.face_encoder, x_0, given["reference"])  # the mask is 1
-    expected = (x_0 - 0.05 * guidance._direction(gradient, given["mask"])).clamp(-1, 1)
+    gradients = guidance._similarity_gradients(
+        pipeline.face_encoder, x_0, given["reference"], 4
+    )  # the mask is 1
+    expected = (x_0 - 0.05 * guidance._direction(*gradients, given["mask"])).clamp(-1, 1)
     eps = guidance.before_step(pipeline, 4, 59, dict(given))["noise_pred"]
     pushed = predict_x_0(pipeline.scheduler, eps, torch.tensor(59), given["sample"])
     # float64; the levels at 59 are float32's on both ways, and their quotient is multiplied in and out again
@@ -177,7 +179,7 @@ def test_the_push_keeps_to_the_mask_and_has_the_asked_size(smoothing: float) -> 
     gradient[1] = 0
     mask = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
     mask[:, :, 4:9] = 1
-    direction = EstimateGuidance(smoothing=smoothing)._direction(gradient, mask)
+    direction = EstimateGuidance(smoothing=smoothing)._direction([gradient], [torch.ones(2)], mask)
     assert direction[:, :, :4].abs().max() == direction[:, :, 9:].abs().max() == 0
     rms = direction[0][:, 4:9].square().mean().sqrt()
     torch.testing.assert_close(rms, torch.ones_like(rms))  # float64 rounding alone
@@ -194,7 +196,7 @@ def test_the_push_keeps_to_the_mask_and_has_the_asked_size(smoothing: float) -> 
         (lambda: EstimateGuidance(step_size=-1), "step_size: expected 0 or more, got -1."),
         (
             lambda: EstimateGuidance(views=3),
-            "views: expected 1 (the face) or 2 (and its mirror image), got 3.",
+            "views: expected 1 (face and mirror image in turns) or 2 (both), got 3.",
         ),
         (lambda: EstimateGuidance(smoothing=-1), "smoothing: expected 0 or more crop px, got -1."),
         (

@@ -135,8 +135,8 @@ class Watch:
         x_t, mask, time = given["sample"], given["mask"], torch.tensor(timestep)
         x_0 = predict_x_0(pipeline.scheduler, toy_unet(x_t, timestep), time, x_t)
         blend = mask * x_0 + (1 - mask) * given["x_org"]
-        gradient = self.guidance._similarity_gradient(self.encoder, blend, given["reference"])
-        pushed = (x_0 - self.guidance.step_size * self.guidance._direction(gradient, mask)).clamp(-1, 1)
+        gradients = self.guidance._similarity_gradients(self.encoder, blend, given["reference"], 0)
+        pushed = (x_0 - self.guidance.step_size * self.guidance._direction(*gradients, mask)).clamp(-1, 1)
         self.seen.append(pushed)
         expected = self.step(pipeline.scheduler, index, pushed, given)
         # float64; the smallest 1 - alphas_cumprod is 7e-4 here, and noise of about 1 divided by its root comes to 40

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -13,6 +13,15 @@ import typer
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.runs.jobs import display_name
 
+GuideOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guide",
+        metavar="GUIDE",
+        help="Recogniser that guides: own, NAME=FILE.onnx, NAME=FILE.pt, facenet-vggface2. May be repeated.",
+        show_default="own",
+    ),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="Folder or Hub id of a pipeline.", show_default="the bundled one"),
@@ -50,15 +59,16 @@ def print_any_name() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def load_pipeline(weights: str | None, device: str | None) -> Any:
+def load_pipeline(weights: str | None, device: str | None, guides: Sequence[str] | None = None) -> Any:
     """A pipeline that is ready for a command.
 
     Args:
         weights: folder or Hub id; None for the bundled one.
         device: e.g. "cuda"; None for cuda where there is one.
+        guides: recognisers that guide instead of its own (`guided_by`); None for its own.
 
     Raises:
-        DeDiMError: the weights cannot be loaded, or the device not be used.
+        DeDiMError: weights or a guide cannot be loaded, or the device not be used.
     """
     import torch
     from diffusers.utils import logging
@@ -82,4 +92,13 @@ def load_pipeline(weights: str | None, device: str | None) -> Any:
         pipe.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise DeDiMError(f"device {chosen!r} cannot be used: {error}") from error
-    return pipe
+    return _guided(pipe, guides) if guides else pipe
+
+
+def _guided(pipe: Any, guides: Sequence[str]) -> Any:
+    from diffusers_dedim.pipeline.guides import guided_by
+
+    try:
+        return guided_by(pipe, guides)
+    except (OSError, ValueError, ImportError) as error:
+        raise DeDiMError(f"--guide: {error}") from error

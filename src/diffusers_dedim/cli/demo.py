@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffusers_dedim.cli import common
-from diffusers_dedim.cli.common import DeviceOption, WeightsOption, plain_errors
+from diffusers_dedim.cli.common import DeviceOption, GuideOption, WeightsOption, plain_errors
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.extras import import_extra
 
@@ -22,6 +22,7 @@ def demo(
         bool, typer.Option("--share", help="Also make a public link; photos then pass Gradio's servers.")
     ] = False,
     weights: WeightsOption = None,
+    guide: GuideOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Open a page on this computer: choose a photo, click on faces, see what changes. Ctrl+C ends it."""
@@ -32,4 +33,4 @@ def demo(
             raise DeDiMError(str(error)) from error
         from diffusers_dedim.demo.launch import make_handlers, serve  # imports Gradio and PyTorch
 
-        serve(make_handlers(common.load_pipeline(weights, device)), port=port, share=share)
+        serve(make_handlers(common.load_pipeline(weights, device, guide)), port=port, share=share)

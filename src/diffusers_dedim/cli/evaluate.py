@@ -18,12 +18,13 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.data import Experiment, Record, read_experiment, read_photos, reserve_people
 from diffusers_dedim.evaluation.experiment import TARGETS, Session, check_folder
 from diffusers_dedim.evaluation.measure import EvaluationSettings
-from diffusers_dedim.evaluation.methods import METHOD_NAMES, guided_by, make_method, takes_targets
+from diffusers_dedim.evaluation.methods import METHOD_NAMES, make_method, takes_targets
 from diffusers_dedim.evaluation.report import REPORT, RESULTS
 from diffusers_dedim.evaluation.results import MethodEntry
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.metrics.quality import Lpips
+from diffusers_dedim.pipeline.guides import guided_by
 
 app = typer.Typer(
     help="Measure methods against face recognisers, as in section 4 of the paper and beyond.",
@@ -50,7 +51,12 @@ def evaluate(
         ),
     ] = None,
     white_box: Annotated[
-        Path | None, typer.Option(help="ONNX recogniser that guides the methods.", show_default="ours")
+        list[str] | None,
+        typer.Option(
+            "--white-box",
+            help="Guides the methods: own, NAME=FILE.onnx, NAME=FILE.pt, facenet-vggface2. May be repeated.",
+            show_default="own",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the methods, and of the draw from an LFW folder.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped evaluation in DIR.")] = False,
@@ -155,10 +161,10 @@ def _read_targets(path: Path | None, seed: int) -> list[Record]:
     return list({record.person: record for record in records}.values())
 
 
-def _load_pipeline(weights: str | None, device: str | None, white_box: Path | None) -> Any:
+def _load_pipeline(weights: str | None, device: str | None, white_box: Sequence[str] | None) -> Any:
     pipe = common.load_pipeline(weights, device)
     pipe.set_progress_bar_config(disable=True)
-    return pipe if white_box is None else guided_by(pipe, [white_box])
+    return guided_by(pipe, white_box) if white_box else pipe
 
 
 def _load_transforms(pipe: Any, seed: int) -> dict[str, Any]:

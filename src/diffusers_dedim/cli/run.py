@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from diffusers_dedim.cli import common
-from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, WeightsOption, plain_errors
+from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, GuideOption, WeightsOption, plain_errors
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.runs.jobs import display_name
 from diffusers_dedim.runs.records import PhotoRecord, RunResult, RunSettings
@@ -43,6 +43,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
     preset: Annotated[str, typer.Option(help="fast, strong or paper.")] = "fast",
     weights: WeightsOption = None,
+    guide: GuideOption = None,
     seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,
     threshold: Annotated[
         float | None,
@@ -85,13 +86,13 @@ def run(
     """
     with plain_errors(STOPPED_RUN):
         settings = RunSettings(
-            preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled", keep_metadata,
-            allow_partial,
+            preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled",
+            ", ".join(guide or ["own"]), keep_metadata, allow_partial,
         )  # fmt: skip
         if (parquet and ray is None) or (ray is not None and (report or dry_run)):
             raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
         _check_preset(settings)
-        load = partial(_load, weights, device)
+        load = partial(_load, weights, device, guide)
         if ray is not None:
             result = _run_on_ray(
                 paths, out, settings, load, device, workers=ray, output="parquet" if parquet else "files",
@@ -120,9 +121,9 @@ def _check_preset(settings: RunSettings) -> None:
     resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
 
 
-def _load(weights: str | None, device: str | None) -> Any:
+def _load(weights: str | None, device: str | None, guides: Sequence[str] | None) -> Any:
     """The pipeline of a run, here or in a worker of Ray; the run has a progress bar of its own."""
-    pipe = common.load_pipeline(weights, device)
+    pipe = common.load_pipeline(weights, device, guides)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

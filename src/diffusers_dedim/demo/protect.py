@@ -54,7 +54,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Score:
-    """Cosines of one face by one recogniser.
+    """Cosines of one face by one recogniser; by that of several guides which matches best.
 
     Attributes:
         recogniser: `GUIDE_NAME`, or the name of the unseen one.
@@ -121,14 +121,15 @@ def face_scores(
             continue
         second = embed_faces(recogniser.encoder, [other.photo.pixels], [largest(other.faces)])[0]
         if partner is None:
-            partner = int((old @ second).argmax())
+            partner = max(range(count), key=lambda index: _cosine(old[index], second))
         scores = _cosine(old[partner], second), _cosine(new[partner], second)
         table[partner].append(Score(recogniser.name, "other", *scores, scale))
     return table
 
 
-def _cosine(first: NDArray, second: NDArray) -> float:  # type: ignore[type-arg]  # unit vectors [D]
-    return float(first @ second)
+def _cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Of unit vectors ``[D]``; of ``[K, D]``, those of several guides, by the one that matches best."""
+    return float((first * second).sum(-1).max())
 
 
 def _torch_home() -> Path:

@@ -135,12 +135,16 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     what looks like a face. Red, green and blue are pushed alike: light and shape change, hues do not, for a nose
     that turns red is seen at once. A face is pushed no further than ``stop_similarity``.
 
+    Of the members of an `EncoderEnsemble` each pushes with a weight of its own: how far its cosine lies above
+    ``stop_similarity``. How steep their cosines happen to be does not matter, and who is left behind pushes no more.
+
     Args:
         step_size: root mean square of the push over the masked pixels, in [-1, 1] units; 0 or more.
         stop_similarity: cosine in [-1, 1) below which a face is pushed no further; to end a round below the sampler's
             threshold it must lie below that (the default lies below those of the presets "fast" and "strong").
-        views: 1 for the face alone, 2 for the face and its mirror image; with both the push depends less on
-            quirks of the one recogniser, and holds better against others.
+        views: what the recogniser sees in a step: 2 for the face and its mirror image, 1 for one of them, in turns from
+            step to step, which takes half as long. With both the push depends less on quirks of the one recogniser,
+            and holds better against others.
         smoothing: standard deviation in crop px, 0 or more, of a Gaussian over the push; single pixels that
             stand out look like speckle and matter to no other recogniser.
         cutoff_step_ratio: share of a round's steps that are pushed, in [0, 1]; the denoiser has the last ones
@@ -174,7 +178,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         if not -1 <= stop_similarity < 1:
             raise ValueError(f"stop_similarity: expected a cosine in [-1, 1), got {stop_similarity}.")
         if views not in (1, 2):
-            raise ValueError(f"views: expected 1 (the face) or 2 (and its mirror image), got {views}.")
+            raise ValueError(f"views: expected 1 (face and mirror image in turns) or 2 (both), got {views}.")
         if smoothing < 0:
             raise ValueError(f"smoothing: expected 0 or more crop px, got {smoothing}.")
         self.step_size, self.stop_similarity = step_size, stop_similarity
@@ -190,8 +194,10 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         time = torch.tensor(timestep)
         x_0 = predict_x_0(pipeline.scheduler, eps, time, x_t)
         blend = mask * x_0 + (1 - mask) * callback_kwargs["x_org"]
-        gradient = self._similarity_gradient(pipeline.face_encoder, blend, callback_kwargs["reference"])
-        step = self.step_size * self._direction(gradient, mask)
+        gradients, weights = self._similarity_gradients(
+            pipeline.face_encoder, blend, callback_kwargs["reference"], step_index
+        )
+        step = self.step_size * self._direction(gradients, weights, mask)
         pushed = (x_0 - step).clamp(-1, 1)
         callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
         return callback_kwargs
@@ -202,21 +208,39 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         """Nothing is left to do after the step."""
         return callback_kwargs
 
-    def _similarity_gradient(self, face_encoder: nn.Module, blend: Tensor, reference: Tensor) -> Tensor:
-        """Gradient of relu(cosine - stop), summed over the views and over the recognisers of an ensemble."""
+    def _similarity_gradients(
+        self, face_encoder: nn.Module, blend: Tensor, reference: Tensor, step_index: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each recogniser: gradient of relu(cosine - stop) ``[N, 3, H, W]``, and its value ``[N]``."""
         with torch.inference_mode(False), torch.enable_grad():
             blend = blend.detach().clone().requires_grad_()
-            seen = blend if self.views == 1 else torch.cat([blend, blend.flip(3)])
-            cosine = (face_encoder(seen) * torch.cat([reference] * self.views)).sum(-1)
-            return _input_gradient((cosine - self.stop_similarity).relu(), blend)
+            both = blend, blend.flip(3)
+            seen = both if self.views == 2 else both[step_index % 2 : step_index % 2 + 1]
+            cosine = (face_encoder(torch.cat(seen)) * torch.cat([reference] * self.views)).sum(-1)
+            hinge = (cosine - self.stop_similarity).relu().reshape(self.views, len(blend), -1)
+            members = hinge.sum(0).unbind(1)  # K of [N]
+            gradients = [_input_gradient(member, blend) for member in members]
+        return gradients, [member.detach() for member in members]
 
-    def _direction(self, gradient: Tensor, mask: Tensor) -> Tensor:
+    def _direction(self, gradients: list[Tensor], weights: list[Tensor], mask: Tensor) -> Tensor:
         """One push for all colours, smooth, kept to the mask, with root mean square 1 over it; 0 stays 0."""
+        parts = [self._shape(gradient, mask) for gradient in gradients]
+        if len(parts) == 1:
+            return parts[0]
+        weighted = [part * weight.reshape(-1, 1, 1, 1) for part, weight in zip(parts, weights, strict=True)]
+        return _unit_rms(torch.stack(weighted).sum(0), mask)
+
+    def _shape(self, gradient: Tensor, mask: Tensor) -> Tensor:
+        """The push of one recogniser."""
         gradient = gradient.mean(1, keepdim=True).expand_as(gradient)
         if self.smoothing > 0:
             kernel = 2 * math.ceil(2 * self.smoothing) + 1
             gradient = gaussian_blur(gradient, kernel, self.smoothing)
-        gradient = mask * gradient
-        area = mask.expand_as(gradient).flatten(1).sum(1).clamp_min(1)
-        rms = (gradient.square().flatten(1).sum(1) / area).sqrt()
-        return gradient / torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)
+        return _unit_rms(mask * gradient, mask)
+
+
+def _unit_rms(push: Tensor, mask: Tensor) -> Tensor:
+    """Scale each push ``[N, 3, H, W]`` to root mean square 1 over its mask; 0 stays 0."""
+    area = mask.expand_as(push).flatten(1).sum(1).clamp_min(1)
+    rms = (push.square().flatten(1).sum(1) / area).sqrt()
+    return push / torch.where(rms > 0, rms, torch.ones_like(rms)).reshape(-1, 1, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,15 +23,23 @@ class EncoderEnsemble(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     pushes no further, the others do. A face counts as done, and is reported, by the recogniser that still
     matches it best. `IdentityGuidance` adds up their gradients, as for recognisers that err independently.
 
+    The same cosine may mean more to one recogniser than to another. ``lines`` are the cosines that the same small
+    share of strangers reaches; with them all cosines are brought onto the scale of the recogniser whose line is
+    highest: c becomes 1 - (1 - c) (1 - highest) / (1 - line), so that a face still matches itself with 1 and all
+    lines are one. Threshold, hinge and reported similarity then mean the same for each of them.
+
     An ensemble of `MobileFaceNet` is saved and loaded as any model of diffusers, in a pipeline too: one ``config.json``
     with the settings of each, one file of weights. With other members it is saved with no pipeline; save the members.
 
     Args:
         encoders: modules from crops ``[N, 3, 112, 112]`` to unit embeddings ``[N, D]``; each may have its own D.
-            The settings of a `MobileFaceNet` stand for a new one, which is what loading does.
+            An ensemble stands for its members, the settings of a `MobileFaceNet` for a new one, which is what
+            loading does.
+        lines: for each the cosine in (-1, 1) that one in a thousand pairs of strangers reaches, or of another
+            share that is the same for all (``python -m benchmarks.score_lines``); None takes cosines as they are.
 
     Raises:
-        ValueError: there is no encoder, or settings that `MobileFaceNet` does not have.
+        ValueError: there is no encoder, settings that `MobileFaceNet` does not have, or not one line for each encoder.
 
     Example:
         >>> from diffusers_dedim import MobileFaceNet
@@ -43,17 +52,18 @@ class EncoderEnsemble(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
     # Its scores are reported, so a pipeline that is loaded in half precision keeps it whole.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["encoders"]
 
-    def __init__(self, encoders: Sequence[nn.Module | Mapping[str, Any]]) -> None:
+    def __init__(
+        self, encoders: Sequence[nn.Module | Mapping[str, Any]], lines: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         if not encoders:
             raise ValueError("encoders: expected at least one encoder, got none.")
-        made = [
-            _make(place, each) if isinstance(each, Mapping) else each
-            for place, each in enumerate(encoders, 1)
-        ]
+        made = [member for place, each in enumerate(encoders, 1) for member in _members(place, each)]
         self.encoders = nn.ModuleList(made)
+        self._shares = _shares(lines, len(made))
         if self.can_be_saved:
-            self.register_to_config(encoders=[_settings(encoder) for encoder in self.encoders])
+            settings = [_settings(encoder) for encoder in self.encoders]
+            self.register_to_config(encoders=settings, lines=None if lines is None else list(lines))
 
     def __getattr__(self, name: str) -> Any:
         """Look members up as any module does: diffusers would look in the settings, which name them too, and warn."""
@@ -115,7 +125,8 @@ class EncoderEnsemble(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
             crops: ``[N, 3, 112, 112]`` RGB in [-1, 1], aligned to the ArcFace template.
 
         Returns:
-            Unit vectors ``[N, K, D]``; shorter embeddings end in zeros, which no cosine sees.
+            Unit vectors ``[N, K, D]``; shorter embeddings end in zeros, which no cosine sees. With ``lines`` there is
+            one number more in front, the same for all faces, which is what moves the scale.
 
         Raises:
             ValueError: a member takes crops of another size, or answers in another shape.
@@ -136,14 +147,67 @@ class EncoderEnsemble(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
                     f"encoders: expected embeddings [{len(crops)}, D] of {type(encoder).__name__}, got "
                     f"{list(embedding.shape)}."
                 )
-            embeddings.append(embedding)
+            embeddings.append(_rescale(embedding, self._shares[place - 1]))
         longest = max(embedding.shape[1] for embedding in embeddings)
         return torch.stack([nn.functional.pad(e, (0, longest - e.shape[1])) for e in embeddings], dim=1)
+
+
+class FusedEncoder(nn.Module):
+    """The members of an ensemble as one recogniser, whose cosine is the mean of theirs.
+
+    For what compares embeddings ``[N, D]``: an attack that needs one distance, a search by the guides together.
+
+    Args:
+        encoder: gives ``[N, K, D]``, or ``[N, D]``, which stays as it is.
+
+    Example:
+        >>> from diffusers_dedim import MobileFaceNet
+        >>> both = FusedEncoder(EncoderEnsemble([MobileFaceNet(), MobileFaceNet()]).eval())
+        >>> both(torch.zeros(3, 3, 112, 112)).shape
+        torch.Size([3, 256])
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Embed aligned crops ``[N, 3, 112, 112]`` in [-1, 1]: unit vectors ``[N, K * D]``."""
+        embedding: Tensor = self.encoder(crops)
+        if embedding.ndim == 2:
+            return embedding
+        return embedding.flatten(1) / math.sqrt(embedding.shape[1])
+
+
+def _shares(lines: Sequence[float] | None, count: int) -> list[float | None]:
+    """How much of its cosine each member keeps, beside a constant; None for all of it, without one."""
+    if lines is None:
+        return [None] * count
+    if len(lines) != count or not all(-1 < line < 1 for line in lines):
+        raise ValueError(
+            f"lines: expected a cosine between -1 and 1 for each of the {count} encoders, got {list(lines)}."
+        )
+    return [(1 - max(lines)) / (1 - line) for line in lines]
+
+
+def _rescale(embedding: Tensor, share: float | None) -> Tensor:
+    """Unit vectors whose cosines are ``share`` c + 1 - ``share``."""
+    if share is None:
+        return embedding
+    constant = embedding.new_full((len(embedding), 1), math.sqrt(1 - share))
+    return torch.cat([constant, math.sqrt(share) * embedding], dim=1)
 
 
 def _settings(encoder: Any) -> dict[str, Any]:
     """What makes the member anew; diffusers' own notes left out."""
     return {name: value for name, value in encoder.config.items() if not name.startswith("_")}
+
+
+def _members(place: int, each: nn.Module | Mapping[str, Any]) -> list[nn.Module]:
+    """What stands for one of the encoders that are given."""
+    if isinstance(each, EncoderEnsemble):
+        return list(each.encoders)
+    return [_make(place, each) if isinstance(each, Mapping) else each]
 
 
 def _make(place: int, settings: Mapping[str, Any]) -> MobileFaceNet:

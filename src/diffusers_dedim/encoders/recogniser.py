@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusers_dedim.encoders.dlib import DlibEncoder
+from diffusers_dedim.encoders.ensemble import EncoderEnsemble, FusedEncoder
 from diffusers_dedim.encoders.facenet import FaceNetEncoder
 from diffusers_dedim.encoders.onnx import OnnxEncoder
 from diffusers_dedim.encoders.types import PhotoEncoder
@@ -47,7 +48,7 @@ def load_recogniser(spec: str) -> Recogniser:
 
     Args:
         spec: ``dlib``; ``facenet`` (facenet-pytorch's VGGFace2 weights from torch's cache, else downloaded by
-            that package); ``ours`` (the bundled `MobileFaceNet`, for runs that another recogniser guides);
+            that package); ``ours`` (the bundled guides as one, for runs that another recogniser guides);
             ``NAME=FILE.onnx``; ``NAME=FILE.pt`` (weights of facenet-pytorch's ``InceptionResnetV1``). Without
             ``NAME=`` the file's name without ending is taken.
 
@@ -76,8 +77,11 @@ def load_recogniser(spec: str) -> Recogniser:
 
 
 def _bundled_encoder() -> nn.Module:
-    encoder: nn.Module = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
-    return encoder.eval().requires_grad_(False)
+    """The guides of the package as one."""
+    config = MobileFaceNet.load_config(BUNDLED_WEIGHTS, subfolder="face_encoder")
+    kind = EncoderEnsemble if config["_class_name"] == EncoderEnsemble.__name__ else MobileFaceNet
+    encoder = kind.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
+    return FusedEncoder(encoder).eval().requires_grad_(False)
 
 
 _NAMED: dict[str, Callable[[], nn.Module]] = {

@@ -17,7 +17,7 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Experiment, Record, check_readable
 from diffusers_dedim.evaluation.gallery import central_face, embed_gallery
-from diffusers_dedim.evaluation.measure import WHITE, Bench, EvaluationSettings, Evaluator, Protect, Transform
+from diffusers_dedim.evaluation.measure import Bench, EvaluationSettings, Evaluator, Protect, Transform
 from diffusers_dedim.evaluation.panels import draw_panel, read_shown
 from diffusers_dedim.evaluation.probes import prepare_probes
 from diffusers_dedim.evaluation.report import write_panel, write_report, write_results
@@ -31,6 +31,7 @@ from diffusers_dedim.evaluation.results import (
 )
 from diffusers_dedim.faces import FaceDetection, align_face, whole_crop
 from diffusers_dedim.metrics.quality import Lpips
+from diffusers_dedim.pipeline.guides import is_guide, name_guides
 
 CACHE = "cache"
 TARGETS = 10
@@ -126,7 +127,7 @@ class Session:
 
     def _evaluator(self, cache: ArrayCache, targets: Tensor | None) -> Evaluator:
         protocol = self.experiment.protocol
-        recognisers = (Recogniser.of(WHITE, self.pipe.face_encoder), *self.black_boxes)
+        recognisers = (*name_guides(self.pipe.face_encoder), *self.black_boxes)
         gallery = embed_gallery(protocol.gallery, recognisers, self.detector, cache)
         probes = prepare_probes(protocol.probes, self.detector, cache)
         if not probes:
@@ -155,7 +156,7 @@ class Session:
                 bench.gallery.undetected,
             ),
             recognisers=tuple(
-                RecogniserEntry(each.name, each.name == WHITE, each.fingerprint, impostors[each.name])
+                RecogniserEntry(each.name, is_guide(each.name), each.fingerprint, impostors[each.name])
                 for each in bench.recognisers
             ),
             methods=tuple(entry for entry, _ in done),

@@ -38,13 +38,11 @@ from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.metrics import quality
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.quality import Lpips, landmark_shift
+from diffusers_dedim.pipeline.guides import is_guide
 
 Protect = Callable[[list[PixelArray]], Any]
 Transform = Callable[[list[PixelArray]], list[PixelArray]]
 _EFFORT = ("rounds", "unet_calls", "reached_threshold")
-
-WHITE = "white"
-"""Name of the recogniser that guides the methods, in every result."""
 
 # What decides a protected photo besides the weights: a change of these folders empties the cache.
 _METHOD_CODE = (
@@ -241,7 +239,7 @@ class Evaluator:
         persons = [probe.person for probe in self.probes]
         return [
             rate_entry(
-                Subject(method, recogniser.name, recogniser.name == WHITE, transform),
+                Subject(method, recogniser.name, is_guide(recogniser.name), transform),
                 join_arrays(scored, f"similarities_{index}"),
                 persons,
                 self.bench.gallery,

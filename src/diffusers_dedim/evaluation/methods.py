@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +25,7 @@ from diffusers_dedim.baselines import (
     blur_face,
     pixelate_face,
 )
-from diffusers_dedim.encoders import EncoderEnsemble, OnnxEncoder
+from diffusers_dedim.encoders.ensemble import FusedEncoder
 from diffusers_dedim.faces import AlignedFace, Face, align_face, choose_faces, paste_back, warn_small
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.models.blocks import CROP_SIZE
@@ -39,8 +38,6 @@ SYMBOLS = {"h": "threshold", "s": "guidance_scale", "L": "max_rounds"}
 """The paper's letters for settings of ``dedim``; every other setting goes by its own name."""
 
 Preset = TypeVar("Preset")
-
-OWN = "own"
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Method = Callable[..., Any]  # photos, generator -> DeDiMOutput
@@ -166,32 +163,6 @@ def set_strength(name: str, preset: Preset, strength: dict[str, float]) -> Prese
     return replace(preset, **changes)  # type: ignore[type-var]
 
 
-def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
-    """Return a pipeline of the same parts with another recogniser, or several at once (`EncoderEnsemble`).
-
-    Args:
-        pipe: a `DeDiMPipeline`.
-        guides: ONNX files, which are converted to torch; ``"own"`` is the pipeline's.
-
-    Returns:
-        A new pipeline on the same device, without progress bars.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: onnxruntime or onnx2torch is missing.
-        ValueError: a file does not fit, or no guide is named.
-    """
-    encoders = [
-        pipe.face_encoder if str(guide) == OWN else OnnxEncoder(guide, differentiable=True)
-        for guide in guides
-    ]
-    encoder = encoders[0] if len(encoders) == 1 else EncoderEnsemble(encoders)
-    guided = type(pipe)(pipe.unet, pipe.scheduler, encoder.to(pipe.device), pipe.landmarker)
-    guided.face_detector = pipe.face_detector
-    guided.set_progress_bar_config(disable=True)
-    return guided
-
-
 @dataclass(frozen=True)
 class FilterMethod:
     """Change each face's box with a filter; no randomness.
@@ -295,16 +266,13 @@ def _build_tip_im(name: str, settings: TipImPreset, pipe: DeDiMPipeline, targets
         raise ValueError(
             f"targets: expected values in [-1, 1], got {float(targets.min()):.3g} to {float(targets.max()):.3g}."
         )
+    encoder = FusedEncoder(pipe.face_encoder)
     with torch.no_grad():
-        embeddings = pipe.face_encoder(targets.to(pipe.device))
+        embeddings = encoder(targets.to(pipe.device))
 
     def attack(x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
         return apply_tip_im(
-            x_org,
-            face_encoder=pipe.face_encoder,
-            targets=embeddings,
-            settings=settings,
-            generators=generators,
+            x_org, face_encoder=encoder, targets=embeddings, settings=settings, generators=generators
         ).crops
 
     return AttackMethod(pipe, attack, epsilon=settings.epsilon, rounds=settings.iterations)
@@ -339,7 +307,8 @@ def _ddpm(pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators =
 
 
 def _fgsm(pipe: DeDiMPipeline, x_org: Tensor, generators: list[torch.Generator]) -> Tensor:
-    return apply_fgsm(x_org, face_encoder=pipe.face_encoder, generators=generators, epsilon=FGSM_EPSILON)
+    encoder = FusedEncoder(pipe.face_encoder)
+    return apply_fgsm(x_org, face_encoder=encoder, generators=generators, epsilon=FGSM_EPSILON)
 
 
 def _clip_change(original: PixelArray, changed: PixelArray, epsilon: float) -> PixelArray:

@@ -24,6 +24,7 @@ from diffusers_dedim.evaluation.figures import (
 from diffusers_dedim.evaluation.panels import Panel
 from diffusers_dedim.evaluation.results import Evaluation, MethodEntry, RateEntry
 from diffusers_dedim.metrics.intervals import Estimate
+from diffusers_dedim.pipeline.guides import WHITE, is_guide
 
 _PAPER_FMR = 0.001
 PAPER_BLACK_BOX = "SE-Net50"
@@ -374,7 +375,9 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _title(recogniser: str) -> str:
-    return "white box" if recogniser == "white" else recogniser
+    if is_guide(recogniser):
+        return recogniser.replace(WHITE, "white box ").rstrip()
+    return recogniser
 
 
 def _italic(cell: str) -> str:

@@ -30,8 +30,6 @@ from diffusers_dedim.faces import (
     whole_crop,
 )
 from diffusers_dedim.models.blocks import CROP_SIZE
-from diffusers_dedim.models.landmarks import LandmarkRegressor
-from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.pipeline.components import (
     OWN_COMPONENTS,
@@ -97,10 +95,10 @@ class DeDiMPipeline(ComposablePipeline):
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
-        if face_encoder is None:
-            face_encoder = MobileFaceNet.from_pretrained(BUNDLED_WEIGHTS, subfolder="face_encoder")
-        if landmarker is None:
-            landmarker = LandmarkRegressor.from_pretrained(BUNDLED_WEIGHTS, subfolder="landmarker")
+        given = {"face_encoder": face_encoder, "landmarker": landmarker}
+        given = {name: part for name, part in given.items() if part is not None}
+        parts = given | load_own_components(str(BUNDLED_WEIGHTS), given)
+        face_encoder, landmarker = parts["face_encoder"], parts["landmarker"]
         for module in (unet, face_encoder, landmarker):
             module.eval().requires_grad_(False)
         self.register_modules(

@@ -151,6 +151,7 @@ class RunSettings:
         small_faces: what a face too small to protect does: "error" fails its photo, "skip" leaves it.
         seed: each photo gets its own generator from it and its name; ``None`` draws afresh.
         weights: which weights the pipeline was loaded from, as the user named them.
+        guides: the recognisers that guide, as the user named them, one after the other with commas.
         keep_metadata: write EXIF (with GPS position, without thumbnail) beside the protected pixels.
         allow_partial: write a photo whose face stayed above the threshold, under a name that says so.
 
@@ -164,6 +165,7 @@ class RunSettings:
     small_faces: Literal["error", "skip"] = "error"
     seed: int | None = None
     weights: str = "bundled"
+    guides: str = "own"
     keep_metadata: bool = False
     allow_partial: bool = False
 
