@@ -95,18 +95,13 @@ class DeDiMPipeline(ComposablePipeline):
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
-        given = {"face_encoder": face_encoder, "landmarker": landmarker}
-        given = {name: part for name, part in given.items() if part is not None}
+        named = {"face_encoder": face_encoder, "landmarker": landmarker}
+        given = {name: part for name, part in named.items() if part is not None}
         parts = given | load_own_components(str(BUNDLED_WEIGHTS), given)
-        face_encoder, landmarker = parts["face_encoder"], parts["landmarker"]
-        for module in (unet, face_encoder, landmarker):
+        for module in (unet, *parts.values()):
             module.eval().requires_grad_(False)
-        self.register_modules(
-            unet=unet,
-            scheduler=scheduler,
-            face_encoder=as_component(face_encoder),
-            landmarker=as_component(landmarker),
-        )
+        components = {name: as_component(part) for name, part in parts.items()}
+        self.register_modules(unet=unet, scheduler=scheduler, **components)
         self.face_detector = FaceDetector()
         self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
 
