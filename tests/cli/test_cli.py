@@ -132,6 +132,16 @@ def test_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_and_run_pass_over_the_same_files(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    for name in ("IMG_0001", "scan.pic", "live.livp", "clip.mov"):
+        (source / name).write_bytes(b"anything")
+    dry = dedim("run", source, "-o", tmp_path / "out", "--dry-run")
+    real = dedim("run", source, "-o", tmp_path / "out")
+    others = "4 other files (no photos, or links to folders) {} passed over."
+    assert others.format("would be") in dry.stdout
+    assert others.format("were") in real.stdout
+
+
 def test_usage_errors_are_one_line_and_status_2(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"

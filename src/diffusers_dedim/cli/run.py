@@ -151,6 +151,7 @@ def list_jobs(folder_run: FolderRun) -> None:
         typer.echo(f"{display_name(str(job.source))} -> {display_name(str(job.target))}")
     done = f", {len(folder_run.finished)} done before" if folder_run.finished else ""
     typer.echo(f"{len(folder_run.pending)} photos to protect{done}. Nothing was written.")
+    _say_others(folder_run.plan.other_files, "would be")
 
 
 def summarise(result: RunResult) -> None:
@@ -161,8 +162,7 @@ def summarise(result: RunResult) -> None:
         f"{len(result.protected)} of {len(result.records)} photos protected ({faces} faces) "
         f"in {result.seconds:.0f} s{earlier}: {display_name(str(result.out))}"
     )
-    if result.other_files:
-        typer.echo(f"{result.other_files} other files (no photos, or links to folders) were passed over.")
+    _say_others(result.other_files, "were")
     for note in result.notes:
         typer.echo(f"Note: {note}.")
     for record in result.protected:
@@ -173,6 +173,11 @@ def summarise(result: RunResult) -> None:
     for record in result.failures:
         written = f"; written as {display_name(record.output)}" if record.output else "; not written"
         typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
+
+
+def _say_others(count: int, were: str) -> None:
+    if count:
+        typer.echo(f"{count} other files (no photos, or links to folders) {were} passed over.")
 
 
 def check_report(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -33,6 +34,9 @@ OWN_PREFIX = ".dedim-"
 _OWN_NAMES = ("dedim-manifest.jsonl", "report.html")  # what they leave there
 _ON_SOME_DISKS = ", where a disk tells neither upper from lower case nor ways to write an accent"
 _WRITTEN_AS = {".gif": ".png", ".mpo": ".jpg"}  # formats that are not written, and the endings that are added
+
+# "https://", as paths have it; a drive of Windows has one letter
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
 PARTIAL_MARK = ".not-protected"
 """Goes into the name of a photo that was written although a face stayed above the threshold."""
@@ -103,8 +107,8 @@ def plan_jobs(inputs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
             if passed_over:
                 others += 1
             else:
-                place = source.parent.resolve() / source.name
-                jobs.setdefault(sources.setdefault((job.name, source.resolve()), place), job)
+                place = follow(source.parent) / source.name
+                jobs.setdefault(sources.setdefault((job.name, follow(source)), place), job)
     if not jobs:
         listed = ", ".join(display_name(os.fspath(entry)) for entry in inputs)
         known = " ".join(sorted(READ_SUFFIXES))
@@ -135,6 +139,18 @@ def result_names(name: str) -> tuple[str, ...]:
         return ()
     endings = ("",) if path.suffix.lower() in READ_SUFFIXES else ("", *WRITTEN_ENDINGS)
     return tuple(f"{each}{ending}" for each in (path, _partial(path)) for ending in endings)
+
+
+def follow(path: Path) -> Path:
+    """The path with every link followed, as far as links lead anywhere.
+
+    `Path.resolve` raises RuntimeError for a link to itself before Python 3.13; such links lie in snapshots of disks.
+
+    Example:
+        >>> follow(Path("/no/such/../folder")).parts[1:]
+        ('no', 'folder')
+    """
+    return Path(os.path.realpath(path))
 
 
 def file_key(name: str) -> str:
@@ -210,10 +226,16 @@ def _check_input(entry: Path, out: Path) -> None:
     """An output among the inputs would be overwritten, or be read again by the next run."""
     shown = display_name(str(entry))
     if not entry.exists():
+        if _ADDRESS.match(str(entry)):
+            raise RunError(
+                f"{shown}: is an address, and only files are read; save the photo and give its file"
+            )
+        if entry.is_symlink():
+            raise RunError(f"{shown}: a link that leads to no file or folder")
         raise RunError(f"{shown}: no such file or folder")
     if not entry.is_dir() and not entry.is_file():
         raise RunError(f"{shown}: neither a file nor a folder")
-    source, target = entry.resolve(), out.resolve()
+    source, target = follow(entry), follow(out)
     if source == target:
         raise RunError(f"{shown}: output equals input; choose a new output folder")
     if source in target.parents and source.is_dir():
@@ -234,7 +256,7 @@ def _check_clashes(jobs: Iterable[PhotoJob], sources: Container[Path]) -> None:
                     f"written to {display_name(str(target))}{'' if same else _ON_SOME_DISKS}; rename one, or run them "
                     "into different output folders"
                 )
-            if target.resolve() in sources:
+            if follow(target) in sources:
                 raise RunError(
                     f"{display_name(str(target))}: would overwrite an input; choose another output folder"
                 )

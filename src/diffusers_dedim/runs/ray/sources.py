@@ -21,6 +21,7 @@ from diffusers_dedim.runs.jobs import (
     RunError,
     display_name,
     file_key,
+    follow,
     make_job,
     plan_jobs,
     result_names,
@@ -253,21 +254,19 @@ def read_rows(inputs: Sequence[str | os.PathLike[str]], out: Path, retries: int)
         raise RunError("inputs: give photos and folders, or parquet files, or .tar files, not several kinds")
     if kinds <= {""}:
         plan = plan_jobs(inputs, out)
-        items = [
-            {"id": pack_name(job.name), "path": pack_name(str(job.source.resolve()))} for job in plan.jobs
-        ]
+        items = [{"id": pack_name(job.name), "path": pack_name(str(follow(job.source)))} for job in plan.jobs]
         return Source(
             data.from_items(items), tuple(job.name for job in plan.jobs), other_files=plan.other_files
         )
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise RunError(f"{missing[0]}: no such file")
-    inside = [str(path) for path in paths if out.resolve() in path.resolve().parents]
+    inside = [str(path) for path in paths if follow(out) in follow(path).parents]
     if inside:
         raise RunError(
             f"{inside[0]}: the input lies in the output folder {out}; choose another output folder"
         )
-    files = list(dict.fromkeys(path.resolve() for path in paths))
+    files = list(dict.fromkeys(follow(path) for path in paths))
     source = (_archives if kinds == {".tar"} else _tables)(data, files, {"max_retries": retries})
     if not source.ids:
         raise RunError(f"{inputs[0]}: no photo in the inputs; is it a whole file of its kind?")
