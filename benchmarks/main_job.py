@@ -54,7 +54,7 @@ def run_main_job(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
     """Protect, search and measure; writes the panel and returns what the JSON object holds."""
     detector = FaceDetector(device=options.device)
     probes, gallery = read_people(options, recognisers, detector)
-    protect = seeded(partial(pipe, preset=options.preset, small_faces="skip", output_type="np"), options.seed)
+    protect = seeded(partial(pipe, preset=options.preset, small_faces="skip"), options.seed)
     protection, scores = evaluate_probes(
         protect, probes, gallery, recognisers, detector, batch_size=options.batch_size
     )

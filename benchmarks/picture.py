@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = astronaut()
     pipe = DeDiMPipeline.from_pretrained()
     generator = torch.Generator().manual_seed(options.seed)
-    out = pipe(before, preset=options.preset, generator=generator, output_type="np")
+    out = pipe(before, preset=options.preset, generator=generator)
     face = out.faces[0]
     x0, y0, x1, y1 = face.box
     half = (0.5 + MARGIN) * max(x1 - x0, y1 - y0)
     left, top = round((x0 + x1) / 2 - half), round((y0 + y1) / 2 - half)
     window = np.s_[max(0, top) : top + round(2 * half), max(0, left) : left + round(2 * half)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    tiles(before[window], out.images[0][window]).save(options.out, optimize=True)
+    tiles(before[window], np.asarray(out.images[0])[window]).save(options.out, optimize=True)
     print(
         f"similarity {face.similarity:.2f} after {face.rounds} rounds, {face.unet_calls} denoiser calls: {options.out}"
     )

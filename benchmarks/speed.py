@@ -74,7 +74,7 @@ def run_speed(options: argparse.Namespace, load_pipeline: Callable[..., Any]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one step is not meant to protect anybody
         # MTCNN and kernels are set up on first use, which no method's clock is to count
-        pipe(probes[0].photo, max_rounds=1, num_inference_steps=1, small_faces="skip", output_type="np")
+        pipe(probes[0].photo, max_rounds=1, num_inference_steps=1, small_faces="skip")
     methods: dict[str, Any] = {}
     for name in options.methods:
         methods[name] = measure_preset(name, pipe, probes, options)
@@ -115,14 +115,7 @@ def measure_preset(
     preset = PRESETS[name]
     cut = min(options.paper_rounds, preset.max_rounds) if name == "paper" else preset.max_rounds
     with RoundClock(pipe) as clock:
-        protect = partial(
-            pipe,
-            preset=name,
-            max_rounds=cut,
-            small_faces="skip",
-            output_type="np",
-            callback_on_step_end=clock,
-        )
+        protect = partial(pipe, preset=name, max_rounds=cut, small_faces="skip", callback_on_step_end=clock)
         values = _spend(seeded(protect, options.seed), probes, options)
     faces, extrapolated = values["faces"] or 1, cut < preset.max_rounds
     if extrapolated and values["faces"]:
@@ -170,7 +163,7 @@ def measure_batches(
     )
     results = {}
     for size in batch_sizes:
-        faces = to_pixel_list(crops_of(probes, size))
+        faces = to_pixel_list((crops_of(probes, size) + 1) / 2)
         time_rounds(pipe, replace(timed, num_inference_steps=1), faces)  # sets up kernels for this size
         with peak_memory(pipe.device) as memory:
             total, in_steps, judging = time_rounds(pipe, timed, faces)
@@ -196,7 +189,6 @@ def time_rounds(pipe: Any, preset: DeDiMPreset, faces: list[NDArray[np.uint8]]) 
             preset=preset,
             aligned=True,
             batch_size=len(faces),
-            output_type="np",
             generator=torch.Generator().manual_seed(0),
             callback_on_step_end=clock,
         )

@@ -45,12 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
             photo,
             guidance_scale=args.guidance_scale,
             max_rounds=args.max_rounds,
-            output_type="np",
             generator=torch.Generator().manual_seed(args.seed),
         )
         (face,) = out.faces
         x0, y0, x1, y1 = (int(edge) for edge in face.box)
-        before, after = photo[y0:y1, x0:x1], out.images[0][y0:y1, x0:x1]
+        before, after = photo[y0:y1, x0:x1], np.asarray(out.images[0])[y0:y1, x0:x1]
         faces += [after] if faces else [before, after]
         psnr = peak_signal_noise_ratio(before, after)
         print(f"| {name} | {face.rounds} | {face.unet_calls} | {face.similarity:.2f} | {psnr:.1f} dB |")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -33,12 +34,12 @@ def protect(
     try:
         photo = read_photo(source)
         generator = torch.Generator().manual_seed(seed)
-        out = pipe(photo.pixels, threshold=threshold, generator=generator, output_type="np")
+        out = pipe(photo.pixels, threshold=threshold, generator=generator)
     except DeDiMError as error:
         return f"{source.name}: {error}"
     if not all(face.reached_threshold for face in out.faces):
         return f"{source.name}: a face stayed above the threshold"
-    save_photo(photo, out.images[0], target)
+    save_photo(photo, np.asarray(out.images[0]), target)
     return None
 
 

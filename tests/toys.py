@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DModel
@@ -90,6 +90,14 @@ def tiny_preset(**changes: object) -> DeDiMPreset:
         "threshold": 0.45,
     }
     return DeDiMPreset(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def in_bytes(out: Any) -> Any:
+    """What the pipeline gave, its PIL images as uint8 arrays ``[H, W, 3]``; the tuple of ``return_dict=False`` too."""
+    from diffusers_dedim.pipeline.inputs import to_pixel_list
+
+    out[0][:] = to_pixel_list(out[0])
+    return out
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:

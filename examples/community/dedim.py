@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -46,7 +46,7 @@ EXAMPLE_DOC_STRING = """
 class DeDiMCropOutput(BaseOutput):
     """Protected crops and, per face, the match probability by ``face_encoder`` and the rounds that were run.
 
-    ``images`` are PIL images, or for ``output_type="pt"`` one tensor ``[N, 3, H, W]`` in [-1, 1].
+    ``images`` are PIL images, or for ``output_type="pt"`` one tensor ``[N, 3, H, W]`` in [0, 1].
     ``reached_threshold`` tells which faces fell below the threshold: the others are NOT protected as asked.
     """
 
@@ -70,6 +70,7 @@ class DeDiMCropPipeline(DiffusionPipeline):
         if not isinstance(scheduler, DDPMScheduler):
             raise TypeError(f"scheduler: expected a DDPMScheduler, got {type(scheduler).__name__}.")
         self.register_modules(unet=unet.eval(), scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_rgb=True)
         self.face_encoder = face_encoder.eval()  # no component: diffusers cannot save or load foreign classes
 
     @property
@@ -99,7 +100,7 @@ class DeDiMCropPipeline(DiffusionPipeline):
         """Protect aligned faces; the defaults are section 4 of the paper, up to 10,000 denoiser calls a face.
 
         Args:
-            image: PIL image or list of them, all of one size, or tensor ``[N, 3, H, W]`` in [-1, 1].
+            image: PIL image or list of them, all of one size, or tensor ``[N, 3, H, W]`` in [0, 1].
             mask: ``[N, 1, H, W]`` or ``[1, 1, H, W]`` in [0, 1], 1 = sampled, 0 = original; the paper takes the pixels
                 within 10 px of a landmark. None changes the whole crop.
             start_timestep: the paper's t_0. num_inference_steps: denoising steps a round, evenly spaced over it.
@@ -114,7 +115,8 @@ class DeDiMCropPipeline(DiffusionPipeline):
             TypeError: ``image`` is none of these.
             ValueError: an argument has a wrong shape or is out of its range; the message names it.
         """
-        x_org = _to_tensor(image).to(self.device, torch.float32)
+        _check_image(image)
+        x_org = self.image_processor.preprocess(image).to(self.device, torch.float32)
         self._check_inputs(x_org, start_timestep, num_inference_steps, max_rounds, threshold, output_type)
         self._check_guidance(x_org, mask, guidance_scale)
         mask = (
@@ -155,7 +157,7 @@ class DeDiMCropPipeline(DiffusionPipeline):
             if len(active) == 0:
                 break  # line 13
 
-        images = x_0.cpu() if output_type == "pt" else _to_pil(x_0)
+        images = self.image_processor.postprocess(x_0.cpu(), output_type=output_type)
         result = (images, probability.tolist(), rounds, (probability < threshold).tolist())
         return DeDiMCropOutput(*result) if return_dict else result
 
@@ -232,25 +234,20 @@ def _sigma(scheduler: DDPMScheduler, timestep: int) -> float:
     return float(((1 - ac_prev) / (1 - ac_t) * (1 - ac_t / ac_prev)) ** 0.5)
 
 
-def _to_tensor(image: Any) -> torch.Tensor:
-    """PIL images to ``[N, 3, H, W]`` in [-1, 1]; a tensor is checked and taken as it is."""
+def _check_image(image: Any) -> None:
+    """Refuse what the image processor would take for something else."""
     if isinstance(image, torch.Tensor):
         if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise ValueError(
                 f"image: expected a float tensor [N, 3, H, W], got {image.dtype} {list(image.shape)}."
             )
-        if not bool((image.abs() <= 1.001).all()):  # also refuses nan; a thousandth is rounding
-            raise ValueError("image: expected tensor values in [-1, 1].")
-        return image
+        if not bool(((image >= 0) & (image <= 1)).all()):  # also refuses nan
+            raise ValueError(
+                "image: expected tensor values in [0, 1]; give (image + 1) / 2 of one in [-1, 1]."
+            )
+        return
     images = image if isinstance(image, list) else [image]
     if not images or not all(isinstance(one, Image.Image) for one in images):
-        raise TypeError("image: expected a PIL image, a list of them, or a tensor [N, 3, H, W] in [-1, 1].")
+        raise TypeError("image: expected a PIL image, a list of them, or a tensor [N, 3, H, W] in [0, 1].")
     if len({one.size for one in images}) > 1:
         raise ValueError(f"image: expected crops of one size, got {sorted({one.size for one in images})}.")
-    pixels = np.stack([np.asarray(one.convert("RGB")) for one in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _to_pil(x_0: torch.Tensor) -> list[Image.Image]:
-    pixels = ((x_0.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(one) for one in pixels]

@@ -25,7 +25,8 @@ SETTINGS = {"start_timestep": 20, "num_inference_steps": 3, "guidance_scale": 10
 
 
 def crops(count: int = 2) -> torch.Tensor:
-    return torch.rand(count, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 0.5
+    """In [0, 1], as diffusers' pipelines take them."""
+    return torch.rand(count, 3, 112, 112, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def ours(threshold: float, generator: torch.Generator) -> Any:
     unet, encoder, scheduler = tiny_unet().eval(), ToyEncoder().requires_grad_(False), make_scheduler()
     scheduler.set_timesteps(timesteps=dedim_timesteps(20, 3))
     return sample_dedim(
-        crops(),
+        2 * crops() - 1,
         landmark_mask(MEAN_FACE[None]).expand(2, -1, -1, -1),
         unet=lambda x, t: unet(x, t).sample,
         scheduler=scheduler,
@@ -73,7 +74,7 @@ def test_it_samples_what_the_package_samples(pipe: Any, threshold: float) -> Non
         generator=torch.Generator().manual_seed(5),
         **SETTINGS,
     )
-    assert torch.equal(out.images, expected.crops)
+    assert torch.equal(out.images, expected.crops.mul(0.5).add(0.5).clamp(0, 1))
     assert out.probabilities == [history[-1] for history in expected.probability_history]
     assert (out.rounds, out.reached_threshold) == (expected.rounds, expected.reached_threshold)
     assert max(out.probabilities) < 0.999  # the guidance did something
@@ -87,7 +88,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[2], trust_remote_code=True,
                                          face_encoder=ToyEncoder())
 pipe.set_progress_bar_config(disable=True)
-crops = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) - 0.5
+crops = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
 out = pipe(crops, start_timestep=20, num_inference_steps=3, max_rounds=1, threshold=0.9, output_type="pt",
            generator=torch.Generator().manual_seed(5))
 print(type(pipe).__name__, "diffusers_dedim.diffusion.sampling" in sys.modules, float(out.images.double().sum()))
@@ -162,14 +163,18 @@ def test_a_callback_decides_x_prev(pipe: Any) -> None:
 
     out = pipe(crops(), callback_on_step_end=grey, output_type="pt", **{**SETTINGS, "max_rounds": 1})
     assert seen == [19, 12, 6]
-    assert out.images.abs().max() == 0
+    assert out.images.unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
         ({"image": "face.png"}, TypeError, "image: expected a PIL image, a list of them, or a tensor"),
-        ({"image": torch.full((1, 3, 8, 8), 2.0)}, ValueError, "image: expected tensor values in [-1, 1]."),
+        (
+            {"image": torch.full((1, 3, 8, 8), -0.5)},
+            ValueError,
+            "image: expected tensor values in [0, 1]; give",
+        ),
         ({"image": torch.zeros(3, 8, 8)}, ValueError, "image: expected a float tensor [N, 3, H, W], got"),
         (
             {"image": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))]},

@@ -22,7 +22,7 @@ def protect(pipe, crop):
     pipe.set_progress_bar_config(disable=True)
     preset = DeDiMPreset(20, 2, "log_probability", 100.0, 1, 0.999)
     generator = torch.Generator().manual_seed(0)
-    return pipe(np.load(crop), preset=preset, aligned=True, generator=generator, output_type="np").images[0]
+    return np.asarray(pipe(np.load(crop), preset=preset, aligned=True, generator=generator).images[0])
 half, whole = torch.float16, torch.float32
 """
 

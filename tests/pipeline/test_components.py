@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from toys import ToyEncoder, ToyLandmarker, tiny_preset, tiny_unet
+from toys import ToyEncoder, ToyLandmarker, in_bytes, tiny_preset, tiny_unet
 
 from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.pipeline.components import check_embeddings
@@ -22,8 +22,7 @@ PUSHED = tiny_preset(guidance="estimate", guidance_scale=0.05, threshold=0.999, 
 def protect(pipe: DeDiMPipeline, crop: Pixels, **changes: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    settings = {"preset": EASY, "aligned": True, "generator": generator, "output_type": "np", **changes}
-    return pipe(crop, **settings)
+    return in_bytes(pipe(crop, **{"preset": EASY, "aligned": True, "generator": generator, **changes}))
 
 
 def test_from_a_plain_ddpm_pipeline(crop: Pixels) -> None:

@@ -60,10 +60,10 @@ def test_a_stream_gives_what_the_pipeline_gives(
     streamed = stream(pipe, photos, slots)
     for index, generator in enumerate(seeded(*range(len(photos)))):
         np.testing.assert_array_equal(photos[index], originals[index])
-        alone = pipe(photos[index], preset=PRESET, generator=generator, output_type="np")
+        alone = pipe(photos[index], preset=PRESET, generator=generator)
         result = streamed[index]
         # convolutions of another batch size may add in another order: a value on .5 may round the other way
-        difference = result.pixels.astype(int) - alone.images[0]
+        difference = result.pixels.astype(int) - np.asarray(alone.images[0])
         assert abs(difference).max() <= 1
         assert (difference != 0).mean() < 1e-3
         assert (result.pixels != photos[index]).any()
@@ -180,7 +180,7 @@ def test_small_faces_are_named_in_the_result(pipe: DeDiMPipeline, photos: list[P
 
 
 def test_an_array_that_is_no_photo_ends_the_stream(pipe: DeDiMPipeline) -> None:
-    with pytest.raises(ValueError, match=r"image: expected an array uint8"):
+    with pytest.raises(ValueError, match=r"image: expected an array"):
         list(pipe.stream([np.zeros((4, 4, 7))], preset=PRESET))
 
 

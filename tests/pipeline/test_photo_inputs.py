@@ -11,7 +11,8 @@ from PIL import Image
 from diffusers_dedim.pipeline.inputs import from_pixels, take_photos, to_pixel_list
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-TENSOR = torch.from_numpy(RGB).permute(2, 0, 1).float() / 127.5 - 1
+TENSOR = torch.from_numpy(RGB).permute(2, 0, 1).float() / 255
+FLOATS = RGB.astype(np.float32) / 255
 
 
 @pytest.mark.parametrize(
@@ -21,11 +22,16 @@ TENSOR = torch.from_numpy(RGB).permute(2, 0, 1).float() / 127.5 - 1
         (RGB, 1),
         (TENSOR, 1),
         (np.stack([RGB, RGB]), 2),
+        (FLOATS, 1),
+        (np.stack([FLOATS, FLOATS]), 2),
+        (FLOATS.astype(np.float64), 1),
+        (FLOATS.astype(np.float16), 1),
         (torch.stack([TENSOR, TENSOR]), 2),
         ([RGB, TENSOR, Image.fromarray(RGB)], 3),
         ((RGB,), 1),
         (RGB[:, ::-1][:, ::-1], 1),
         (TENSOR.double(), 1),
+        (TENSOR.half(), 1),
         (TENSOR.clone().requires_grad_(), 1),
     ],
 )
@@ -42,7 +48,7 @@ def test_photos_of_several_sizes_may_be_mixed() -> None:
     assert [p.shape for p in to_pixel_list([RGB, RGB[:3]])] == [(5, 7, 3), (3, 7, 3)]
 
 
-@pytest.mark.parametrize("grey", [RGB[..., 0], Image.fromarray(RGB[..., 0])])
+@pytest.mark.parametrize("grey", [RGB[..., 0], FLOATS[..., 0], Image.fromarray(RGB[..., 0])])
 def test_grey_becomes_three_equal_channels(grey: Any) -> None:
     (photo,) = to_pixel_list(grey)
     for channel in range(3):
@@ -56,9 +62,9 @@ def test_any_pil_mode_becomes_rgb(mode: str) -> None:
     assert photo.shape == (5, 7, 3)
 
 
-def test_bf16_rounding_past_1_is_let_through() -> None:
-    (photo,) = to_pixel_list(torch.full((3, 2, 2), 1.0005))
-    assert photo.max() == 255
+def test_rounding_past_0_and_1_is_let_through() -> None:
+    (photo,) = to_pixel_list(torch.tensor([-0.0005, 1.0005]).expand(3, 2, 2))
+    assert photo[0, :, 0].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
@@ -81,7 +87,7 @@ def test_what_is_hidden_stays_hidden_and_the_profile_goes_along(mode: str, back:
         np.testing.assert_array_equal(np.asarray(out)[..., 3], RGB[..., 1])
     # a profile of grey does not describe three channels
     assert out.info.get("icc_profile") == (b"Display P3" if mode.startswith("RGB") else None)
-    assert from_pixels(pixels, "np", beside) is pixels
+    assert from_pixels(pixels, "np", beside).shape == (5, 7, 3)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +102,36 @@ def test_what_is_hidden_stays_hidden_and_the_profile_goes_along(mode: str, back:
         ),
         ([None], TypeError, "image: expected PIL images, numpy arrays or torch tensors, got NoneType"),
         (
+            RGB.astype(int),
+            ValueError,
+            "image: expected an array of uint8 in [0, 255] or of floats in [0, 1], got int64 [5, 7, 3]; convert it",
+        ),
+        (
             RGB.astype(float),
             ValueError,
-            "image: expected an array uint8 [H, W, 3] (RGB) or [H, W] (grey), got float64 [5, 7, 3]",
+            "image: expected float values in [0, 1], got 0 to 248; give image / 255 of one in [0, 255].",
         ),
         (np.dstack([RGB, RGB[..., :1]]), ValueError, "got uint8 [5, 7, 4]; convert it first."),
+        (RGB[:0], ValueError, "got uint8 [0, 7, 3]; convert it first."),
         (RGB[0, 0], ValueError, "got uint8 [3]"),
         (
             TENSOR[:1],
             ValueError,
-            "image: expected a float tensor [3, H, W] in [-1, 1], got torch.float32 [1, 5, 7].",
+            "image: expected a float tensor [3, H, W] in [0, 1], got torch.float32 [1, 5, 7].",
         ),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), ValueError, "got torch.uint8 [3, 4, 4]."),
         (torch.zeros(3, 0, 4), ValueError, "got torch.float32 [3, 0, 4]."),
-        (TENSOR * 127.5 + 127.5, ValueError, "image: expected tensor values in [-1, 1], got"),
-        (TENSOR * float("nan"), ValueError, "image: expected tensor values in [-1, 1], got nan to nan."),
+        (
+            TENSOR * 2 - 1,
+            ValueError,
+            "image: expected float values in [0, 1], got -1 to 0.945; give (image + 1) / 2 of one in [-1, 1].",
+        ),
+        (TENSOR * 1.2, ValueError, "got 0 to 1.17; map them there, or clip them."),
+        (
+            TENSOR * float("nan"),
+            ValueError,
+            "image: expected float values in [0, 1], got nan to nan; map them",
+        ),
     ],
 )
 def test_wrong_input_is_refused(wrong: Any, error: type[Exception], text: str) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.data import astronaut
-from toys import MEAN_FACE, ToyEncoder, ToyLandmarker, face_at, seeded, tiny_preset, tiny_unet
+from toys import MEAN_FACE, ToyEncoder, ToyLandmarker, face_at, in_bytes, seeded, tiny_preset, tiny_unet
 
 from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, make_scheduler
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
@@ -30,8 +31,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*stayed above the threshold:Use
 
 
 def protect(pipe: DeDiMPipeline, image: Any, **changes: Any) -> Any:
-    settings = {"preset": EASY, "aligned": True, "generator": seeded(0)[0], "output_type": "np", **changes}
-    return pipe(image, **settings)
+    """As uint8 arrays, unless another type is asked for."""
+    settings = {"preset": EASY, "aligned": True, "generator": seeded(0)[0], **changes}
+    out = pipe(image, **settings)
+    return out if "output_type" in changes else in_bytes(out)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +121,28 @@ def test_output_types_hold_the_same_pixels(
     assert isinstance(image, kind)
     if isinstance(image, torch.Tensor):
         assert image.shape == (3, 112, 112)
-        image = ((image + 1) * 127.5).round().permute(1, 2, 0)
+        image = image.permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        assert (image.dtype, image.max() <= 1) == (np.float32, True)
+        image = (image * 255).round()
     np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_what_another_pipeline_gives_goes_in_and_what_comes_out_goes_on(
+    pipe: DeDiMPipeline, crop: Pixels
+) -> None:
+    """Floats in [0, 1], as diffusers' image processor hands them from one pipeline to the next."""
+    processor = VaeImageProcessor(do_resize=False)
+    latents = processor.preprocess(Image.fromarray(crop))  # [1, 3, 112, 112] in [-1, 1]
+    (expected,) = protect(pipe, crop).images
+    for output_type in ("np", "pt"):
+        given = processor.postprocess(latents, output_type=output_type)
+        out = protect(pipe, given, output_type=output_type)
+        assert len(out.images) == 1
+        back = processor.postprocess(processor.preprocess(out.images), output_type="pil")
+        np.testing.assert_array_equal(np.asarray(back[0]), expected)
+    with pytest.raises(ValueError, match=re.escape("give (image + 1) / 2 of one in [-1, 1].")):
+        protect(pipe, latents)
 
 
 def test_return_dict_false_gives_the_tuple(pipe: DeDiMPipeline, crop: Pixels) -> None:
@@ -304,7 +327,7 @@ def test_a_small_face_is_an_error(pipe: DeDiMPipeline, crop: Pixels) -> None:
 def test_a_small_face_may_be_skipped_aloud(pipe: DeDiMPipeline, crop: Pixels) -> None:
     pipe.face_detector = lambda _: [face_at(0, 0, 30), face_at(50, 50, 60)]
     with pytest.warns(UserWarning, match="1 of 2 faces are smaller than 40 px") as caught:
-        out = pipe(crop, preset=EASY, small_faces="skip", output_type="np")
+        out = in_bytes(pipe(crop, preset=EASY, small_faces="skip"))
     assert "left UNPROTECTED (small_faces='skip')" in str(caught[0].message)
     assert caught[0].filename == __file__
     assert [face.box[0] for face in out.faces] == [50]
@@ -375,7 +398,7 @@ folder, crop, out = sys.argv[1:]
 pipe = DeDiMPipeline.from_pretrained(folder)
 pipe.set_progress_bar_config(disable=True)
 preset = DeDiMPreset(20, 2, "log_probability", 100.0, 1, 0.999)
-result = pipe(np.load(crop), preset=preset, aligned=True, generator=torch.Generator().manual_seed(0), output_type="np")
+result = pipe(np.load(crop), preset=preset, aligned=True, generator=torch.Generator().manual_seed(0))
 np.save(out, result.images[0])
 """
 

@@ -29,7 +29,7 @@ from diffusers_dedim.encoders.ensemble import FusedEncoder
 from diffusers_dedim.faces import AlignedFace, Face, align_face, choose_faces, paste_back, warn_small
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.models.blocks import CROP_SIZE
-from diffusers_dedim.pipeline.inputs import child_generator, photo_generators
+from diffusers_dedim.pipeline.inputs import child_generator, photo_generators, to_pixel_list
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, measure_faces
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import PRESETS
@@ -242,9 +242,7 @@ def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
         return _build_tip_im(name, settings, pipe, targets)
     if base == "dedim":
         chosen = _settings(name, preset or "fast", PRESETS, strength)
-        return partial(
-            pipe, preset=chosen if strength else preset or "fast", small_faces="skip", output_type="np"
-        )
+        return partial(_dedim, pipe, preset=chosen if strength else preset or "fast")
     raise ValueError(
         f"method: expected one of {list(METHOD_NAMES)}, 'dedim:PRESET' or 'tip-im:PRESET' (these two also with "
         f"'@SETTING=NUMBER'), got {name!r}."
@@ -289,20 +287,20 @@ def _keep(photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput
     return DeDiMOutput(list(photos), [])
 
 
+def _dedim(
+    pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators = None, **settings: Any
+) -> Any:
+    out = pipe(photos, small_faces="skip", generator=generator, **settings)
+    return DeDiMOutput(to_pixel_list(out.images), out.faces)
+
+
 def _ddpm(pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators = None) -> Any:
     """Algorithm 2 with s = 0 and L = 1: what the denoiser alone does to the masked face."""
     with warnings.catch_warnings():
         # nothing pushes these faces below h: that they stay above it is the finding, not a fault
         warnings.filterwarnings("ignore", message=".* stayed above the threshold")
-        return pipe(
-            photos,
-            preset="paper",
-            guidance_scale=0,
-            max_rounds=1,
-            threshold=_THRESHOLD,
-            small_faces="skip",
-            output_type="np",
-            generator=generator,
+        return _dedim(
+            pipe, photos, generator, preset="paper", guidance_scale=0, max_rounds=1, threshold=_THRESHOLD
         )
 
 

@@ -21,6 +21,7 @@ from diffusers_dedim.faces import MIN_FACE_SIZE, Face, FaceDetection, align_face
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.metrics.quality import haarpsi, mean_ssim, psnr
 from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
+from diffusers_dedim.pipeline.inputs import to_pixel_list
 
 
 class ProbeFace(Protocol):
@@ -123,7 +124,7 @@ def protect_probes(
     """Run a method over the whole photos of the probes.
 
     Args:
-        protect: photos -> an object with ``images`` (PIL or uint8 arrays) and ``faces``; a `DeDiMPipeline`
+        protect: photos -> an object with ``images`` (as the pipeline takes them) and ``faces``; a `DeDiMPipeline`
             with its settings bound by `functools.partial` is one.
         probes: the photos; every face in them is protected, the central one is measured.
         batch_size: photos per call.
@@ -139,7 +140,7 @@ def protect_probes(
         begin = time.perf_counter()
         output = protect(batch)
         seconds += time.perf_counter() - begin
-        photos += [np.asarray(image) for image in output.images]
+        photos += to_pixel_list(output.images)
         faces += output.faces
     _check_same_sizes([probe.photo for probe in probes], photos)
     return Protection(tuple(photos), tuple(faces), seconds)

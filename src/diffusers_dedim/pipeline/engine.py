@@ -85,7 +85,7 @@ def stream_photo(item: Any, index: int, generator: torch.Generator | None) -> An
     """A photo as a `StreamPhoto` whose owner is its number; what is one already, or no photo, as it is.
 
     Args:
-        item: PIL image, uint8 array, float tensor, `StreamPhoto`, or anything else.
+        item: PIL image, array, float tensor, `StreamPhoto`, or anything else.
         index: number of the photo in its stream.
         generator: for a photo that brings none.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -36,6 +37,7 @@ def generators(seed: int | None, names: Sequence[str]) -> list[torch.Generator] 
 
 PhotoInput = Image.Image | NDArray[Any] | Tensor
 OUTPUT_TYPES = ("pil", "np", "pt")
+_ROUNDING = 1e-3  # so far beyond [0, 1] a value may be one that was computed to be 0 or 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,10 @@ def take_photos(
     image: PhotoInput | Sequence[PhotoInput],
 ) -> tuple[list[NDArray[np.uint8]], list[BesidePixels]]:
     """Turn a photo, a batch or a list of photos into uint8 RGB arrays ``[H, W, 3]``; never resized or clipped.
+
+    Args:
+        image: PIL images, arrays ``[H, W, 3]`` or ``[H, W]`` (uint8, or floats in [0, 1]), or float tensors
+            ``[3, H, W]`` in [0, 1]; arrays and tensors with one more axis in front are batches.
 
     Returns:
         The arrays, and what each photo has beside them, for `from_pixels`.
@@ -111,25 +117,40 @@ def _take(item: Any) -> tuple[NDArray[np.uint8], BesidePixels]:
 
 
 def _array_to_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+    whole = array.dtype == np.uint8
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or array.size == 0:
         raise ValueError(
-            f"image: expected an array uint8 [H, W, 3] (RGB) or [H, W] (grey), got {array.dtype} "
-            f"{list(array.shape)}; convert it first."
+            f"image: expected an array [H, W, 3] (RGB) or [H, W] (grey), got {array.dtype} {list(array.shape)}; "
+            "convert it first."
         )
-    return np.ascontiguousarray(array if array.ndim == 3 else np.stack([array] * 3, axis=2))
+    if not whole and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            "image: expected an array of uint8 in [0, 255] or of floats in [0, 1], got "
+            f"{array.dtype} {list(array.shape)}; convert it first."
+        )
+    pixels = array if whole else _to_bytes(array)
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=2))
 
 
 def _tensor_to_pixels(tensor: Tensor) -> NDArray[np.uint8]:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0 or not tensor.is_floating_point():
         raise ValueError(
-            f"image: expected a float tensor [3, H, W] in [-1, 1], got {tensor.dtype} {list(tensor.shape)}."
+            f"image: expected a float tensor [3, H, W] in [0, 1], got {tensor.dtype} {list(tensor.shape)}."
         )
-    tensor = tensor.detach()
-    low, high = float(tensor.min()), float(tensor.max())
-    if not (low >= -1.001 and high <= 1.001):  # also refuses nan; a thousandth is bf16 rounding
-        raise ValueError(f"image: expected tensor values in [-1, 1], got {low:.3g} to {high:.3g}.")
-    pixels = ((tensor.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    return np.ascontiguousarray(_to_bytes(VaeImageProcessor.pt_to_numpy(tensor.detach()[None])[0]))
+
+
+def _to_bytes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """[0, 1] to 0..255, as diffusers does it for its own pipelines; what has another range is not guessed at."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also refuses nan
+        cure = "map them there, or clip them"
+        if -1 - _ROUNDING <= low < 0 and high <= 1 + _ROUNDING:
+            cure = "give (image + 1) / 2 of one in [-1, 1]"
+        elif low >= 0 and 2 < high <= 255:
+            cure = "give image / 255 of one in [0, 255]"
+        raise ValueError(f"image: expected float values in [0, 1], got {low:.3g} to {high:.3g}; {cure}.")
+    return np.clip(values * 255, 0, 255).round().astype(np.uint8)
 
 
 def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixels = NOTHING_BESIDE) -> Any:
@@ -137,8 +158,8 @@ def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixel
 
     Args:
         pixels: of a photo.
-        output_type: "pil" (RGB, or RGBA where there is an alpha; the profile in ``info["icc_profile"]``), "np" (as
-            is) or "pt" (``[3, H, W]`` in [-1, 1]).
+        output_type: "pil" (RGB, or RGBA where there is an alpha; the profile in ``info["icc_profile"]``), "np" (float32
+            ``[H, W, 3]`` in [0, 1]) or "pt" (float32 ``[3, H, W]`` in [0, 1]), as diffusers' own pipelines.
         beside: what the photo came with beside its pixels.
     """
     if output_type == "pil":
@@ -146,9 +167,8 @@ def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixel
         if beside.icc_profile is not None:
             image.info["icc_profile"] = beside.icc_profile
         return image
-    if output_type == "np":
-        return pixels
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    (values,) = VaeImageProcessor.pil_to_numpy(Image.fromarray(pixels))
+    return values if output_type == "np" else VaeImageProcessor.numpy_to_pt(values[None])[0]
 
 
 def photo_generators(

@@ -51,7 +51,7 @@ class DeDiMOutput(BaseOutput):  # type: ignore[misc]  # diffusers ships no types
     """Protected photos and the record of each face.
 
     Attributes:
-        images: one per photo: PIL RGB images, uint8 arrays ``[H, W, 3]``, or tensors ``[3, H, W]`` in [-1, 1].
+        images: one per photo: PIL RGB images, float32 arrays ``[H, W, 3]`` or tensors ``[3, H, W]`` in [0, 1].
         faces: every face of every photo, photo by photo, from left to right.
 
     Example:

@@ -176,8 +176,8 @@ class DeDiMPipeline(ComposablePipeline):
         """Protect every face of one or more photos.
 
         Args:
-            image: a photo or a list of photos of any size: PIL image of any mode, uint8 array ``[H, W, 3]`` or
-                ``[H, W]``, or float tensor ``[3, H, W]`` (or a batch of them) in [-1, 1].
+            image: a photo or a list of photos of any size: PIL image of any mode, array ``[H, W, 3]`` or ``[H, W]``
+                (uint8, or floats in [0, 1]), or float tensor ``[3, H, W]`` in [0, 1]; or a batch of arrays or tensors.
             preset: "fast", "strong", "paper" or a `DeDiMPreset`; the next five arguments override its values.
             start_timestep: the paper's t_0. num_inference_steps: denoising steps a round.
             guidance_scale: s ("paper") or the size of a push ("fast"); 0 for no guidance.
@@ -195,7 +195,7 @@ class DeDiMPipeline(ComposablePipeline):
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
             output_type: "pil" (RGB; RGBA where a PIL image came with transparency, and a colour photo's profile in
-                ``info["icc_profile"]``), "np" (uint8 ``[H, W, 3]``) or "pt" (``[3, H, W]`` in [-1, 1]).
+                ``info["icc_profile"]``), or in [0, 1] "np" (float32 ``[H, W, 3]``) or "pt" (``[3, H, W]``).
             return_dict: False returns the tuple (images, faces).
 
         Returns:
