@@ -290,7 +290,7 @@ def _keep(photos: list[PixelArray], generator: Generators = None) -> DeDiMOutput
 def _dedim(
     pipe: DeDiMPipeline, photos: list[PixelArray], generator: Generators = None, **settings: Any
 ) -> Any:
-    out = pipe(photos, small_faces="skip", generator=generator, **settings)
+    out: Any = pipe(photos, small_faces="skip", generator=generator, **settings)
     return DeDiMOutput(to_pixel_list(out.images), out.faces)
 
 

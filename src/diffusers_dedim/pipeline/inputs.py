@@ -150,7 +150,8 @@ def _to_bytes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         elif low >= 0 and 2 < high <= 255:
             cure = "give image / 255 of one in [0, 255]"
         raise ValueError(f"image: expected float values in [0, 1], got {low:.3g} to {high:.3g}; {cure}.")
-    return np.clip(values * 255, 0, 255).round().astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(values * 255, 0, 255).round().astype(np.uint8)
+    return pixels
 
 
 def from_pixels(pixels: NDArray[np.uint8], output_type: str, beside: BesidePixels = NOTHING_BESIDE) -> Any:
