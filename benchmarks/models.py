@@ -34,15 +34,16 @@ from benchmarks._command import (
 from benchmarks._pairs import VerificationPairs, embed_crops, read_pairs
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import load_recogniser
+from diffusers_dedim.encoders.ensemble import FusedEncoder
 from diffusers_dedim.evaluation.robustness import sdedit
 from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.metrics.verification import tar_at_fmr, ten_fold_accuracy
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
+from diffusers_dedim.pipeline.guides import name_guides
 from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.landmarks import landmark_errors
 from diffusers_dedim.training.unet import x_0_psnr
 
-JUDGES = (*BLACK_BOXES, f"teacher={SHARED / 'weights' / 'mbf_w2_espdl.onnx'}")
 START_TIMESTEP = 100  # the paper's t_0
 NOISY_TIMESTEPS = tuple(range(9, 100, 10))  # tenths of the x_t that guidance sees, t < 100
 UNET_FACES, SDEDIT_FACES, GRADIENT_PAIRS, CORRELATION_PEOPLE, LANDMARK_FACES = 64, 64, 64, 1000, 1500
@@ -70,9 +71,8 @@ def run_models(options: argparse.Namespace) -> dict[str, Any]:
     results = {
         **measure_unet(pipe.unet, faces, limited(UNET_FACES, len(faces))),
         **measure_sdedit(pipe, pairs, limited(SDEDIT_FACES, len(pairs.images)), options),
-        **measure_encoder(pipe.face_encoder, pairs),
-        **measure_correlation(
-            pipe.face_encoder, pairs, limited(CORRELATION_PEOPLE, len(pairs.images)), options.black_box
+        "encoders": measure_encoders(
+            pipe, pairs, limited(CORRELATION_PEOPLE, len(pairs.images)), options.black_box, options.teacher
         ),
         **measure_noisy_gradient(pipe, pairs, limited(GRADIENT_PAIRS, len(pairs.first)), options.seed),
         **measure_landmarks(pipe.landmarker, faces, limited(LANDMARK_FACES, len(faces))),
@@ -97,7 +97,8 @@ def measure_sdedit(
     before = pairs.crops(pairs.one_per_person(count))
     after = there_and_back(pipe, before, options.sdedit_steps, options.seed)
     with torch.no_grad():
-        similarity = (pipe.face_encoder(before) * pipe.face_encoder(after)).sum(1)
+        encoder = FusedEncoder(pipe.face_encoder)
+        similarity = (encoder(before) * encoder(after)).sum(1)
     return {
         "sdedit_psnr": number(psnr(before, after).mean()),
         "sdedit_ssim": number(mean_ssim(before, after).mean()),
@@ -115,6 +116,47 @@ def there_and_back(pipe: DeDiMPipeline, crops: Tensor, steps: int, seed: int) ->
     return sdedit(pipe, crops, START_TIMESTEP, steps, generators)
 
 
+def measure_encoders(
+    pipe: DeDiMPipeline,
+    pairs: VerificationPairs,
+    people: int,
+    black_boxes: Sequence[str],
+    teachers: Sequence[str],
+) -> dict[str, Any]:
+    """Each guide by itself, and where there are several all of them as one (`FusedEncoder`).
+
+    Raises:
+        ValueError: ``teachers`` are not one for each guide.
+    """
+    guides = {guide.name: guide.encoder for guide in name_guides(pipe.face_encoder)}
+    if teachers and len(teachers) != len(guides):
+        raise ValueError(
+            f"--teacher: expected one for each of the {len(guides)} guides, got {len(teachers)}."
+        )
+    found: dict[str, Any] = {
+        name: measure_encoder(encoder, pairs) | measure_correlation(encoder, pairs, people, black_boxes)
+        for name, encoder in guides.items()
+    }
+    for spec, (name, encoder) in zip(teachers, guides.items(), strict=False):
+        found[name]["cosine_with_teacher"] = measure_teacher(encoder, pairs, spec)
+    if len(guides) > 1:
+        fused = FusedEncoder(pipe.face_encoder)
+        found["together"] = measure_encoder(fused, pairs) | measure_correlation(
+            fused, pairs, people, black_boxes
+        )
+    return found
+
+
+def measure_teacher(encoder: nn.Module, pairs: VerificationPairs, spec: str) -> float | None:
+    """Mean cosine of a guide's embeddings with its teacher's, over one crop of each person."""
+    teacher = load_recogniser(spec)
+    say("models", f"cosine with {teacher.name}")
+    crops = pairs.one_per_person(len(pairs.images))
+    return number(
+        (embed_crops(encoder, pairs, crops) * embed_crops(teacher.encoder, pairs, crops)).sum(1).mean()
+    )
+
+
 def measure_encoder(encoder: nn.Module, pairs: VerificationPairs) -> dict[str, Any]:
     """Verification rates: over the pairs of the protocol, and all against all over their images."""
     say("models", f"recogniser: {len(pairs.images)} crops, {len(pairs.same)} pairs")
@@ -130,17 +172,15 @@ def measure_encoder(encoder: nn.Module, pairs: VerificationPairs) -> dict[str, A
     every_same = _upper(pairs.persons[:, None] == pairs.persons[None, :])
     genuine, impostor = every_score[every_same], every_score[~every_same]
     return {
-        "encoder_lfw_accuracy": number(accuracy.mean),
-        "encoder_lfw_accuracy_std": number(accuracy.std),
-        "encoder_lfw_accuracy_with_mirror_image": number(ten_fold_accuracy(both_scores, pairs.same).mean),
-        "encoder_tar_at_fmr_1e3": _tar(scores[pairs.same], scores[~pairs.same], 1e-3),
-        "encoder_tar_at_fmr_1e3_with_mirror_image": _tar(
-            both_scores[pairs.same], both_scores[~pairs.same], 1e-3
-        ),
-        "encoder_tar_at_fmr_1e3_all_against_all": _tar(genuine, impostor, 1e-3),
-        "encoder_tar_at_fmr_1e4_all_against_all": _tar(genuine, impostor, 1e-4),
-        "encoder_pairs": len(pairs.same),
-        "encoder_images": len(pairs.images),
+        "lfw_accuracy": number(accuracy.mean),
+        "lfw_accuracy_std": number(accuracy.std),
+        "lfw_accuracy_with_mirror_image": number(ten_fold_accuracy(both_scores, pairs.same).mean),
+        "tar_at_fmr_1e3": _tar(scores[pairs.same], scores[~pairs.same], 1e-3),
+        "tar_at_fmr_1e3_with_mirror_image": _tar(both_scores[pairs.same], both_scores[~pairs.same], 1e-3),
+        "tar_at_fmr_1e3_all_against_all": _tar(genuine, impostor, 1e-3),
+        "tar_at_fmr_1e4_all_against_all": _tar(genuine, impostor, 1e-4),
+        "pairs": len(pairs.same),
+        "images": len(pairs.images),
     }
 
 
@@ -156,7 +196,7 @@ def measure_correlation(
         say("models", f"correlation with {other.name}: {len(crops)} people")
         theirs = _impostor_scores(other.encoder, pairs, crops)
         correlation[other.name] = number(np.corrcoef(ours, theirs)[0, 1])
-    return {"encoder_correlation": correlation, "encoder_correlation_people": len(crops)}
+    return {"correlation": correlation, "correlation_people": len(crops)}
 
 
 def measure_noisy_gradient(
@@ -169,20 +209,21 @@ def measure_noisy_gradient(
     crops, mates = pairs.genuine(count)
     say("models", f"gradient on noise: {len(crops)} crops")
     x_0 = pairs.crops(crops)
-    reference = torch.from_numpy(embed_crops(pipe.face_encoder, pairs, mates))
-    clean = _similarity_gradient(pipe.face_encoder, x_0, reference)
+    encoder = FusedEncoder(pipe.face_encoder)
+    reference = torch.from_numpy(embed_crops(encoder, pairs, mates))
+    clean = _similarity_gradient(encoder, x_0, reference)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
     cosine, total = {}, 0.0
     for timestep in NOISY_TIMESTEPS:
         x_t = pipe.scheduler.add_noise(x_0, noise, torch.tensor([timestep]))
-        noisy = _similarity_gradient(pipe.face_encoder, x_t, reference)
+        noisy = _similarity_gradient(encoder, x_t, reference)
         mean = float(nn.functional.cosine_similarity(clean, noisy).mean())
         cosine[str(timestep)] = number(mean)
         total += mean
     return {
-        "encoder_gradient_agreement": number(total / len(NOISY_TIMESTEPS)),
-        "encoder_gradient_agreement_by_timestep": cosine,
-        "encoder_gradient_agreement_crops": len(crops),
+        "gradient_agreement": number(total / len(NOISY_TIMESTEPS)),
+        "gradient_agreement_by_timestep": cosine,
+        "gradient_agreement_crops": len(crops),
     }
 
 
@@ -242,7 +283,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--faces", default=str(FACES), help="validation crops with landmarks_68")
     add("--pairs", type=Path, default=SHARED / "data" / "lfw", help="folder of the LFW pairs")
     add("--seed", type=int, default=0)
-    add_black_boxes(add, JUDGES, nargs="+")
+    text = "who taught each guide, in their order: for cosine_with_teacher"
+    add("--teacher", nargs="+", default=[], metavar="NAME=FILE.onnx", help=text)
+    add_black_boxes(add, BLACK_BOXES, nargs="+")
     return parser.parse_args(words)
 
 

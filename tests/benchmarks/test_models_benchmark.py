@@ -15,7 +15,7 @@ from toys import MEAN_FACE, ToyEncoder, tiny_unet
 from benchmarks import models
 from benchmarks._faces import spread
 from benchmarks._pairs import VerificationPairs, read_pairs
-from diffusers_dedim import DeDiMPipeline, make_scheduler
+from diffusers_dedim import DeDiMPipeline, EncoderEnsemble, make_scheduler
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import robustness
 from diffusers_dedim.models.landmarks import LandmarkRegressor
@@ -69,8 +69,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     landmarker = LandmarkRegressor()
     landmarker.mean_shape.copy_(MEAN_FACE)
-    DeDiMPipeline(tiny_unet(), make_scheduler(), MobileFaceNet(), landmarker).save_pretrained(folder)
+    both = EncoderEnsemble([MobileFaceNet(128), MobileFaceNet(64)])
+    DeDiMPipeline(tiny_unet(), make_scheduler(), both, landmarker).save_pretrained(folder)
     return folder
+
+
+def toy_of_width(spec: str) -> Recogniser:
+    """Named by the width of its embedding, 16 where the name is no number."""
+    return Recogniser(spec, ToyEncoder(dim=int(spec) if spec.isdigit() else 16), spec)
 
 
 def test_prints_one_json_object(
@@ -81,11 +87,21 @@ def test_prints_one_json_object(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(models, "load_recogniser", lambda name: Recogniser(name, ToyEncoder(), name))
+    monkeypatch.setattr(models, "load_recogniser", toy_of_width)
     for count in ("SDEDIT_FACES", "GRADIENT_PAIRS"):
         monkeypatch.setattr(models, count, 4)
     words = ["--weights", weights, "--faces", faces_folder, "--pairs", pairs_folder]
-    words += ["--black-box", "toy", "--sdedit-steps", 2, "--json", tmp_path / "out" / "models.json"]
+    words += [
+        "--black-box",
+        "toy",
+        "--teacher",
+        "128",
+        "64",
+        "--sdedit-steps",
+        2,
+        "--json",
+        tmp_path / "out" / "models.json",
+    ]
     models.main(list(map(str, words)))
     results = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "models.json").read_text()) == results
@@ -95,24 +111,23 @@ def test_prints_one_json_object(
     assert 0 < results["sdedit_ssim"] < 1
     assert -1 <= results["sdedit_similarity_min"] <= results["sdedit_similarity"] <= 1
     assert (results["sdedit_start_timestep"], results["sdedit_steps"], results["sdedit_faces"]) == (100, 2, 4)
-    assert 0 <= results["encoder_lfw_accuracy"] <= 1
-    assert results["encoder_lfw_accuracy_std"] >= 0
-    assert results["encoder_tar_at_fmr_1e3"] is None  # ten impostors cannot resolve it
-    assert (results["encoder_pairs"], results["encoder_images"]) == (2 * PEOPLE, 2 * PEOPLE)
-    assert set(results["encoder_correlation"]) == {"toy"}
-    by_timestep = results["encoder_gradient_agreement_by_timestep"]
+    assert list(results["encoders"]) == ["white1", "white2", "together"]
+    encoder = results["encoders"]["white2"]
+    assert -1 <= encoder["cosine_with_teacher"] <= 1
+    assert 0 <= encoder["lfw_accuracy"] <= 1
+    assert encoder["lfw_accuracy_std"] >= 0
+    assert encoder["tar_at_fmr_1e3"] is None  # ten impostors cannot resolve it
+    assert (encoder["pairs"], encoder["images"]) == (2 * PEOPLE, 2 * PEOPLE)
+    assert set(encoder["correlation"]) == {"toy"}
+    by_timestep = results["gradient_agreement_by_timestep"]
     assert list(by_timestep) == [str(t) for t in range(9, 100, 10)]
     # each is rounded to four digits
-    assert results["encoder_gradient_agreement"] == pytest.approx(
-        np.mean(list(by_timestep.values())), abs=1e-4
-    )
+    assert results["gradient_agreement"] == pytest.approx(np.mean(list(by_timestep.values())), abs=1e-4)
     assert {
         "unet_psnr",
         "sdedit_psnr",
         "sdedit_similarity",
-        "encoder_lfw_accuracy",
-        "encoder_tar_at_fmr_1e3",
-        "encoder_correlation",
+        "encoders",
         "landmarks_error_iod",
         "landmarks_flip_iod",
         "parameters",
@@ -149,9 +164,9 @@ def test_a_missing_crop_is_named(pairs_folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_sees_the_person_is_right(pairs: VerificationPairs) -> None:
-    results = models.measure_encoder(ToyEncoder(), pairs)
-    assert results["encoder_lfw_accuracy"] == 1
-    assert results["encoder_lfw_accuracy_std"] == 0
+    encoder = models.measure_encoder(ToyEncoder(), pairs)
+    assert encoder["lfw_accuracy"] == 1
+    assert encoder["lfw_accuracy_std"] == 0
 
 
 def test_rates_all_against_all_count_each_pair_once(
@@ -172,9 +187,9 @@ def test_correlation_with_itself_is_one(pairs: VerificationPairs, monkeypatch: p
     monkeypatch.setattr(
         models, "load_recogniser", lambda name: Recogniser(name, ToyEncoder(seed=int(name)), name)
     )
-    results = models.measure_correlation(ToyEncoder(seed=0), pairs, PEOPLE, ["0", "1"])
-    assert results["encoder_correlation"]["0"] == 1
-    assert results["encoder_correlation"]["1"] < 0.99
+    encoder = models.measure_correlation(ToyEncoder(seed=0), pairs, PEOPLE, ["0", "1"])
+    assert encoder["correlation"]["0"] == 1
+    assert encoder["correlation"]["1"] < 0.99
 
 
 def test_noise_turns_the_gradient(
@@ -182,7 +197,7 @@ def test_noise_turns_the_gradient(
 ) -> None:
     monkeypatch.setattr(models, "NOISY_TIMESTEPS", (0, 50, 900))  # noise of std 0.006, 0.09 and 0.99
     # not seed 0: from it the toy encoder has its weights, and the noise would be one of their rows
-    cosine = models.measure_noisy_gradient(pipe, pairs, 4, seed=1)["encoder_gradient_agreement_by_timestep"]
+    cosine = models.measure_noisy_gradient(pipe, pairs, 4, seed=1)["gradient_agreement_by_timestep"]
     assert 1 > cosine["0"] > 0.99
     assert cosine["0"] > cosine["50"] > cosine["900"]
 
