@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 from toys import ToyEncoder
 
 from diffusers_dedim.diffusion.guidance import (
@@ -152,6 +153,20 @@ def test_estimate_guidance_does_nothing_after_the_step() -> None:
     after = EstimateGuidance(0.05, -0.9)(pipeline, 4, 59, dict(given))
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_the_gradient_is_computed_in_the_denoisers_half_precision(dtype: torch.dtype, expected: bool) -> None:
+    pipeline, given = tensors()
+    encoder, seen = pipeline.face_encoder, []
+
+    def watched(crops: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encoder(crops)
+
+    pipeline.face_encoder, pipeline.unet = watched, SimpleNamespace(dtype=dtype)
+    EstimateGuidance(stop_similarity=-0.9).before_step(pipeline, 0, 59, given)
+    assert seen == [expected]
 
 
 def test_estimate_guidance_leaves_a_finished_face_alone() -> None:
