@@ -11,6 +11,7 @@ from toys import ToyEncoder
 from diffusers_dedim.diffusion.guidance import (
     EstimateGuidance,
     IdentityGuidance,
+    _local_contrast,
     log_probability_gradient,
     match_probability,
 )
@@ -140,7 +141,7 @@ def test_the_noise_it_returns_is_that_of_the_pushed_estimate() -> None:
     gradients = guidance._similarity_gradients(
         pipeline.face_encoder, x_0, given["reference"], 4
     )  # the mask is 1
-    expected = (x_0 - 0.05 * guidance._direction(*gradients, given["mask"])).clamp(-1, 1)
+    expected = (x_0 - 0.05 * guidance._direction(*gradients, given["mask"], given["mask"])).clamp(-1, 1)
     eps = guidance.before_step(pipeline, 4, 59, dict(given))["noise_pred"]
     pushed = predict_x_0(pipeline.scheduler, eps, torch.tensor(59), given["sample"])
     # float64; the levels at 59 are float32's on both ways, and their quotient is multiplied in and out again
@@ -153,6 +154,13 @@ def test_estimate_guidance_does_nothing_after_the_step() -> None:
     after = EstimateGuidance(0.05, -0.9)(pipeline, 4, 59, dict(given))
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_push_is_stronger_where_the_photo_has_contrast_of_its_own() -> None:
+    photo = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2
+    photo[..., :16] *= 0.01  # a smooth cheek beside hair
+    where = _local_contrast(photo) ** 0.5
+    assert 0 < float(where[..., :8].max()) < 0.5 * float(where[..., 24:].min())
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, True), (torch.float32, False)])
@@ -194,7 +202,7 @@ def test_the_push_keeps_to_the_mask_and_has_the_asked_size(smoothing: float) -> 
     gradient[1] = 0
     mask = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
     mask[:, :, 4:9] = 1
-    direction = EstimateGuidance(smoothing=smoothing)._direction([gradient], [torch.ones(2)], mask)
+    direction = EstimateGuidance(smoothing=smoothing)._direction([gradient], [torch.ones(2)], mask, mask)
     assert direction[:, :, :4].abs().max() == direction[:, :, 9:].abs().max() == 0
     rms = direction[0][:, 4:9].square().mean().sqrt()
     torch.testing.assert_close(rms, torch.ones_like(rms))  # float64 rounding alone
@@ -209,6 +217,10 @@ def test_the_push_keeps_to_the_mask_and_has_the_asked_size(smoothing: float) -> 
             "sigma_power: expected 1 (Algorithm 2) or 2 (the text), got 3.",
         ),
         (lambda: EstimateGuidance(step_size=-1), "step_size: expected 0 or more, got -1."),
+        (
+            lambda: EstimateGuidance(contrast_masking=1.5),
+            "contrast_masking: expected a power in [0, 1], got 1.5.",
+        ),
         (
             lambda: EstimateGuidance(views=3),
             "views: expected 1 (face and mirror image in turns) or 2 (both), got 3.",

@@ -136,7 +136,9 @@ class Watch:
         x_0 = predict_x_0(pipeline.scheduler, toy_unet(x_t, timestep), time, x_t)
         blend = mask * x_0 + (1 - mask) * given["x_org"]
         gradients = self.guidance._similarity_gradients(self.encoder, blend, given["reference"], 0)
-        pushed = (x_0 - self.guidance.step_size * self.guidance._direction(*gradients, mask)).clamp(-1, 1)
+        pushed = (x_0 - self.guidance.step_size * self.guidance._direction(*gradients, mask, mask)).clamp(
+            -1, 1
+        )
         self.seen.append(pushed)
         expected = self.step(pipeline.scheduler, index, pushed, given)
         # float64; the smallest 1 - alphas_cumprod is 7e-4 here, and noise of about 1 divided by its root comes to 40

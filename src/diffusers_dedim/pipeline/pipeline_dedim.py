@@ -15,6 +15,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import CallbackView, StepCallback, chain_callbacks
+from diffusers_dedim.diffusion.contrast import at_least_contrast
 from diffusers_dedim.diffusion.denoisers import window_for
 from diffusers_dedim.diffusion.sampling import sample_dedim
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
@@ -342,7 +343,11 @@ class DeDiMPipeline(ComposablePipeline):
             pipeline=CallbackView(self, scheduler),
         )
         return Networks(
-            self.face_detector, self.landmarker, self.face_encoder, sample, self._execution_device
+            self.face_detector,
+            self.landmarker,
+            self.face_encoder,
+            at_least_contrast(sample, settings.least_contrast),
+            self._execution_device,
         )
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:

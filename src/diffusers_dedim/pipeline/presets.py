@@ -34,8 +34,10 @@ class DeDiMPreset:
             photo and rounding to 8 bits give some of it back; 0 for the paper.
         mask_radius: pixels around each landmark, in the 112-px crop.
         mask_feather: width in pixels of the smooth rim inside that radius; 0 for the paper's hard mask.
+        least_contrast: standard deviation in [-1, 1] units that a face of less contrast is raised to while it is
+            sampled (`at_least_contrast`); 0 for the paper.
         keep_eyes: share in [0, 1] of the original that stays in the middle of each eye; 0 for the paper.
-        views, smoothing, cutoff_step_ratio: of `EstimateGuidance`.
+        views, smoothing, contrast_masking, cutoff_step_ratio: of `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
         denoise_window: call the denoiser on a window around the mask alone (`WindowedDenoiser`), where that saves
@@ -56,10 +58,12 @@ class DeDiMPreset:
     mask_feather: float = 0.0
     views: int = 2
     smoothing: float = 0.8
+    contrast_masking: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
     denoise_window: bool = False
     keep_eyes: float = 0.0
+    least_contrast: float = 0.0
 
     def __post_init__(self) -> None:
         if self.guidance not in ("log_probability", "estimate"):
@@ -83,6 +87,10 @@ class DeDiMPreset:
             )
         if not 0 <= self.error_correction <= 1:  # also refuses nan
             raise ValueError(f"error_correction: expected a share in [0, 1], got {self.error_correction}.")
+        if not 0 <= self.least_contrast < 1:  # also refuses nan
+            raise ValueError(
+                f"least_contrast: expected a standard deviation in [0, 1), got {self.least_contrast}."
+            )
         if not 0 <= self.keep_eyes <= 1:
             raise ValueError(f"keep_eyes: expected a share in [0, 1], got {self.keep_eyes}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
@@ -99,6 +107,7 @@ class DeDiMPreset:
             stop_similarity=max(-1.0, 2 * self.sampler_threshold - 1 - STOP_MARGIN),
             views=self.views,
             smoothing=self.smoothing,
+            contrast_masking=self.contrast_masking,
             cutoff_step_ratio=self.cutoff_step_ratio,
         )
 
@@ -143,6 +152,9 @@ PRESETS: dict[str, DeDiMPreset] = {
         threshold_margin=0.06,
         mask_feather=4.0,
         keep_eyes=0.8,
+        least_contrast=0.25,
+        views=1,
+        contrast_masking=0.5,
         denoise_window=True,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
@@ -158,6 +170,9 @@ PRESETS: dict[str, DeDiMPreset] = {
         threshold_margin=0.06,
         mask_feather=4.0,
         keep_eyes=0.8,
+        least_contrast=0.25,
+        views=1,
+        contrast_masking=0.5,
         denoise_window=True,
     ),
 }
