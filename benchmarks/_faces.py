@@ -16,14 +16,9 @@ from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders import Recogniser, embed_faces
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe
-from diffusers_dedim.evaluation.measure import (
-    join_arrays,
-    method_code,
-    protect_chunk,
-    restore_photos,
-    split_probes,
-)
+from diffusers_dedim.evaluation.measure import method_code
 from diffusers_dedim.evaluation.methods import make_method
+from diffusers_dedim.evaluation.pieces import join_arrays, protect_chunk, restore_photos, split_probes
 from diffusers_dedim.evaluation.rates import impostor_scores
 from diffusers_dedim.faces import whole_crop
 from diffusers_dedim.metrics.quality import mean_ssim, psnr

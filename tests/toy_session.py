@@ -67,7 +67,12 @@ def make_session(folder: Path, methods: Methods, names: tuple[str, ...], **chang
         "pipe": ToyPipe(),
         "experiment": read_experiment(data),
         "source": "e.parquet",
-        "settings": EvaluationSettings(names, seed=changes.pop("seed", 0), chunk=changes.pop("chunk", 2)),
+        "settings": EvaluationSettings(
+            names,
+            seed=changes.pop("seed", 0),
+            chunk=changes.pop("chunk", 2),
+            gallery=changes.pop("gallery", "unprotected"),
+        ),
         "make_method": methods,
         "detector": toy.detect,
         "black_boxes": [Recogniser("other", toy.MeanColour(), "other")],

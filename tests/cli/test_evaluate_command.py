@@ -64,7 +64,9 @@ def test_evaluate_writes_results_and_goes_on(methods: Methods, data: Path, tmp_p
     again = dedim(*arguments)
     assert again.exit_code == 2
     assert "the output folder is not empty; go on with a stopped evaluation (--resume" in again.stderr
-    assert dedim(*arguments, "--resume").exit_code == 0
+    assert dedim(*arguments, "--resume", "--gallery", "both").exit_code == 0
+    kinds = [rate["gallery"] for rate in json.loads((tmp_path / "out" / "results.json").read_text())["rates"]]
+    assert kinds == ["unprotected", "protected"] * 2
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["probes"] == 3
 
 

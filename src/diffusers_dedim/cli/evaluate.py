@@ -6,6 +6,7 @@ import random
 import shlex
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class GalleryKind(str, Enum):
+    """What is searched."""
+
+    unprotected = "unprotected"
+    protected = "protected"
+    both = "both"
 
 
 @app.command()
@@ -77,6 +86,10 @@ def evaluate(
             "--panel", help="Photo that may be shown, for the panel. May be repeated.", show_default="probes"
         ),
     ] = None,
+    gallery: Annotated[
+        GalleryKind,
+        typer.Option(help="Whether the probes' people have protected their photos in the gallery too."),
+    ] = GalleryKind.unprotected,
     chunk: Annotated[int, typer.Option(min=1, help="Probes at a time: what a kill may lose.")] = 8,
     weights: WeightsOption = None,
     device: DeviceOption = None,
@@ -89,7 +102,7 @@ def evaluate(
     DIR/panel.png shows faces of the data unless --panel gives others: keep it, and DIR/cache, to yourself.
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    settings = EvaluationSettings(tuple(names), seed, chunk)
+    settings = EvaluationSettings(tuple(names), seed, chunk, gallery.value)
     check_folder(out, resume=resume)
     experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
     boxes = load_black_boxes(black_box or [])

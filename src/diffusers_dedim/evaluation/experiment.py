@@ -17,8 +17,10 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.cache import ArrayCache
 from diffusers_dedim.evaluation.data import Experiment, Record, check_readable
 from diffusers_dedim.evaluation.gallery import central_face, embed_gallery
-from diffusers_dedim.evaluation.measure import Bench, EvaluationSettings, Evaluator, Protect, Transform
+from diffusers_dedim.evaluation.mates import GALLERIES, PROTECTED, find_mates
+from diffusers_dedim.evaluation.measure import Bench, EvaluationSettings, Evaluator, Transform
 from diffusers_dedim.evaluation.panels import draw_panel, read_shown
+from diffusers_dedim.evaluation.pieces import Protect
 from diffusers_dedim.evaluation.probes import prepare_probes
 from diffusers_dedim.evaluation.report import write_panel, write_report, write_results
 from diffusers_dedim.evaluation.results import (
@@ -133,8 +135,10 @@ class Session:
         if not probes:
             raise DeDiMError(f"data: no face was found in any of the {len(protocol.probes)} probes.")
         bench = Bench(recognisers, gallery, self.detector, self.pipe.landmarker, cache, self.lpips)
+        kinds = GALLERIES[self.settings.gallery]
+        mates = find_mates(protocol, self.detector, cache) if PROTECTED in kinds else {}
         return Evaluator(
-            self.pipe, probes, bench, self.settings, self.make_method, targets, self.transforms or {}
+            self.pipe, probes, bench, self.settings, self.make_method, targets, self.transforms or {}, mates
         )
 
     def _evaluation(
@@ -166,6 +170,7 @@ class Session:
                 "command": self.command,
                 "seed": self.settings.seed,
                 "chunk": self.settings.chunk,
+                "gallery": self.settings.gallery,
                 "targets": 0 if evaluator.targets is None else len(evaluator.targets),
                 **progress,
                 **describe_environment(self.pipe.device),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +28,25 @@ from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation import probes as search
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
 from diffusers_dedim.evaluation.gallery import Gallery, code_of, encoder_code, face_code
+from diffusers_dedim.evaluation.mates import (
+    GALLERIES,
+    MATES_FIRST,
+    PROTECTED,
+    UNPROTECTED,
+    SearchedGallery,
+    add_mates,
+    embed_mates,
+)
 from diffusers_dedim.evaluation.methods import denoises, takes_targets
-from diffusers_dedim.evaluation.probes import Probe, protect_probes, score_photos
+from diffusers_dedim.evaluation.pieces import (
+    Chunk,
+    Protect,
+    join_arrays,
+    protect_chunk,
+    restore_photos,
+    split_probes,
+)
+from diffusers_dedim.evaluation.probes import Probe, score_photos
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.results import MethodEntry, RateEntry
 from diffusers_dedim.evaluation.robustness import uses_denoiser
@@ -40,9 +57,7 @@ from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.quality import Lpips, landmark_shift
 from diffusers_dedim.pipeline.guides import is_guide
 
-Protect = Callable[[list[PixelArray]], Any]
 Transform = Callable[[list[PixelArray]], list[PixelArray]]
-_EFFORT = ("rounds", "unet_calls", "reached_threshold")
 
 # What decides a protected photo besides the weights: a change of these folders empties the cache.
 _METHOD_CODE = (
@@ -65,16 +80,21 @@ class EvaluationSettings:
         methods: names for ``make_method``.
         seed: of the methods; each probe's noise depends on it and on the probe's place alone.
         chunk: probes protected at a time and kept together: what a kill may lose.
+        gallery: whether the mates in the gallery are "unprotected", "protected" by the same method, or "both", one
+            after the other (`GALLERIES`).
 
     Raises:
-        ValueError: no method, one named twice, or a chunk below 1.
+        ValueError: no method, one named twice, a chunk below 1, or an unknown kind of gallery.
     """
 
     methods: tuple[str, ...]
     seed: int = 0
     chunk: int = 8
+    gallery: str = UNPROTECTED
 
     def __post_init__(self) -> None:
+        if self.gallery not in GALLERIES:
+            raise ValueError(f"gallery: expected one of {list(GALLERIES)}, got {self.gallery!r}.")
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods: expected at least one, each named once, got {list(self.methods)}.")
         if self.chunk < 1:
@@ -128,6 +148,8 @@ class Evaluator:
         make_method: ``make_method(name, pipe, seed=, first=, targets=)`` -> photos -> object with images and faces.
         targets: aligned crops ``[K, 3, 112, 112]`` of target identities for TIP-IM, or None for its own.
         transforms: name -> what is done to protected photos for the robustness rates.
+        mates: row of the gallery -> photo of a probe's person there, from `find_mates`; asked for only where the
+            settings want them protected.
     """
 
     pipe: Any
@@ -137,6 +159,7 @@ class Evaluator:
     make_method: Callable[..., Protect]
     targets: Tensor | None = None
     transforms: Mapping[str, Transform] = field(default_factory=dict)
+    mates: Mapping[int, Probe] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         method_code()  # before the first piece, not hours later
@@ -161,21 +184,23 @@ class Evaluator:
             DeDiMError: the method failed on a piece; names both. Pieces before it are kept.
         """
         identity = self._identity(method)
+        searched = self._searched(method, identity)
+        bench = replace(self.bench, gallery=searched.gallery)
         pieces = list(split_probes(self.probes, self.settings.chunk))
         protected, scored = [], []
         for chunk in tqdm(pieces, desc=method, unit="piece"):
             done = self._protect(method, chunk, identity)
             protected.append(done)
-            scored.append(score_chunk(chunk, partial(restore_photos, chunk, done), self.bench, identity))
-        rates = self._rates(method, "", scored, impostors)
+            scored.append(score_chunk(chunk, partial(restore_photos, chunk, done), bench, identity))
+        rates = self._rates(method, "", scored, searched, impostors)
         for name in self.transforms:
             after = [
-                self._transformed(name, chunk, done, identity)
+                self._transformed(name, chunk, done, identity, bench)
                 for chunk, done in tqdm(
                     list(zip(pieces, protected, strict=True)), desc=f"{method}, {name}", unit="piece"
                 )
             ]
-            rates += self._rates(method, name, after, impostors)
+            rates += self._rates(method, name, after, searched, impostors)
         return self._method_entry(method, protected, scored), rates
 
     def photos(self, method: str, count: int) -> list[PixelArray]:
@@ -223,28 +248,44 @@ class Evaluator:
                 f"{error} What was measured before is kept; go on with --resume."
             ) from error
 
-    def _transformed(self, name: str, chunk: Chunk, done: Arrays, identity: str) -> Arrays:
+    def _searched(self, method: str, identity: str) -> SearchedGallery:
+        """The gallery that the method's probes are searched in, with protected mates where they are wanted."""
+        gallery, bench = self.bench.gallery, self.bench
+        if PROTECTED not in GALLERIES[self.settings.gallery]:
+            return SearchedGallery(gallery, {UNPROTECTED: np.arange(len(gallery.persons))})
+        pieces = list(split_probes(list(self.mates.values()), self.settings.chunk, first=MATES_FIRST))
+        embedded = []
+        for chunk in tqdm(pieces, desc=f"{method}, gallery", unit="piece"):
+            photos = partial(restore_photos, chunk, self._protect(method, chunk, identity))
+            key = ("mates", identity, chunk.fingerprint, bench.fingerprint)
+            made = partial(embed_mates, chunk, photos, bench.recognisers, bench.detector)
+            embedded.append(bench.cache.get(key, made))
+        return add_mates(gallery, list(self.mates), embedded)
+
+    def _transformed(self, name: str, chunk: Chunk, done: Arrays, identity: str, bench: Bench) -> Arrays:
         transform = self.transforms[name]
         if uses_denoiser(name):  # the method itself may not
             identity = f"{identity} {self._fingerprints[True]}"
-        return score_chunk(chunk, lambda: transform(restore_photos(chunk, done)), self.bench, identity, name)
+        return score_chunk(chunk, lambda: transform(restore_photos(chunk, done)), bench, identity, name)
 
     def _rates(
         self,
         method: str,
         transform: str,
         scored: Sequence[Arrays],
+        searched: SearchedGallery,
         impostors: Mapping[str, NDArray[np.float64]],
     ) -> list[RateEntry]:
         persons = [probe.person for probe in self.probes]
         return [
             rate_entry(
-                Subject(method, recogniser.name, is_guide(recogniser.name), transform),
-                join_arrays(scored, f"similarities_{index}"),
+                Subject(method, recogniser.name, is_guide(recogniser.name), transform, kind),
+                join_arrays(scored, f"similarities_{index}")[:, searched.columns[kind]],
                 persons,
-                self.bench.gallery,
+                searched.take(kind),
                 impostors[recogniser.name],
             )
+            for kind in GALLERIES[self.settings.gallery]
             for index, recogniser in enumerate(self.bench.recognisers)
         ]
 
@@ -275,71 +316,6 @@ class Evaluator:
             reached_threshold=means[2],
             undetected=tuple(f"{self.probes[index].person} ({self.probes[index].name})" for index in lost),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Consecutive probes.
-
-    Attributes:
-        start: index of the first among all probes.
-        probes: the probes.
-    """
-
-    start: int
-    probes: tuple[Probe, ...]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over place, photos and faces."""
-        digest = hashlib.sha256(str(self.start).encode())
-        for probe in self.probes:
-            digest.update(f"{probe.photo.shape} {probe.face.box} {probe.face.landmarks.tolist()}".encode())
-            digest.update(probe.photo.tobytes())
-        return digest.hexdigest()
-
-
-def split_probes(probes: Sequence[Probe], size: int) -> Iterator[Chunk]:
-    """Cut into pieces at multiples of ``size``, so that more probes later leave the earlier pieces as they are."""
-    for start in range(0, len(probes), size):
-        yield Chunk(start, tuple(probes[start : start + size]))
-
-
-def protect_chunk(make: Callable[[int], Protect], chunk: Chunk, method: str, cache: ArrayCache) -> Arrays:
-    """Run a method over one piece, or read what it gave before.
-
-    Only the change is kept (the difference of the 8-bit levels modulo 256): exact, small, and no photo of
-    anybody by itself.
-
-    Args:
-        make: index of the first probe -> the method, seeded for that place.
-        chunk: the piece.
-        method: name and everything else that decides the result; part of the cache key.
-        cache: where it is kept.
-
-    Returns:
-        ``change_0``, ... uint8 one a photo; ``effort`` float64 ``[F, 3]`` rounds, UNet calls and whether the
-        threshold was reached, one row a face, nan where a method has none; ``seconds`` float64.
-    """
-
-    def protect() -> Arrays:
-        done = protect_probes(make(chunk.start), chunk.probes, batch_size=len(chunk.probes))
-        # uint8 wraps around, which is what makes the difference exact
-        changes = {
-            f"change_{index}": photo - probe.photo
-            for index, (probe, photo) in enumerate(zip(chunk.probes, done.photos, strict=True))
-        }
-        effort = [[_number(getattr(face, name, None)) for name in _EFFORT] for face in done.faces]
-        rows = np.array(effort, dtype=np.float64).reshape(-1, len(_EFFORT))
-        return {**changes, "effort": rows, "seconds": np.float64(done.seconds)[None]}
-
-    return cache.get(("protected", method, chunk.fingerprint), protect)
-
-
-def restore_photos(chunk: Chunk, protected: Arrays) -> list[PixelArray]:
-    """The protected photos of a piece, to the last bit."""
-    changes = (protected[f"change_{index}"].astype(np.uint8) for index in range(len(chunk.probes)))
-    return [probe.photo + change for probe, change in zip(chunk.probes, changes, strict=True)]
 
 
 def score_chunk(
@@ -377,11 +353,6 @@ def score_chunk(
     return bench.cache.get(("scores", identity, transform, chunk.fingerprint, bench.fingerprint), score)
 
 
-def join_arrays(pieces: Sequence[Arrays], name: str) -> NDArray[Any]:
-    """One array over all pieces, in the order of the probes."""
-    return np.concatenate([piece[name] for piece in pieces])
-
-
 @cache
 def method_code() -> str:
     """SHA-256 over the code that makes protected photos, without comments and layout.
@@ -395,10 +366,6 @@ def method_code() -> str:
         if name.startswith(_METHOD_CODE):
             digest.update(f"{name} {ast.dump(ast.parse(file.read_text()))}".encode())
     return digest.hexdigest()
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _finite_mean(values: NDArray[np.float64]) -> float | None:

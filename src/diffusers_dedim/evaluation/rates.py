@@ -28,12 +28,14 @@ class Subject:
         method: name of the method. recogniser: name of the recogniser.
         white_box: whether the recogniser guided the method.
         transform: what was done to the photos after protection, "" for nothing.
+        gallery: whether the own person's images there are "unprotected" or "protected" too.
     """
 
     method: str
     recogniser: str
     white_box: bool
     transform: str = ""
+    gallery: str = "unprotected"
 
 
 def impostor_scores(gallery: Gallery, recogniser: str) -> Scores:
@@ -89,6 +91,7 @@ def rate_entry(
         recogniser=subject.recogniser,
         white_box=subject.white_box,
         transform=subject.transform,
+        gallery=subject.gallery,
         probes=len(persons),
         rank1=bootstrap_mean(ranks <= 1, persons),
         # in a gallery of less than five the rank of nobody found must not count

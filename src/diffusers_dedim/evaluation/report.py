@@ -21,6 +21,7 @@ from diffusers_dedim.evaluation.figures import (
     to_svg,
     trade_off_figure,
 )
+from diffusers_dedim.evaluation.mates import PROTECTED, UNPROTECTED
 from diffusers_dedim.evaluation.panels import Panel
 from diffusers_dedim.evaluation.results import Evaluation, MethodEntry, RateEntry
 from diffusers_dedim.metrics.intervals import Estimate
@@ -29,6 +30,10 @@ from diffusers_dedim.pipeline.guides import WHITE, is_guide
 _PAPER_FMR = 0.001
 PAPER_BLACK_BOX = "SE-Net50"
 _NONE = "\N{EN DASH}"
+_MATES = (
+    " In protected: the person's own photos in the gallery are protected by the same method, each by itself with "
+    "another seed."
+)
 
 RESULTS, TABLE, REPORT, PANEL = "results.json", "table.md", "report.html", "panel.png"
 BLOCK_BEGIN, BLOCK_END = "<!-- dedim evaluate: Table 1 -->", "<!-- end of Table 1 -->"
@@ -68,31 +73,33 @@ def table_1(evaluation: Evaluation) -> Table:
     """The paper's Table 1 with a column for each recogniser; rows of the paper follow the methods they name.
 
     Args:
-        evaluation: as many methods and recognisers as it has.
+        evaluation: as many methods and recognisers as it has; each kind of gallery has columns of its own.
     """
     names = [recogniser.name for recogniser in evaluation.recognisers]
+    searched = [(name, kind) for kind in evaluation.galleries for name in names]
     columns = (
         "method",
-        *(f"rank-1, {_title(name)}" for name in names),
+        *(f"rank-1{_in(kind)}, {_title(name)}" for name, kind in searched),
         f"rank-1, {PAPER_BLACK_BOX}",
         "PSNR, dB",
         "mean SSIM",
-        *(f"FNMR at FMR 0.1 %, {_title(name)}" for name in names),
+        *(f"FNMR at FMR 0.1 %{_in(kind)}, {_title(name)}" for name, kind in searched),
         f"FNMR at FMR 0.1 %, {PAPER_BLACK_BOX}",
     )
     rows, paper = [], []
-    left = {row.method: row for row in PAPER}
+    # the paper searched unprotected photos
+    left = {row.method: row for row in PAPER if UNPROTECTED in evaluation.galleries}
     named = [method.method for method in evaluation.methods]
     # "dedim:fast@h=0.5" -> "dedim"; the paper's row follows the first of them, or the paper's own setting
     followed = {_base(name): name for name in reversed(named)}
     followed |= {_base(name): name for name in reversed(named) if name.startswith("dedim:paper")}
     for method in evaluation.methods:
-        rows.append(_our_row(method, [evaluation.rate(method.method, name) for name in names]))
+        rows.append(_our_row(method, [evaluation.rate(method.method, *each) for each in searched]))
         paper.append(False)
         base = _base(method.method)
         printed = left.pop(base, None) if followed[base] == method.method else None
         if printed is not None:
-            rows.append(_paper_row(printed, names))
+            rows.append(_paper_row(printed, len(searched)))
             paper.append(True)
     return Table(columns, tuple(rows), tuple(paper))
 
@@ -146,9 +153,11 @@ def effort_table(evaluation: Evaluation) -> Table:
 def rates_table(entries: Sequence[RateEntry]) -> Table:
     """Every rate of every method and recogniser with its interval; a transform is named where there is one."""
     transformed = any(entry.transform for entry in entries)
+    kinds = any(entry.gallery != UNPROTECTED for entry in entries)
     columns = (
         "method",
         *(("after",) if transformed else ()),
+        *(("gallery",) if kinds else ()),
         "recogniser",
         "rank-1",
         "rank-5",
@@ -161,6 +170,7 @@ def rates_table(entries: Sequence[RateEntry]) -> Table:
         (
             entry.method,
             *((entry.transform,) if transformed else ()),
+            *((entry.gallery,) if kinds else ()),
             _title(entry.recogniser),
             _estimate(entry.rank1),
             _estimate(entry.rank5),
@@ -196,13 +206,13 @@ def to_markdown(table: Table) -> str:
 def problems(evaluation: Evaluation) -> list[str]:
     """What could not be measured and why, one line each."""
     return [
-        f"{entry.method}, {_title(entry.recogniser)}, FMR {rate.fmr:g}: {rate.problem}"
+        f"{entry.method}, {_title(entry.recogniser)}{_in(entry.gallery)}, FMR {rate.fmr:g}: {rate.problem}"
         for entry in evaluation.rates
         for rate in entry.verification
         if rate.problem
     ] + [
-        f"{entry.method}, {_title(entry.recogniser)}: {entry.not_compared} probes have no face in their own gallery "
-        "photo; they count as never found"
+        f"{entry.method}, {_title(entry.recogniser)}{_in(entry.gallery)}: {entry.not_compared} probes have no face in "
+        "their own gallery photo; they count as never found"
         for entry in evaluation.rates
         if entry.not_compared
     ]
@@ -267,7 +277,7 @@ def render_block(evaluation: Evaluation) -> str:
         "at the threshold which 0.1 % of the comparisons of different, unprotected gallery people pass. In brackets: "
         "95 % bootstrap intervals over people; 0 of n leaves up to 3 / n. Rows in italics are printed in the paper, "
         "measured on other photos with other networks and settings: dedim is preset fast here, the paper's setting is "
-        "dedim:paper (docs/evaluation.md).",
+        "dedim:paper (docs/evaluation.md)." + (_MATES if PROTECTED in evaluation.galleries else ""),
         to_markdown(pick_columns(table, lambda title: not title.startswith("FNMR"))),
         to_markdown(pick_columns(table, lambda title: title.startswith("FNMR"))),
         *(f"Not measured: {line}" for line in problems(evaluation)),
@@ -325,6 +335,10 @@ def render_report(evaluation: Evaluation, picture: str = "", ranked_by: str = ""
     )
 
 
+def _in(gallery: str) -> str:
+    return "" if gallery == UNPROTECTED else f" in {gallery}"
+
+
 def _base(method: str) -> str:
     return method.partition("@")[0].partition(":")[0]
 
@@ -341,9 +355,9 @@ def _our_row(method: MethodEntry, rates: Sequence[RateEntry]) -> tuple[str, ...]
     )
 
 
-def _paper_row(row: PaperRow, names: Sequence[str]) -> tuple[str, ...]:
+def _paper_row(row: PaperRow, columns: int) -> tuple[str, ...]:
     """The paper's white box is not ours, but the role is the same; its black box gets a column of its own."""
-    blanks = ("",) * (len(names) - 1)
+    blanks = ("",) * (columns - 1)
     return (
         f"{row.method} (paper)",
         _number(row.rank1_wb, 3),

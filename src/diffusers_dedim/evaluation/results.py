@@ -56,16 +56,28 @@ class Evaluation:
         # a DET curve is hundreds of numbers: one line a point, not one a number
         return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
-    def rate(self, method: str, recogniser: str) -> RateEntry:
+    def rate(self, method: str, recogniser: str, gallery: str | None = None) -> RateEntry:
         """The entry of one method and recogniser, without transform.
+
+        Args:
+            method: its name.
+            recogniser: its name.
+            gallery: "unprotected" or "protected"; None for the one that is there, the unprotected of both.
 
         Raises:
             KeyError: there is none.
         """
         for entry in self.rates:
-            if (entry.method, entry.recogniser) == (method, recogniser):
+            if (entry.method, entry.recogniser) == (method, recogniser) and gallery in (None, entry.gallery):
                 return entry
-        raise KeyError(f"rates: no entry for {method!r} and {recogniser!r}.")
+        raise KeyError(
+            f"rates: no entry for {method!r} and {recogniser!r} in a gallery {gallery or 'of any kind'}."
+        )
+
+    @property
+    def galleries(self) -> tuple[str, ...]:
+        """The kinds of gallery that were searched."""
+        return tuple(dict.fromkeys(entry.gallery for entry in self.rates))
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,7 @@ class RateEntry:
         verification: one entry for each false match rate.
         det: ``[fmr, fnmr]`` pairs, FMR rising.
         not_compared: probes whose own person has no gallery image with a face: never found, and left out of FNMR.
+        gallery: "unprotected", or "protected": the own person's images there are protected by the same method.
     """
 
     method: str
@@ -158,6 +171,7 @@ class RateEntry:
     verification: tuple[VerificationRate, ...]
     det: tuple[tuple[float, float], ...]
     not_compared: int
+    gallery: str = "unprotected"
 
 
 @dataclass(frozen=True)
