@@ -256,7 +256,8 @@ def _local_contrast(x_org: Tensor) -> Tensor:
     """Standard deviation of the grey values around each pixel, ``[N, 1, H, W]``, above 0."""
     grey = x_org.mean(1, keepdim=True)
     mean, squares = (gaussian_blur(values, _AROUND, _AROUND / 4) for values in (grey, grey.square()))
-    return (squares - mean.square()).clamp_min(0).sqrt() + _LEAST_LOCAL
+    contrast: Tensor = (squares - mean.square()).clamp_min(0).sqrt() + _LEAST_LOCAL
+    return contrast
 
 
 def _autocast_as(unet: Any, device: torch.device) -> torch.autocast:
