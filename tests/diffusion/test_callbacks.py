@@ -69,9 +69,7 @@ def test_the_parts_of_a_multi_callback_act_before_the_step_too() -> None:
 
 def test_a_chain_in_a_chain_is_the_chain() -> None:
     inner = chain_callbacks([AddNoise(1), AddNoise(2)], ["prev_sample"], ["noise_pred", "prev_sample"])
-    given = {
-        name: torch.ones(1) for name in ("sample", "prev_sample", "noise_pred", "x_org", "mask", "reference")
-    }
+    given = dict.fromkeys(STEP_TENSORS, torch.ones(1))
     before = {name: tensor for name, tensor in given.items() if name != "prev_sample"}
     assert StepCallbacks([inner]).before_step(None, 0, 9, before)["noise_pred"].item() == 112
     assert StepCallbacks([inner])(None, 0, 9, given)["prev_sample"].item() == 4

@@ -248,7 +248,7 @@ def test_the_callback_sees_every_step_and_decides_x_prev() -> None:
         guidance=watch,
         pipeline="me",
     )
-    names = ["mask", "noise_pred", "prev_sample", "reference", "sample", "x_org"]
+    names = ["avoid", "mask", "noise_pred", "prev_sample", "reference", "sample", "x_org"]
     assert seen == [("me", index, timestep, names) for index, timestep in enumerate((29, 19, 9))]
     assert torch.equal(result.crops, mask * 0.25 + (1 - mask) * x_org)
 

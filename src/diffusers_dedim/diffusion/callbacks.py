@@ -17,7 +17,7 @@ from torch import Tensor
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor]]
 
 # What there is at a step; before it, all but where it leads.
-STEP_TENSORS = ("sample", "prev_sample", "noise_pred", "x_org", "mask", "reference")
+STEP_TENSORS = ("sample", "prev_sample", "noise_pred", "x_org", "mask", "reference", "avoid")
 
 
 class CallbackView:

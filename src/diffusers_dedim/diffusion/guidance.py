@@ -8,6 +8,7 @@ A guidance is a `diffusers.callbacks.PipelineCallback`. The paper's acts after t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,10 @@ from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0, shift
 MIN_OTHER_PROBABILITY = 1e-3
 # For `contrast_masking`: width in crop px of what lies around a pixel, and the contrast that any skin is granted.
 _AROUND, _LEAST_LOCAL = 13, 0.02
+# What being like a protected photo of the same person adds to the probability: too little to outweigh the own photo.
+_AVOID_SHARE = 1e-3
+# A hinge that is nearly closed weighs no more than one that is open by this: keep quotients finite.
+_LEAST_HINGE = 0.02
 
 
 def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
@@ -39,6 +44,67 @@ def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
     """
     probability = _probability(embedding, reference)
     return probability if probability.ndim == 1 else probability.amax(1)
+
+
+def avoided_cosines(embedding: Tensor, avoid: Tensor) -> Tensor:
+    """How much faces are like what they are to be told apart from.
+
+    Args:
+        embedding: unit vectors ``[N, D]``, or ``[N, K, D]`` of an `EncoderEnsemble`.
+        avoid: unit vectors ``[N, M, D]`` or ``[N, M, K, D]``, M of each face; a row of zeros stands for none.
+
+    Returns:
+        Cosines ``[N, M]`` or ``[N, M, K]``; -1 for a row of zeros.
+
+    Example:
+        >>> avoided_cosines(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.6, 0.8], [0.0, 0.0]]])).tolist()
+        [[0.6000000238418579, -1.0]]
+    """
+    cosines = (embedding.unsqueeze(1) * avoid).sum(-1)
+    somebody = avoid.flatten(2).any(2)  # [N, M]: of an ensemble a row stands for all its members
+    return torch.where(somebody.reshape(*somebody.shape, *[1] * (avoid.ndim - 3)), cosines, -1.0)
+
+
+def no_faces_to_avoid(reference: Tensor) -> Tensor:
+    """What ``avoid`` is where nobody is to be told apart: ``[N, 0, D]`` or ``[N, 0, K, D]``.
+
+    Args:
+        reference: embeddings of the originals, ``[N, D]`` or ``[N, K, D]``.
+
+    Example:
+        >>> no_faces_to_avoid(torch.zeros(3, 2, 128)).shape
+        torch.Size([3, 0, 2, 128])
+    """
+    return reference.new_zeros(len(reference), 0, *reference.shape[1:])
+
+
+def judged_probability(
+    embedding: Tensor, given: Mapping[str, Tensor], threshold: float, limit: float
+) -> Tensor:
+    """`match_probability`, with a face that is like one of those to be told apart from held at the threshold.
+
+    A face below the threshold whose cosine with one of them is above ``limit`` counts as at the threshold, and a little
+    more the more it is above: so a round is judged by the own person first, and by the others once that one is lost.
+
+    Args:
+        embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]``.
+        given: ``reference``, those of the originals, of the same shape, and ``avoid`` as for `avoided_cosines`.
+        threshold: h, a probability.
+        limit: cosine in [-1, 1] with one of them that is low enough; 1 to leave them out of it.
+
+    Returns:
+        ``[N]`` in [0, 1]; below the threshold where both are reached.
+
+    Example:
+        >>> known = {"reference": torch.tensor([[-1.0, 0.0]]), "avoid": torch.tensor([[[0.0, 1.0]]])}
+        >>> judged_probability(torch.tensor([[0.0, 1.0]]), known, 0.6, 0.2) > 0.6
+        tensor([True])
+    """
+    probability = match_probability(embedding, given["reference"])
+    nearest = avoided_cosines(embedding, given["avoid"]).flatten(1)
+    excess = torch.cat([nearest, nearest.new_full((len(nearest), 1), -1.0)], dim=1).amax(1) - limit
+    held = probability.clamp_min(threshold) + _AVOID_SHARE * excess
+    return torch.where(excess > 0, held, probability)
 
 
 def _probability(embedding: Tensor, reference: Tensor) -> Tensor:
@@ -140,6 +206,10 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
     Of the members of an `EncoderEnsemble` each pushes with a weight of its own: how far its cosine lies above
     ``stop_similarity``. How steep their cosines happen to be does not matter, and who is left behind pushes no more.
 
+    In an album (``avoid``) a face is pushed away from what is already protected of the same person too: beside
+    relu(cosine - ``stop_similarity``) stand the hinges relu(cosine - ``avoid_similarity``) of those, each with a weight
+    by how far it is open.
+
     Args:
         step_size: root mean square of the push over the masked pixels, in [-1, 1] units; 0 or more.
         stop_similarity: cosine in [-1, 1) below which a face is pushed no further; to end a round below the sampler's
@@ -154,6 +224,8 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             smooth skin. 0 pushes everywhere alike.
         cutoff_step_ratio: share of a round's steps that are pushed, in [0, 1]; the denoiser has the last ones
             for itself and clears away what does not belong to a face.
+        avoid_weight: how much being told apart from the person's protected photos counts beside the rest, 0 or more.
+        avoid_similarity: cosine in [-1, 1) with one of those below which it pushes no further.
 
     Source:
         Ours, not the paper's: D9 in docs/paper.md has the formulas, docs/experiments.md what was measured.
@@ -167,7 +239,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         >>> pipe(photo, guidance=EstimateGuidance(step_size=0.02))  # doctest: +SKIP
     """
 
-    tensor_inputs: ClassVar[list[str]] = ["sample", "noise_pred", "x_org", "mask", "reference"]
+    tensor_inputs: ClassVar[list[str]] = ["sample", "noise_pred", "x_org", "mask", "reference", "avoid"]
 
     def __init__(
         self,
@@ -177,6 +249,8 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         smoothing: float = 0.8,
         contrast_masking: float = 0.0,
         cutoff_step_ratio: float = 0.7,
+        avoid_weight: float = 1.0,
+        avoid_similarity: float = -0.1,
     ) -> None:
         super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
         if step_size < 0:
@@ -187,6 +261,11 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             raise ValueError(f"views: expected 1 (face and mirror image in turns) or 2 (both), got {views}.")
         if smoothing < 0:
             raise ValueError(f"smoothing: expected 0 or more crop px, got {smoothing}.")
+        if avoid_weight < 0:
+            raise ValueError(f"avoid_weight: expected 0 or more, got {avoid_weight}.")
+        if not -1 <= avoid_similarity < 1:
+            raise ValueError(f"avoid_similarity: expected a cosine in [-1, 1), got {avoid_similarity}.")
+        self.avoid_weight, self.avoid_similarity = avoid_weight, avoid_similarity
         self.step_size, self.stop_similarity = step_size, stop_similarity
         if not 0 <= contrast_masking <= 1:
             raise ValueError(f"contrast_masking: expected a power in [0, 1], got {contrast_masking}.")
@@ -203,10 +282,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         x_0 = predict_x_0(pipeline.scheduler, eps, time, x_t)
         x_org = callback_kwargs["x_org"]
         blend = mask * x_0 + (1 - mask) * x_org
+        known = callback_kwargs["reference"], step_index, callback_kwargs.get("avoid")
         with _autocast_as(getattr(pipeline, "unet", None), blend.device):
-            gradients, weights = self._similarity_gradients(
-                pipeline.face_encoder, blend, callback_kwargs["reference"], step_index
-            )
+            gradients, weights = self._similarity_gradients(pipeline.face_encoder, blend, *known)
         where = mask * _local_contrast(x_org) ** self.contrast_masking if self.contrast_masking else mask
         step = self.step_size * self._direction(gradients, weights, mask, where)
         pushed = (x_0 - step).clamp(-1, 1)
@@ -220,19 +298,29 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         return callback_kwargs
 
     def _similarity_gradients(
-        self, face_encoder: nn.Module, blend: Tensor, reference: Tensor, step_index: int
+        self,
+        face_encoder: nn.Module,
+        blend: Tensor,
+        reference: Tensor,
+        step_index: int,
+        avoid: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each recogniser: gradient of relu(cosine - stop) ``[N, 3, H, W]``, and its value ``[N]``."""
+        """For each recogniser: gradient of its hinge ``[N, 3, H, W]``, and how far it lies from its aims ``[N]``."""
         with torch.inference_mode(False), torch.enable_grad():
             blend = blend.detach().clone().requires_grad_()
             both = blend, blend.flip(3)
             seen = both if self.views == 2 else both[step_index % 2 : step_index % 2 + 1]
-            embedding = face_encoder(torch.cat(seen)).to(reference.dtype)
-            cosine = (embedding * torch.cat([reference] * self.views)).sum(-1)
-            hinge = (cosine - self.stop_similarity).relu().reshape(self.views, len(blend), -1)
-            members = hinge.sum(0).unbind(1)  # K of [N]
+            embedding = face_encoder(torch.cat(seen)).to(reference.dtype)  # [V N, D] or [V N, K, D]
+            hinge = ((embedding * torch.cat([reference] * self.views)).sum(-1) - self.stop_similarity).relu()
+            far = hinge.detach()
+            if avoid is not None and avoid.shape[1] > 0 and self.avoid_weight > 0:
+                cosines = avoided_cosines(embedding, torch.cat([avoid] * self.views))
+                others = (cosines - self.avoid_similarity).relu()  # [V N, M] or [V N, M, K]
+                hinge = hinge + self.avoid_weight * _balanced(others, far)
+                far = far + self.avoid_weight * others.detach().amax(1)
+            members = hinge.reshape(self.views, len(blend), -1).sum(0).unbind(1)  # K of [N]
             gradients = [_input_gradient(member, blend) for member in members]
-        return gradients, [member.detach() for member in members]
+        return gradients, list(far.reshape(self.views, len(blend), -1).sum(0).unbind(1))
 
     def _direction(
         self, gradients: list[Tensor], weights: list[Tensor], mask: Tensor, where: Tensor
@@ -258,6 +346,17 @@ def _local_contrast(x_org: Tensor) -> Tensor:
     mean, squares = (gaussian_blur(values, _AROUND, _AROUND / 4) for values in (grey, grey.square()))
     contrast: Tensor = (squares - mean.square()).clamp_min(0).sqrt() + _LEAST_LOCAL
     return contrast
+
+
+def _balanced(others: Tensor, own: Tensor) -> Tensor:
+    """The hinges of what is to be avoided, ``[N, M]`` or ``[N, M, K]``, as one beside the own photo's.
+
+    Each of them counts by its share in their sum, and all together by how far the worst is from its aim for each unit
+    that the own photo is from its: so many do not outvote the own photo, and whoever is farther off pushes more.
+    """
+    values = others.detach()
+    shares = values / values.sum(1, keepdim=True).clamp_min(_LEAST_HINGE)
+    return (shares * others).sum(1) * values.amax(1) / own.clamp_min(_LEAST_HINGE)
 
 
 def _autocast_as(unet: Any, device: torch.device) -> torch.autocast:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
 from diffusers_dedim.diffusion.denoisers import correct_denoiser, window_denoiser
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.guidance import judged_probability, no_faces_to_avoid
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def sample_dedim(
     pipeline: Any = None,
     x_0: Tensor | None = None,
     probability: Tensor | None = None,
+    avoid: Tensor | None = None,
+    avoid_limit: float = 1.0,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -75,6 +77,9 @@ def sample_dedim(
         pipeline: handed to the callback; it reads ``face_encoder`` and ``scheduler`` from it.
         x_0, probability: crops ``[N, 3, H, W]`` and probabilities ``[N]`` at which earlier rounds ended, to go on
             from there; None for the beginning.
+        avoid: embeddings ``[N, M, D]`` (``[N, M, K, D]`` of an ensemble) of what each face is to be told apart from;
+            a row of zeros stands for none. Ours, not the paper's.
+        avoid_limit: cosine with those above which a face is not done (`judged_probability`); 1 for none.
 
     Returns:
         The crops and the record of each face.
@@ -87,7 +92,7 @@ def sample_dedim(
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
     """
     _check(x_org, mask, threshold, max_rounds, generators, error_correction)
-    reference = face_encoder(x_org)  # v_0, [N, D]
+    given = _of_each_face(x_org, mask, face_encoder(x_org), avoid)  # its "reference" is v_0, [N, D]
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
     history = [[value] for value in probability.tolist()]
@@ -96,7 +101,7 @@ def sample_dedim(
 
     for _ in range(max_rounds):  # line 2
         faces = [generators[index] for index in active.tolist()]
-        fixed = {"x_org": x_org[active], "mask": mask[active], "reference": reference[active]}
+        fixed = {name: value[active] for name, value in given.items()}
         noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
         x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
         windowed = window_denoiser(unet, scheduler, window, fixed["x_org"], fixed["mask"])
@@ -110,7 +115,7 @@ def sample_dedim(
             # line 7: x_prev += s * sigma_t * grad log p(not y_0 | x_t) [D2]
             x_t = guide(pipeline, step_index, timestep, tensors)["prev_sample"].detach()  # line 8
         candidate = fixed["mask"] * x_t + (1 - fixed["mask"]) * fixed["x_org"]  # line 9
-        candidate_probability = match_probability(face_encoder(candidate), fixed["reference"])
+        candidate_probability = judged_probability(face_encoder(candidate), fixed, threshold, avoid_limit)
         better = candidate_probability < probability[active]  # line 10
         x_0[active[better]] = candidate[better]
         probability[active[better]] = candidate_probability[better]  # line 11
@@ -126,6 +131,12 @@ def sample_dedim(
         unet_calls=[count * len(timesteps) * (2 if error_correction else 1) for count in rounds],
         reached_threshold=(probability < threshold).tolist(),
     )  # fmt: skip
+
+
+def _of_each_face(x_org: Tensor, mask: Tensor, reference: Tensor, avoid: Tensor | None) -> dict[str, Tensor]:
+    """What stays the same in all rounds of a face, by the names that callbacks know it by."""
+    avoid = no_faces_to_avoid(reference) if avoid is None else avoid
+    return {"x_org": x_org, "mask": mask, "reference": reference, "avoid": avoid}
 
 
 def _check(

@@ -85,6 +85,7 @@ class DeDiMPipeline(ComposablePipeline):
         "x_org",
         "mask",
         "reference",
+        "avoid",
     ]
 
     def __init__(
