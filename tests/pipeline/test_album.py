@@ -84,6 +84,24 @@ def test_a_face_waits_for_those_of_its_person_that_came_before_it() -> None:
     assert all(face.before == () for face in queue.album)  # nobody keeps everybody before him in memory
 
 
+def test_whom_a_face_replaces_hangs_on_who_came_and_not_on_who_is_done() -> None:
+    """The second is the first again; the third is to be told apart from the second alone."""
+    for done_at_once in (True, False):
+        queue = AlbumQueue(Album(same_person=0.5))
+        (first,) = queue.enter(ANN[None])
+        if done_at_once:
+            queue.leave(first, unit(0, 1, 0))
+        (second,) = queue.enter(ANN[None])
+        if done_at_once:
+            queue.leave(second, unit(0, 0, 1))
+        (third,) = queue.enter(ANN_LATER[None])
+        if not done_at_once:
+            queue.leave(second, unit(0, 0, 1))
+            queue.leave(first, unit(0, 1, 0))  # later than what takes its place
+        assert torch.equal(third.avoid, unit(0, 0, 1)[None])
+        assert [face.result.tolist() for face in queue.album] == [[0, 0, 1]]
+
+
 def test_two_faces_of_one_photo_do_not_wait_for_each_other() -> None:
     queue = AlbumQueue(Album(same_person=0.5))
     faces = queue.enter(torch.stack([ANN, ANN_LATER]))

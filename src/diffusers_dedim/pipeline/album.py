@@ -158,6 +158,13 @@ class Album:
         same = [row for row in order if self.same_person <= scores[row] < SAME_PICTURE]
         return tuple(faces[row] for row in same[: self.most])
 
+    def same_pictures(self, original: Tensor, faces: list[AlbumFace]) -> list[AlbumFace]:
+        """Those of ``faces`` that a face with this embedding takes the place of."""
+        if not faces:
+            return []
+        same = (_scores(original, faces) >= SAME_PICTURE).tolist()
+        return [face for face, again in zip(faces, same, strict=True) if again]
+
     def save(self, path: str | os.PathLike[str], face_encoder: nn.Module) -> None:
         """Write it to a file that its owner alone can read.
 
@@ -215,10 +222,8 @@ class Album:
 
     def note(self, face: AlbumFace) -> None:
         """Put a face that is done at the end, in place of the same picture where there is one."""
-        if self._faces:
-            same = (_scores(face.original, self._faces) >= SAME_PICTURE).tolist()
-            self._faces = [each for each, again in zip(self._faces, same, strict=True) if not again]
-        self._faces.append(face)
+        again = set(self.same_pictures(face.original, self._faces))
+        self._faces = [*(each for each in self._faces if each not in again), face]
 
     def check(self, original: Tensor) -> None:
         """Refuse an embedding that cannot be compared with those it holds.
@@ -260,6 +265,7 @@ class AlbumQueue:
     def __init__(self, album: Album) -> None:
         self.album = album
         self._under_way: list[AlbumFace] = []
+        self._replaced: set[AlbumFace] = set()
 
     def enter(self, originals: Tensor) -> list[AlbumFace]:
         """Note the faces of a photo that are to be protected.
@@ -273,12 +279,14 @@ class AlbumQueue:
         Raises:
             ValueError: the album holds embeddings of another shape.
         """
-        earlier = [*self.album, *self._under_way]
+        # by those that came, not by those that are done: how many are done hangs on how many are worked on at a time
+        earlier = [face for face in (*self.album, *self._under_way) if face not in self._replaced]
         faces = []
         for original in originals:
             self.album.check(original)
             kept = _kept(original)
             faces.append(AlbumFace(kept, before=self.album.nearest(kept, earlier)))
+            self._replaced |= set(self.album.same_pictures(kept, earlier))
         self._under_way += faces
         return faces
 
@@ -292,7 +300,7 @@ class AlbumQueue:
         face.settled, face.before = True, ()  # those before it are of no more use, nor those before them
         face.result = None if result is None else _kept(result)
         self._under_way.remove(face)
-        if face.result is not None:
+        if face.result is not None and face not in self._replaced:
             self.album.note(face)
 
 
