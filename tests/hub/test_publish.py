@@ -65,7 +65,7 @@ def test_the_other_models(hub: FakeHub, dedim: Dedim, weights: Path, card: Path,
     result = dedim("publish", "me/x", "--model", model.value, "--weights", weights, "--card", card)
     assert result.exit_code == 0, result.output
     files = hub.repos["model", "me/x"].files
-    assert KINDS[model].class_name.encode() in files[KINDS[model].index]
+    assert KINDS[model].class_names[0].encode() in files[KINDS[model].index]
     assert b"_name_or_path" not in b"".join(files[path] for path in files if path.endswith(".json"))
     for folder in KINDS[model].folders.values():
         inside = {path for path in files if Path(path).parent == Path(folder)}
@@ -237,7 +237,8 @@ def test_another_model_is_not_overwritten(
     result = encoder()
     assert result.exit_code == 2
     assert (
-        f"me/encoder: holds a {found} already, and this is a MobileFaceNet; choose another" in result.stderr
+        f"me/encoder: holds a {found} already, where EncoderEnsemble or MobileFaceNet is to go; choose another"
+        in result.stderr
     )
     assert repo.files == index
 

@@ -42,13 +42,13 @@ class ModelKind:
 
     Attributes:
         index: the file that names the class, ``model_index.json`` for a pipeline, ``config.json`` for a network.
-        class_name: that class; a repository whose index names another one is not overwritten.
+        class_names: the classes that it may name; a repository whose index names another one is not overwritten.
         folders: subfolder of the pipeline folder -> subfolder of the repository ("" is its top).
-        usage: Python that loads it, with REPO_ID in it, for the card.
+        usage: Python that loads it, of the first class, with REPO_ID in it, for the card.
     """
 
     index: str
-    class_name: str
+    class_names: tuple[str, ...]
     folders: Mapping[str, str]
     usage: str
 
@@ -56,27 +56,27 @@ class ModelKind:
 KINDS = {
     Model.pipeline: ModelKind(
         "model_index.json",
-        "DeDiMPipeline",
+        ("DeDiMPipeline",),
         {name: name for name in ("unet", "scheduler", "face_encoder", "landmarker")},
         'from diffusers_dedim import DeDiMPipeline\n\npipe = DeDiMPipeline.from_pretrained("REPO_ID")',
     ),
     Model.unet: ModelKind(
         "model_index.json",
-        "DDPMPipeline",
+        ("DDPMPipeline",),
         {name: name for name in ("unet", "scheduler")},
         'from diffusers import DDPMPipeline\n\npipe = DDPMPipeline.from_pretrained("REPO_ID")',
     ),
     Model.encoder: ModelKind(
         "config.json",
-        "MobileFaceNet",
+        ("EncoderEnsemble", "MobileFaceNet"),
         {"face_encoder": ""},
-        "from diffusers_dedim import DeDiMPipeline, MobileFaceNet\n\n"
-        'encoder = MobileFaceNet.from_pretrained("REPO_ID").eval()\n'
+        "from diffusers_dedim import DeDiMPipeline, EncoderEnsemble\n\n"
+        'encoder = EncoderEnsemble.from_pretrained("REPO_ID").eval()\n'
         "pipe = DeDiMPipeline.from_pretrained(face_encoder=encoder)",
     ),
     Model.landmarks: ModelKind(
         "config.json",
-        "LandmarkRegressor",
+        ("LandmarkRegressor",),
         {"landmarker": ""},
         "from diffusers_dedim import DeDiMPipeline, LandmarkRegressor\n\n"
         'landmarker = LandmarkRegressor.from_pretrained("REPO_ID").eval()\n'
@@ -138,16 +138,19 @@ def read_card(model: Model, own_card: Path | None) -> ModelCard:
     return card
 
 
-def render_card(card: ModelCard, model: Model, repo_id: str, *, shared: bool) -> str:
+def render_card(card: ModelCard, model: Model, repo_id: str, *, shared: bool, class_name: str = "") -> str:
     """Return README.md: links that lead out of the repository become text, the usage names the repository.
 
     Args:
+        class_name: of the network; the first of its kind by default.
         shared: append the sections that all cards of ``model_cards/`` share.
     """
     if str(card.data.get("license_link") or "").endswith(_LICENCE_FILE):
         card.data["license_link"] = _LICENCE_FILE
     body = card.text.strip()
-    body += f"\n\n## Load it from the Hub\n\n```python\n{KINDS[model].usage}\n```\n"
+    first = KINDS[model].class_names[0]
+    usage = KINDS[model].usage.replace(first, class_name or first)
+    body += f"\n\n## Load it from the Hub\n\n```python\n{usage}\n```\n"
     if shared:
         body += "\n" + _shared_sections()
     card.text = "\n" + _LINK.sub(_inside_link, body.replace("REPO_ID", repo_id))

@@ -67,7 +67,9 @@ def stage_model(
         _copy_part(source / part, folder / target)
     if kind.index == "model_index.json":
         _write_index(model, kind, source, folder)
-    (folder / "README.md").write_text(render_card(model_card, model, repo_id, shared=card is None), "utf-8")
+    class_name = str(_read_json(folder / kind.index).get("_class_name") or kind.class_names[0])
+    text = render_card(model_card, model, repo_id, shared=card is None, class_name=class_name)
+    (folder / "README.md").write_text(text, "utf-8")
     copy_pictures(card_path(model, card), folder)
     results = eval_results_yaml(model_card)
     if results is not None:
@@ -176,7 +178,7 @@ def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> N
         raise DeDiMError(
             f"{source / 'model_index.json'}: lacks {', '.join(missing)}; save the pipeline again."
         )
-    index = {"_class_name": kind.class_name, **{name: old[name] for name in names}}
+    index = {"_class_name": kind.class_names[0], **{name: old[name] for name in names}}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if model is Model.pipeline:
         configs = {name: folder / name / "config.json" for name in OWN_COMPONENTS}
@@ -187,15 +189,17 @@ def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> N
 def _check_it_loads(model: Model, folder: Path) -> None:
     from diffusers import DDPMPipeline
 
-    from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet
+    from diffusers_dedim import DeDiMPipeline, LandmarkRegressor
+    from diffusers_dedim.pipeline.components import class_named
 
-    classes = {
+    classes: dict[Model, Any] = {
         Model.pipeline: DeDiMPipeline,
         Model.unet: DDPMPipeline,
-        Model.encoder: MobileFaceNet,
         Model.landmarks: LandmarkRegressor,
     }
     try:
+        if model is Model.encoder:
+            classes[model] = class_named(_read_json(folder / "config.json"), "face_encoder", folder)
         classes[model].from_pretrained(str(folder), variant="fp16")
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise DeDiMError(f"the {model.value} does not load and was not published: {error}") from error

@@ -281,15 +281,15 @@ def _refuse_another_model(plan: Plan, kind: ModelKind) -> None:
             found = str(json.loads(_remote_text(plan.target, name))["_class_name"])
         except (ValueError, KeyError, TypeError):
             found = f"model with another {name}"
-        if (name, found) != (kind.index, kind.class_name):
-            raise DeDiMError(
-                f"{repo_id}: holds a {found} already, and this is a {kind.class_name}; {_OTHER_NAME}."
-            )
+        if name != kind.index or found not in kind.class_names:
+            ours = " or ".join(kind.class_names)
+            raise DeDiMError(f"{repo_id}: holds a {found} already, where {ours} is to go; {_OTHER_NAME}.")
     foreign = sorted(path for path in remote if not _ANYBODYS_FILES.fullmatch(path))
     if foreign and kind.index not in remote:
         some = ", ".join(foreign[:3]) + ", ..." * (len(foreign) > 3)
         raise DeDiMError(
-            f"{repo_id}: holds other files already ({some}) and no {kind.index} of a {kind.class_name}; {_OTHER_NAME}."
+            f"{repo_id}: holds other files already ({some}) and no {kind.index} of a {kind.class_names[0]}; "
+            f"{_OTHER_NAME}."
         )
 
 
