@@ -263,7 +263,7 @@ def test_files_that_name_no_class_are_not_overwritten(
     for words in ((), ("--dry-run",)):
         result = encoder(*words)
         assert result.exit_code == 2
-        assert f"me/encoder: holds other files already ({told}) and no config.json of a Mob" in result.stderr
+        assert f"me/encoder: holds other files already ({told}) and no config.json of Enc" in result.stderr
     assert repo.files["README.md"] == b"My model."
 
 

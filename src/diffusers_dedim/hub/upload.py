@@ -288,7 +288,7 @@ def _refuse_another_model(plan: Plan, kind: ModelKind) -> None:
     if foreign and kind.index not in remote:
         some = ", ".join(foreign[:3]) + ", ..." * (len(foreign) > 3)
         raise DeDiMError(
-            f"{repo_id}: holds other files already ({some}) and no {kind.index} of a {kind.class_names[0]}; "
+            f"{repo_id}: holds other files already ({some}) and no {kind.index} of {kind.class_names[0]}; "
             f"{_OTHER_NAME}."
         )
 
