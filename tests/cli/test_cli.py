@@ -276,12 +276,12 @@ def test_train_is_mounted() -> None:
     assert "landmarks" in result.stdout
 
 
-def test_help_and_version_need_no_torch() -> None:
+def test_help_and_version_import_nothing_heavy() -> None:
     script = (
         "import sys; from typer.testing import CliRunner; from diffusers_dedim.cli.main import app\n"
         "for arguments in (['--help'], ['run', '--help'], ['--version']):\n"
         "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
-        "print([name for name in ('torch', 'diffusers', 'jinja2') if name in sys.modules])"
+        "print([name for name in ('torch', 'diffusers', 'huggingface_hub', 'jinja2') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -15,7 +15,7 @@ from hub_server import BREAKS, READER, STRANGER, FakeHub
 from packaging.requirements import Requirement
 from safetensors.torch import load
 
-from diffusers_dedim.hub.cards import KINDS, Model
+from diffusers_dedim.hub.kinds import KINDS, Model
 
 ENCODER = {
     ".eval_results/dedim.yaml",

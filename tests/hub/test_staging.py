@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cards import (
-    Model,
     card_path,
     copy_pictures,
     eval_results_yaml,
@@ -21,6 +20,7 @@ from diffusers_dedim.hub.cards import (
     read_card,
     render_card,
 )
+from diffusers_dedim.hub.kinds import Model
 from diffusers_dedim.hub.staging import stage_model
 
 

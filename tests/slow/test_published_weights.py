@@ -9,7 +9,7 @@ import torch
 
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.faces import FaceDetector, align_face
-from diffusers_dedim.hub.cards import Model
+from diffusers_dedim.hub.kinds import Model
 from diffusers_dedim.hub.staging import stage_model
 
 pytestmark = pytest.mark.slow

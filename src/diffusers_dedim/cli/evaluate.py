@@ -27,7 +27,7 @@ from diffusers_dedim.faces import FaceDetector
 from diffusers_dedim.metrics.quality import Lpips
 from diffusers_dedim.pipeline.guides import guided_by
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Measure methods against face recognisers, as in section 4 of the paper and beyond.",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -17,7 +17,7 @@ from diffusers_dedim.cli.sample import sample
 _SPINS = "1000"  # some tens of microseconds; GNU OpenMP's own is 300,000
 _MOUNTED: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Change the faces in photos so that face recognition matches them less. Not anonymity.",
     no_args_is_help=True,
     add_completion=False,

@@ -10,7 +10,7 @@ import typer
 
 from diffusers_dedim.cli.common import plain_errors
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.hub.cards import KINDS, Model
+from diffusers_dedim.hub.kinds import KINDS, Model
 
 if TYPE_CHECKING:
     from diffusers_dedim.hub.upload import Plan, Target

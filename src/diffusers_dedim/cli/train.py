@@ -22,7 +22,7 @@ from diffusers_dedim.training.config import (
     read_config,
 )
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Train the bundled networks, or your own, on aligned 112x112 face crops.",
     rich_markup_mode=None,  # its table cuts long names, and takes [N,3,112,112] for markup
     pretty_exceptions_enable=False,

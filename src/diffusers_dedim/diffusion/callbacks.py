@@ -24,7 +24,8 @@ class CallbackView:
     """The pipeline as a callback sees it: itself, but with the scheduler whose timesteps are set."""
 
     def __init__(self, pipeline: Any, scheduler: DDPMScheduler) -> None:
-        self._pipeline, self.scheduler = pipeline, scheduler
+        self._pipeline = pipeline
+        self.scheduler: DDPMScheduler = scheduler
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)

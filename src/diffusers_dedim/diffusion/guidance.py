@@ -180,7 +180,8 @@ class IdentityGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         super().__init__()
         if sigma_power not in (1, 2):
             raise ValueError(f"sigma_power: expected 1 (Algorithm 2) or 2 (the text), got {sigma_power}.")
-        self.scale, self.sigma_power = scale, sigma_power
+        self.scale: float = scale
+        self.sigma_power = sigma_power
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
@@ -265,11 +266,15 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             raise ValueError(f"avoid_weight: expected 0 or more, got {avoid_weight}.")
         if not -1 <= avoid_similarity < 1:
             raise ValueError(f"avoid_similarity: expected a cosine in [-1, 1), got {avoid_similarity}.")
-        self.avoid_weight, self.avoid_similarity = avoid_weight, avoid_similarity
-        self.step_size, self.stop_similarity = step_size, stop_similarity
+        self.avoid_weight: float = avoid_weight
+        self.avoid_similarity: float = avoid_similarity
+        self.step_size: float = step_size
+        self.stop_similarity: float = stop_similarity
         if not 0 <= contrast_masking <= 1:
             raise ValueError(f"contrast_masking: expected a power in [0, 1], got {contrast_masking}.")
-        self.views, self.smoothing, self.contrast_masking = views, smoothing, contrast_masking
+        self.views = views
+        self.smoothing: float = smoothing
+        self.contrast_masking: float = contrast_masking
 
     def before_step(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]

@@ -103,7 +103,7 @@ class SolverStepper:
     """
 
     def __init__(self, solver: Any, timesteps: Sequence[int]) -> None:
-        self.timesteps = torch.tensor(timesteps)
+        self.timesteps: Tensor = torch.tensor(timesteps)
         self.alphas_cumprod: Tensor = solver.alphas_cumprod
         self._order = list(timesteps)
         if not isinstance(solver, DDIMScheduler):

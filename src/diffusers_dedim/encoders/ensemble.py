@@ -59,7 +59,7 @@ class EncoderEnsemble(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuse
         if not encoders:
             raise ValueError("encoders: expected at least one encoder, got none.")
         made = [member for place, each in enumerate(encoders, 1) for member in _members(place, each)]
-        self.encoders = nn.ModuleList(made)
+        self.encoders: nn.ModuleList = nn.ModuleList(made)
         self._shares = _shares(lines, len(made))
         if self.can_be_saved:
             settings = [_settings(encoder) for encoder in self.encoders]

@@ -43,14 +43,14 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str], *, differentiable: bool = False) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"path: there is no ONNX file {str(self.path)!r}.")
         self._session = _open_session(self.path)
         self._input_name, fixed_batch = _check_signature(self._session, self.path)
         # Some exports state a free batch and bake it into a Reshape all the same: two crops tell.
         self._batch = fixed_batch or (None if self._takes_two() else 1)
-        self.embedding_dim = self._probe(self._batch or 1).shape[1]
+        self.embedding_dim: int = self._probe(self._batch or 1).shape[1]
         self.graph: nn.Module | None = None
         if differentiable:
             self.graph = _to_torch(self.path)

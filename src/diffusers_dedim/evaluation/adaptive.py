@@ -40,7 +40,8 @@ class AdaptedEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder: nn.Module = encoder
+        self.head: nn.Module = head
 
     def forward(self, crops: Tensor) -> Tensor:
         """Embed aligned crops."""
@@ -56,9 +57,9 @@ class CorrectionHead(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim)
-        self.hidden = nn.Linear(dim, _HEAD_WIDTH * dim)
-        self.output = nn.Linear(_HEAD_WIDTH * dim, dim)
+        self.linear: nn.Linear = nn.Linear(dim, dim)
+        self.hidden: nn.Linear = nn.Linear(dim, _HEAD_WIDTH * dim)
+        self.output: nn.Linear = nn.Linear(_HEAD_WIDTH * dim, dim)
         for layer in (self.linear, self.output):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -34,7 +34,7 @@ class ArrayCache:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = Path(folder) if folder is not None else base / "diffusers-dedim" / "bench"
+        self.folder: Path = Path(folder) if folder is not None else base / "diffusers-dedim" / "bench"
 
     def get(self, key: tuple[str, ...], make: Callable[[], Arrays]) -> Arrays:
         """Read the arrays of ``key``, or make and keep them."""

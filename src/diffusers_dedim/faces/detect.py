@@ -78,10 +78,10 @@ class FaceDetector:
             raise ValueError(f"min_confidence: expected a score in 0..1, got {min_confidence}.")
         if max_side < 256:
             raise ValueError(f"max_side: expected at least 256 px, got {max_side}.")
-        self.min_face_size = float(min_face_size)
-        self.min_confidence = float(min_confidence)
-        self.max_side = int(max_side)
-        self.device = torch.device(device)
+        self.min_face_size: float = float(min_face_size)
+        self.min_confidence: float = float(min_confidence)
+        self.max_side: int = int(max_side)
+        self.device: torch.device = torch.device(device)
         self._mtcnn: MTCNN | None = None
 
     def to(self, device: str | torch.device) -> FaceDetector:

@@ -1,4 +1,4 @@
-"""What can be published, and its card: a repository's README.md, and the results in the Hub's two forms.
+"""The card of what is published: a repository's README.md, and the results in the Hub's two forms.
 
 The results of a card stand once, in the ``model-index`` of its metadata. Sources, in
 https://github.com/huggingface/hub-docs: ``modelcard.md`` (model-index), ``docs/hub/eval-results.md`` (the newer form).
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, SpaceCard, eval_result_entries_to_yaml
 
 from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.hub.kinds import KINDS, Model
 
 EVAL_RESULTS = ".eval_results"  # folder that the Hub reads results from
 
@@ -25,64 +23,6 @@ _PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.-]+)\)")
 _SHARED_CARD = "README.md"
 _SHARED_SECTIONS = ("Parameters", "Training data of all three")
 _LICENCE_FILE = "LICENSE.md"
-
-
-class Model(str, Enum):
-    """The choices of ``--model``."""
-
-    unet = "unet"
-    encoder = "encoder"
-    landmarks = "landmarks"
-    pipeline = "pipeline"
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """One thing that can be published.
-
-    Attributes:
-        index: the file that names the class, ``model_index.json`` for a pipeline, ``config.json`` for a network.
-        class_names: the classes that it may name; a repository whose index names another one is not overwritten.
-        folders: subfolder of the pipeline folder -> subfolder of the repository ("" is its top).
-        usage: Python that loads it, of the first class, with REPO_ID in it, for the card.
-    """
-
-    index: str
-    class_names: tuple[str, ...]
-    folders: Mapping[str, str]
-    usage: str
-
-
-KINDS = {
-    Model.pipeline: ModelKind(
-        "model_index.json",
-        ("DeDiMPipeline",),
-        {name: name for name in ("unet", "scheduler", "face_encoder", "landmarker")},
-        'from diffusers_dedim import DeDiMPipeline\n\npipe = DeDiMPipeline.from_pretrained("REPO_ID")',
-    ),
-    Model.unet: ModelKind(
-        "model_index.json",
-        ("DDPMPipeline",),
-        {name: name for name in ("unet", "scheduler")},
-        'from diffusers import DDPMPipeline\n\npipe = DDPMPipeline.from_pretrained("REPO_ID")',
-    ),
-    Model.encoder: ModelKind(
-        "config.json",
-        ("EncoderEnsemble", "MobileFaceNet"),
-        {"face_encoder": ""},
-        "from diffusers_dedim import DeDiMPipeline, EncoderEnsemble\n\n"
-        'encoder = EncoderEnsemble.from_pretrained("REPO_ID").eval()\n'
-        "pipe = DeDiMPipeline.from_pretrained(face_encoder=encoder)",
-    ),
-    Model.landmarks: ModelKind(
-        "config.json",
-        ("LandmarkRegressor",),
-        {"landmarker": ""},
-        "from diffusers_dedim import DeDiMPipeline, LandmarkRegressor\n\n"
-        'landmarker = LandmarkRegressor.from_pretrained("REPO_ID").eval()\n'
-        "pipe = DeDiMPipeline.from_pretrained(landmarker=landmarker)",
-    ),
-}
 
 
 def package_folder(name: str) -> Path:

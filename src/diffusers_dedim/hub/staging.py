@@ -19,9 +19,6 @@ from safetensors.torch import load_file, save_file
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.hub.cards import (
     EVAL_RESULTS,
-    KINDS,
-    Model,
-    ModelKind,
     card_path,
     copy_pictures,
     eval_results_yaml,
@@ -29,6 +26,7 @@ from diffusers_dedim.hub.cards import (
     read_card,
     render_card,
 )
+from diffusers_dedim.hub.kinds import KINDS, Model, ModelKind
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _HALF = "diffusion_pytorch_model.fp16.safetensors"

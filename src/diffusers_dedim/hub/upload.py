@@ -26,7 +26,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
 
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.hub.cards import EVAL_RESULTS, ModelKind, space_title
+from diffusers_dedim.hub.cards import EVAL_RESULTS, space_title
+from diffusers_dedim.hub.kinds import ModelKind
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<![.])")
 _INDEX_FILES = ("model_index.json", "config.json")

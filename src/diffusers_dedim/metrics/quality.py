@@ -162,7 +162,7 @@ class Lpips(nn.Module):
             )
         with contextlib.redirect_stdout(None), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torchvision, about the way lpips calls it
-            self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+            self.network: Any = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for place in range(1, 6):
@@ -170,7 +170,7 @@ class Lpips(nn.Module):
                 part.load_state_dict({name: state[f"features.{name}"] for name in part.state_dict()})
         except Exception as error:  # torch raises RuntimeError, UnpicklingError, KeyError, ...
             raise ValueError(f"{path}: expected torchvision's AlexNet weights: {error!r}") from error
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.fingerprint: str = hashlib.sha256(path.read_bytes()).hexdigest()
         self.eval().requires_grad_(False)
 
     def forward(self, original: Tensor, changed: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.is_residual = stride == 1 and in_channels == out_channels
-        self.layers = nn.Sequential(
+        self.is_residual: bool = stride == 1 and in_channels == out_channels
+        self.layers: nn.Sequential = nn.Sequential(
             ConvNormAct(in_channels, hidden, 1),
             ConvNormAct(hidden, hidden, 3, stride, 1, groups=hidden),
             ConvNormAct(hidden, out_channels, 1, linear=True),

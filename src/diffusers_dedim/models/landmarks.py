@@ -54,10 +54,10 @@ class LandmarkRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffu
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, num_landmarks: int = NUM_LANDMARKS) -> None:
         super().__init__()
-        self.stem = ConvNormAct(3, 24, 3, stride=2, padding=1)
-        self.bottlenecks = bottleneck_stack(24, _BOTTLENECKS)
+        self.stem: ConvNormAct = ConvNormAct(3, 24, 3, stride=2, padding=1)
+        self.bottlenecks: nn.Sequential = bottleneck_stack(24, _BOTTLENECKS)
         offsets = nn.Linear(256, 2 * num_landmarks)
-        self.head = nn.Sequential(
+        self.head: nn.Sequential = nn.Sequential(
             ConvNormAct(96, 256, 1),
             ConvNormAct(256, 256, 7, groups=256, linear=True),  # 7x7 -> 1x1
             nn.Flatten(),

@@ -37,13 +37,13 @@ class MobileFaceNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, embedding_dim: int = 128, stem_pointwise: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
+        self.stem: nn.Sequential = nn.Sequential(
             ConvNormAct(3, 64, 3, stride=2, padding=1), ConvNormAct(64, 64, 3, padding=1, groups=64)
         )
         if stem_pointwise:
             self.stem.append(ConvNormAct(64, 64, 1))
-        self.bottlenecks = bottleneck_stack(64, _BOTTLENECKS)
-        self.head = nn.Sequential(
+        self.bottlenecks: nn.Sequential = bottleneck_stack(64, _BOTTLENECKS)
+        self.head: nn.Sequential = nn.Sequential(
             ConvNormAct(128, 512, 1),
             ConvNormAct(512, 512, 7, groups=512, linear=True),  # global depthwise: 7x7 -> 1x1
             ConvNormAct(512, embedding_dim, 1, linear=True),

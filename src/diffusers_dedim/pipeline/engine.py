@@ -161,6 +161,12 @@ class PhotoStream:
         ...     print(result.photo.owner, result.error or result.faces)
     """
 
+    networks: Networks
+    settings: DeDiMPreset
+    select_faces: FaceChoice | None
+    isolate: bool
+    on_face: Callable[[], object] | None
+
     def __init__(
         self,
         networks: Networks,

@@ -94,7 +94,9 @@ class FaceQueue:
         for name, value in (("max_rounds", max_rounds), ("slots", slots)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}.")
-        self._sample, self.max_rounds, self.slots = sample, max_rounds, slots
+        self._sample = sample
+        self.max_rounds: int = max_rounds
+        self.slots: int = slots
         self.isolate = isolate
         self._waiting: deque[SampledFace] = deque()
         self._active: list[SampledFace] = []

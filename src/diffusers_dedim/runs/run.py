@@ -16,7 +16,7 @@ from diffusers_dedim.images.files import save_photo
 from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.prefetch import map_ahead
-from diffusers_dedim.runs.jobs import PhotoJob, RunError, plan_jobs, remove_temporaries
+from diffusers_dedim.runs.jobs import JobPlan, PhotoJob, RunError, plan_jobs, remove_temporaries
 from diffusers_dedim.runs.manifest import (
     MANIFEST_NAME,
     MOST_DEATHS,
@@ -134,18 +134,20 @@ class FolderRun:
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.out = Path(out)
-        self.settings = settings or RunSettings()
-        self.plan = plan_jobs(inputs, self.out)
+        self.out: Path = Path(out)
+        self.settings: RunSettings = settings or RunSettings()
+        self.plan: JobPlan = plan_jobs(inputs, self.out)
         self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
         self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
-        self.finished = {
+        self.finished: dict[str, PhotoRecord] = {
             job.name: known[job.name]
             for job in self.plan.jobs
             if job.name in known and still_holds(known[job.name], job, self.out)
         }
-        self.pending = tuple(job for job in self.plan.jobs if job.name not in self.finished)
+        self.pending: tuple[PhotoJob, ...] = tuple(
+            job for job in self.plan.jobs if job.name not in self.finished
+        )
         self._earlier = {job.name: known[job.name] for job in self.pending if job.name in known}
         under_way = self._manifest.deaths if self._manifest else names_under_way(self.out)
         new = (job for job in self.pending if job.name not in under_way)

@@ -65,7 +65,9 @@ class ArcFaceNet(nn.Module):
     def __init__(self, encoder: MobileFaceNet, identities: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.centres = nn.Parameter(0.01 * torch.randn(identities, encoder.config.embedding_dim))
+        self.centres: nn.Parameter = nn.Parameter(
+            0.01 * torch.randn(identities, encoder.config.embedding_dim)
+        )
 
     @property
     def config(self) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class BlockwiseTask(FaceTask):
                 "teacher; leave --initial-weights out, or take a network that was trained from this teacher."
             )
         super().__init__(train_data, val_data, config)
-        self.config, self.teacher = config, teacher.to(memory_format=torch.channels_last)
+        self.config: EncoderConfig = config
+        self.teacher: BlockTeacher = teacher.to(memory_format=torch.channels_last)
         self._share = 0.0
         self._ask: Callable[..., Any] = self.teacher
         self._errors: dict[str, Callable[..., Tensor]] = {"blocks": block_errors, "joint": joint_errors}

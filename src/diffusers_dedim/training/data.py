@@ -203,19 +203,19 @@ class FaceCrops(Dataset[dict[str, Tensor]]):
         keep_in_memory: bool = False,
         label_column: str | None = None,
     ) -> None:
-        self.source = str(source)
+        self.source: str = str(source)
         self._kept: dict[int, dict[str, Tensor]] | None = {} if keep_in_memory else None
-        self.rows = open_rows(self.source, split, with_labels=label_column is not None)
+        self.rows: Any = open_rows(self.source, split, with_labels=label_column is not None)
         columns = self.rows.column_names
         if "image" not in columns:
             raise ValueError(f"data: {self.source} has no column 'image'; its columns are {sorted(columns)}.")
-        self.has_landmarks = "landmarks_68" in columns
+        self.has_landmarks: bool = "landmarks_68" in columns
         if require_landmarks and not self.has_landmarks:
             raise ValueError(
                 f"data: {self.source} has no column 'landmarks_68' (136 floats, x then y); "
                 f"its columns are {sorted(columns)}."
             )
-        self.labels = (
+        self.labels: NDArray[np.int64] = (
             np.empty(0, np.int64) if label_column is None else _labels(self.rows, label_column, self.source)
         )
         keep = ["image", *(["landmarks_68"] if self.has_landmarks else [])]
@@ -373,7 +373,10 @@ class ResumableBatches(Sampler[list[int]]):
 
     def __init__(self, length: int, batch_size: int, seed: int, start_batch: int = 0) -> None:
         check_batch_size(batch_size, length)
-        self.length, self.batch_size, self.seed, self.start_batch = length, batch_size, seed, start_batch
+        self.length: int = length
+        self.batch_size: int = batch_size
+        self.seed: int = seed
+        self.start_batch: int = start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
         per_epoch = self.length // self.batch_size

@@ -69,11 +69,11 @@ class EncoderTask(FaceTask):
         super().__init__(train_data, val_data, config)
         self.config = config
         self.teacher_val = teacher_val
-        self.teacher = teacher.to(memory_format=torch.channels_last)
-        self.targets = targets or fit_targets(
+        self.teacher: Teacher = teacher.to(memory_format=torch.channels_last)
+        self.targets: Targets = targets or fit_targets(
             teacher, self.model, train_data, teacher_train, trained=config.initial_weights is not None
         )
-        self.val_targets = nn.functional.normalize(teacher_val @ self.targets.basis)
+        self.val_targets: Tensor = nn.functional.normalize(teacher_val @ self.targets.basis)
         pieces = self.teacher.batch is not None  # a loop, which compiling would write out piece by piece
         self._ask = torch.compile(self.teacher) if config.compile and not pieces else self.teacher
         self._answer = torch.compile(self.model.embed_with_stages) if config.compile else None

@@ -43,8 +43,9 @@ class LandmarkTask(FaceTask):
         *,
         model: LandmarkRegressor | None = None,
     ) -> None:
-        self.model = model or LandmarkRegressor()
-        found = self.model.config.num_landmarks
+        network = model or LandmarkRegressor()
+        self.model: nn.Module = network
+        found = network.config.num_landmarks
         if found != NUM_LANDMARKS:
             raise ValueError(
                 f"initial_weights: the regressor has {found} landmarks, expected {NUM_LANDMARKS}."
@@ -55,7 +56,7 @@ class LandmarkTask(FaceTask):
             return
         count = min(1000, len(train_data))
         shapes = [train_data[index]["landmarks"][_JAW_POINTS:] for index in range(count)]
-        self.model.mean_shape.copy_(torch.stack(shapes).mean(0))
+        network.mean_shape.copy_(torch.stack(shapes).mean(0))
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean absolute error in pixels."""

@@ -61,7 +61,8 @@ class Progress:
     """Step and seconds spent; saved with every checkpoint."""
 
     def __init__(self) -> None:
-        self.step, self.seconds = 0, 0.0
+        self.step: int = 0
+        self.seconds: float = 0.0
 
     def state_dict(self) -> dict[str, float]:
         """Return what a checkpoint stores."""
@@ -69,7 +70,8 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what a checkpoint stored."""
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.step = int(state["step"])
+        self.seconds = float(state["seconds"])
 
 
 @dataclass(frozen=True)
@@ -330,7 +332,9 @@ class FaceTask:
 
     def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: TrainConfig) -> None:
         check_batch_size(config.batch_size, len(train_data))
-        self.train_data, self.val_data, self._loading = train_data, val_data, config
+        self.train_data: FaceCrops = train_data
+        self.val_data: FaceCrops = val_data
+        self._loading = config
 
     def identity(self) -> dict[str, Any]:
         """Fingerprint of the training faces; the validation faces are looked through too."""

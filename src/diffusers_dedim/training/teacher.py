@@ -46,9 +46,10 @@ class Teacher(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.fingerprint = teacher_fingerprint(path)
+        self.fingerprint: str = teacher_fingerprint(path)
         graph, fixed = _convert(Path(path))
         count = fixed or 1
+        self.graph: fx.GraphModule
         self.graph, shape = _with_stages(graph, path, count, self._choose_stages)
         if shape is None or len(shape) != 2 or shape[0] != count:
             raise ValueError(
@@ -57,7 +58,7 @@ class Teacher(nn.Module):
         self.embedding_dim: int = shape[1]
         self.eval().requires_grad_(False)
         # what a file states of its batch and what its Reshapes hold need not agree
-        self.batch = None if self._takes(count + 1) else count
+        self.batch: int | None = None if self._takes(count + 1) else count
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map ``[N, 3, 112, 112]`` to unit embeddings ``[N, D]`` and maps ``[N, C, s, s]``, s = 28, 14, 7.

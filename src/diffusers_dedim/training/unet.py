@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
@@ -46,8 +46,8 @@ class UNetTask(FaceTask):
     ) -> None:
         model = model or make_unet(config.size)
         _check_network(model, config.crop_size)
-        self.model = model.to(memory_format=torch.channels_last)
-        self.scheduler = make_scheduler()
+        self.model: UNet2DModel = model.to(memory_format=torch.channels_last)
+        self.scheduler: DDPMScheduler = make_scheduler()
         super().__init__(train_data, val_data, config)
         self.config = config
 
