@@ -92,7 +92,8 @@ class Album:
             raise ValueError(f"same_person: expected a cosine between -1 and 1, got {same_person}.")
         if most < 1:
             raise ValueError(f"most: expected at least 1 result to push away from, got {most}.")
-        self.same_person, self.most = same_person, most
+        self.same_person: float = same_person
+        self.most: int = most
         self._faces: list[AlbumFace] = []
 
     def __len__(self) -> int:
