@@ -12,16 +12,27 @@ TEMPORARY_PREFIX = ".dedim-tmp-"
 """Files with this prefix are unfinished writes of a killed run and can be removed."""
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+FileTimes = tuple[int, int]
+"""When a file was last read and last changed, in nanoseconds since 1970."""
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes, times: FileTimes | None = None) -> None:
     """Write a file so that at any moment the path holds the old file, the whole new one, or none.
+
+    Args:
+        path: where to; the folder must exist.
+        data: the content.
+        times: what the new file has for its own; None for now.
 
     Raises:
         OSError: the folder is missing or full; the temporary file is removed.
     """
-    write_pieces(path, [data])
+    write_pieces(path, [data], times)
 
 
-def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
+def write_pieces(
+    path: str | os.PathLike[str], pieces: Iterable[bytes], times: FileTimes | None = None
+) -> None:
     """The same as :func:`write_atomic` for a file that comes in pieces, of which one at a time is in memory.
 
     Raises:
@@ -35,6 +46,8 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
+        if times is not None:
+            os.utime(temporary, ns=times)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -132,7 +132,7 @@ def test_bad_photos_are_named_and_do_not_take_others_down(tmp_path: Path, batch_
     for name, (_, status, reason) in BAD.items():
         assert failures.pop(name) == (status, reason)
     assert failures.pop("empty.jpg") == ("unreadable", "the file is empty (0 bytes)")
-    assert failures.pop("phone.heic")[1].startswith("HEIC photos are not supported")
+    assert failures.pop("phone.heic")[1].startswith("damaged or truncated")
     assert failures.pop("text.jpg")[1].startswith("not a photo in a known format")
     assert failures.pop("cut.png")[1].startswith("damaged or truncated")
     assert failures == {}
@@ -587,7 +587,7 @@ def test_names_that_only_unicode_tells_apart_are_refused(tmp_path: Path) -> None
         plan_jobs([tmp_path / "in"], tmp_path / "out")
 
 
-RAW = ["a.hif", "b.nrw", "c.pef", "d.srw", "e.crw", "f.psd"]
+RAW = ["a.jxl", "b.nrw", "c.pef", "d.srw", "e.crw", "f.psd"]
 
 
 def test_rarer_endings_are_read_or_listed(tmp_path: Path) -> None:

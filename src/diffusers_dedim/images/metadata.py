@@ -152,6 +152,11 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def is_sideways(image: Image.Image) -> bool:
+    """Whether upright the photo's rows are its columns; a TIFF says so only before its pixels are loaded."""
+    return _orientation(image) in _SIDEWAYS
+
+
 def read_dpi(image: Image.Image) -> tuple[float, float] | None:
     """Dots an inch across and down of the upright photo; None where the file says nothing, or nonsense.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 PixelArray = NDArray[np.uint8]
 
 _MAX_16_BIT = 65535
+_PIXELS_AT_A_TIME = 2**22
 _TIFF_PHOTOMETRIC = 262
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 NOTE_16_BIT = "16 bits a channel became 8"
@@ -72,10 +74,60 @@ def split_rgb_alpha(image: Image.Image, *, deep: bool = False) -> tuple[PixelArr
     if deep and isinstance(key, tuple):
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
-    if image.has_transparency_data:
-        rgba = np.array(image.convert("RGBA"), dtype=np.uint8)
-        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
-    return np.array(image.convert("RGB"), dtype=np.uint8), None
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty((image.height, image.width), np.uint8) if mode == "RGBA" else None
+    for rows, band in _bands(image):
+        values = np.asarray(band if band.mode == mode else band.convert(mode))
+        pixels[rows] = values[..., :3]
+        if alpha is not None:
+            alpha[rows] = values[..., 3]
+    return pixels, alpha
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """The photo in bands of whole rows: Pillow's own steps hold a large photo four times in memory."""
+    # cutting a band out is subject to Pillow's limit, which the whole photo may be above
+    limit = min(_PIXELS_AT_A_TIME, Image.MAX_IMAGE_PIXELS or _PIXELS_AT_A_TIME)
+    for rows in row_bands((image.height, image.width), limit):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def row_bands(shape: tuple[int, ...], pixels: int = _PIXELS_AT_A_TIME) -> Iterator[slice]:
+    """Slices over the rows of a photo ``[H, W, ...]``, so that what is made of each stays small.
+
+    Example:
+        >>> list(row_bands((3, 2**22)))
+        [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    """
+    rows = max(1, pixels // max(1, shape[1]))
+    return (slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows))
+
+
+def is_neutral(pixels: PixelArray) -> bool:
+    """Whether every pixel of RGB ``[H, W, 3]`` is grey: such a photo stays grey, also where it is stored in colour.
+
+    Example:
+        >>> is_neutral(np.full((2, 2, 3), 7, np.uint8)), is_neutral(np.zeros((1, 1, 3), np.uint8) + np.uint8([0, 0, 1]))
+        (True, False)
+    """
+    for rows in row_bands(pixels.shape):
+        band = pixels[rows]
+        if (band[..., 0] != band[..., 1]).any() or (band[..., 1] != band[..., 2]).any():
+            return False
+    return True
+
+
+def same_pixels(first: PixelArray, second: PixelArray) -> bool:
+    """`numpy.array_equal` in bands of rows.
+
+    Example:
+        >>> same_pixels(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2, 3), np.uint8))
+        False
+    """
+    return first.shape == second.shape and all(
+        np.array_equal(first[rows], second[rows]) for rows in row_bands(first.shape)
+    )
 
 
 def cmyk_to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, str]:
@@ -115,7 +167,10 @@ def as_written(pixels: PixelArray, *, grey: bool) -> PixelArray:
     """
     if not grey:
         return pixels
-    return np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
+    luma = np.empty_like(pixels)
+    for rows in row_bands(pixels.shape):
+        luma[rows] = np.asarray(Image.fromarray(pixels[rows]).convert("L"))[..., None]
+    return luma
 
 
 def join_rgb_alpha(pixels: PixelArray, alpha: PixelArray | None, *, grey: bool) -> Image.Image:
@@ -137,14 +192,15 @@ def join_rgb_alpha(pixels: PixelArray, alpha: PixelArray | None, *, grey: bool) 
 
 def _grey_from_16_bit(image: Image.Image) -> PixelArray:
     """Scale 0..65535 to 0..255, rounding to the nearest; Pillow's own conversion clips at 255 instead."""
-    values = np.array(image).astype(np.int64)
-    if values.min() < 0 or values.max() > _MAX_16_BIT:
+    low, high = image.getextrema()
+    if low < 0 or high > _MAX_16_BIT:  # type: ignore[operator]  # of one channel
         raise ValueError(
-            f"32-bit integer pixels from {values.min()} to {values.max()} have no known range; "
-            "save it as 8-bit or 16-bit first"
+            f"32-bit integer pixels from {low} to {high} have no known range; save it as 8-bit or 16-bit first"
         )
-    grey = ((values + 128) // 257).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, band in _bands(image):
+        pixels[rows] = ((np.asarray(band).astype(np.int64) + 128) // 257)[..., None]
+    return pixels
 
 
 def _alpha_from_16_bit(image: Image.Image) -> PixelArray | None:

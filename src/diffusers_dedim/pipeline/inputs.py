@@ -105,7 +105,7 @@ def _take(item: Any) -> tuple[NDArray[np.uint8], BesidePixels]:
     if isinstance(item, Image.Image):
         photo = photo_from_image(item)
         # a profile of a grey photo describes one channel, and three come out
-        return photo.pixels, BesidePixels(photo.alpha, None if photo.grey else photo.icc_profile)
+        return photo.pixels, BesidePixels(photo.alpha, None if photo.one_channel else photo.icc_profile)
     if isinstance(item, np.ndarray):
         return _array_to_pixels(item), NOTHING_BESIDE
     if isinstance(item, Tensor):

@@ -19,13 +19,13 @@ READ_SUFFIXES = PHOTO_SUFFIXES | {".mpo", ".pjpeg", ".pjp", ".apng"}
 
 REFUSED_SUFFIXES = frozenset(
     (
-        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".crw"),
+        *(".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".crw"),
         *(".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
     )
 )
 """Photos that cannot be read: they are listed as failed, not passed over as if they were no photos."""
 
-WRITTEN_ENDINGS = (".png", ".jpeg", ".webp", ".tiff", ".bmp")
+WRITTEN_ENDINGS = (".png", ".jpeg", ".webp", ".tiff", ".bmp", ".heif", ".avif")
 """Endings that the result of a photo without one may get."""
 
 OWN_PREFIX = ".dedim-"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffusers_dedim.atomic import sha256
+from diffusers_dedim.atomic import FileTimes, sha256
 from diffusers_dedim.errors import (
     DeDiMError,
     FaceTooSmallError,
@@ -17,8 +17,9 @@ from diffusers_dedim.errors import (
     NotProtectedError,
     UnreadablePhotoError,
 )
-from diffusers_dedim.images.files import Photo, decode_photo
-from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.images.coding import Quality, check_quality
+from diffusers_dedim.images.files import MAX_PIXELS, Photo, decode_photo
+from diffusers_dedim.images.modes import PixelArray, same_pixels
 from diffusers_dedim.runs.jobs import REFUSED_SUFFIXES, PhotoJob
 
 if TYPE_CHECKING:
@@ -154,6 +155,10 @@ class RunSettings:
         guides: the recognisers that guide, as the user named them, one after the other with commas.
         keep_metadata: write EXIF (with GPS position, without thumbnail) beside the protected pixels.
         allow_partial: write a photo whose face stayed above the threshold, under a name that says so.
+        quality: how finely the photos are packed: "same" as their own files, "best", or 1 to 100; finer where that
+            would bring a face back.
+        keep_times: give the written files the dates of those they were made from.
+        max_megapixels: largest photo that is decoded, in millions of pixels.
 
     Raises:
         ValueError: a value outside its range.
@@ -168,8 +173,14 @@ class RunSettings:
     guides: str = "own"
     keep_metadata: bool = False
     allow_partial: bool = False
+    quality: Quality = "same"
+    keep_times: bool = False
+    max_megapixels: float = MAX_PIXELS / 1e6
 
     def __post_init__(self) -> None:
+        check_quality(self.quality)
+        if not 0 < self.max_megapixels < float("inf"):
+            raise ValueError(f"max_megapixels must be a number above 0, got {self.max_megapixels}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
         if self.max_rounds is not None and self.max_rounds < 1:
@@ -180,12 +191,19 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class LoadedPhoto:
-    """A photo in memory beside its job and the digest of its file; its faces where they were found already."""
+    """A photo in memory beside its job and the digest of its file.
+
+    Attributes:
+        job, photo, source_sha256: these.
+        faces: where they were found already.
+        times: of its file, where they are to be kept.
+    """
 
     job: PhotoJob
     photo: Photo
     source_sha256: str
     faces: tuple[Face, ...] | None = None
+    times: FileTimes | None = None
 
 
 # Most raw formats are built as TIFF is, with a small picture first, which would be taken for the photo.
@@ -194,22 +212,35 @@ _PREVIEW = (
 )
 
 
-def load_photo(job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+def load_photo(job: PhotoJob, settings: RunSettings) -> LoadedPhoto | PhotoRecord:
     """Read a photo, or return the record that says why it cannot be read."""
     try:
-        data = job.source.read_bytes()
+        data, times = job.source.read_bytes(), file_times(job.source, settings)
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
     except MemoryError:
         return PhotoRecord(job.name, "error", "the file does not fit into memory")
-    return decode_job(job, data)
+    item = decode_job(job, data, settings)
+    return item if isinstance(item, PhotoRecord) else replace(item, times=times)
 
 
-def decode_job(job: PhotoJob, data: bytes) -> LoadedPhoto | PhotoRecord:
+def file_times(path: Path, settings: RunSettings) -> FileTimes | None:
+    """When a photo's file was last read and changed, if its result is to say the same.
+
+    Raises:
+        OSError: the file is not there.
+    """
+    if not settings.keep_times:
+        return None
+    status = path.stat()
+    return status.st_atime_ns, status.st_mtime_ns
+
+
+def decode_job(job: PhotoJob, data: bytes, settings: RunSettings) -> LoadedPhoto | PhotoRecord:
     """Decode the bytes of a job's file, or return the record that says why that cannot be."""
     digest = sha256(data)
     try:
-        photo = decode_photo(data)
+        photo = decode_photo(data, round(settings.max_megapixels * 1e6))
         if photo.format == "TIFF" and job.source.suffix.lower() in REFUSED_SUFFIXES:
             raise UnreadablePhotoError(_PREVIEW)
         return LoadedPhoto(job, photo, digest)
@@ -232,7 +263,7 @@ def judge(photo: Photo, pixels: PixelArray, faces: Sequence[FaceResult]) -> tupl
     if left:
         worst = max(face.similarity for face in left)
         return "not_protected", f"{len(left)} of {len(faces)} faces still match (similarity {worst:.2f})"
-    if np.array_equal(pixels, photo.pixels):
+    if same_pixels(pixels, photo.pixels):
         return "not_protected", "no pixel changed"
     return "protected", ""
 
@@ -260,7 +291,7 @@ def record_result(
     record = replace(record, faces=tuple(map(as_recorded, result.faces)), notes=notes)
     if status == "protected":
         return record, item.job.target
-    changed = not np.array_equal(result.pixels, item.photo.pixels)
+    changed = not same_pixels(result.pixels, item.photo.pixels)
     partial = status == "not_protected" and settings.allow_partial and changed
     return record, item.job.partial_target if partial else None
 

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers_dedim.atomic import sha256
-from diffusers_dedim.images.files import save_photo
+from diffusers_dedim.atomic import sha256, write_atomic
 from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.prefetch import map_ahead
@@ -36,9 +35,9 @@ from diffusers_dedim.runs.records import (
     RunResult,
     RunSettings,
     load_photo,
-    record_result,
     write_failure,
 )
+from diffusers_dedim.runs.writing import pack_result
 
 Pipeline = Any
 """A `DeDiMPipeline`, or what has a ``device`` and a ``stream`` like one."""
@@ -222,7 +221,7 @@ class FolderRun:
         def settle(done: Done) -> PhotoRecord:
             # in the writer's thread, the only one that settles anything while it lives: a stop or a kill during the
             # next photo, which may take minutes, neither has this one done again nor blames it
-            record = self._finish(*done)
+            record = self._finish(pipe, *done)
             try:
                 manifest.append([record])
             except OSError:  # a file without a record is somebody else's to the next run
@@ -256,23 +255,24 @@ class FolderRun:
 
     def _load(self, manifest: Manifest, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
         manifest.begin(job.name)
-        item = load_photo(job)
+        item = load_photo(job, self.settings)
         return without_results(item, _targets(job)) if isinstance(item, PhotoRecord) else item
 
-    def _finish(self, result: StreamResult | PhotoRecord, seconds: float) -> PhotoRecord:
+    def _finish(self, pipe: Pipeline, result: StreamResult | PhotoRecord, seconds: float) -> PhotoRecord:
         """Write the photo if all its faces are protected, and say so or say why not."""
         if isinstance(result, PhotoRecord):
             return result
-        record, target = record_result(result, self.settings, seconds)
-        job, photo = result.photo.owner.job, result.photo.owner.photo
+        item: LoadedPhoto = result.photo.owner
+        record = PhotoRecord(item.job.name, "error", source_sha256=item.source_sha256)
         try:
-            remove_results(path for path in _targets(job) if path != target)
+            record, target, data = pack_result(result, self.settings, seconds, pipe)
+            remove_results(path for path in _targets(item.job) if path != target)
             if target is None:
                 return record
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = save_photo(photo, result.pixels, target, self.settings.keep_metadata)
+            write_atomic(target, data, item.times)
         except Exception as error:
-            return without_results(replace(record, **write_failure(error)), _targets(job))
+            return without_results(replace(record, **write_failure(error)), _targets(item.job))
         output = target.relative_to(self.out).as_posix()
         return replace(record, output=output, output_sha256=sha256(data))
 

@@ -247,7 +247,7 @@ def run_ray(
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), attempts_folder(folder):
         manifest, plan = _begin(source, folder, described, output, resume, overwrite)
-        find = FindFaces(folder, frozenset({*plan.finished, *plan.refused}), plan.repeated)
+        find = FindFaces(folder, frozenset({*plan.finished, *plan.refused}), plan.repeated, settings)
         stages = _stages(
             source, find, folder, settings, load, workers, accelerators, output, batch_size, rows_at_a_time
         )

@@ -7,16 +7,15 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffusers_dedim.atomic import sha256, write_atomic
+from diffusers_dedim.atomic import FileTimes, sha256, write_atomic
 from diffusers_dedim.extras import import_extra
-from diffusers_dedim.images.files import encode_photo
 from diffusers_dedim.prefetch import map_ahead
 from diffusers_dedim.runs.jobs import READ_SUFFIXES
 from diffusers_dedim.runs.journal import Journal
@@ -26,9 +25,10 @@ from diffusers_dedim.runs.records import (
     PhotoRecord,
     RunSettings,
     decode_job,
-    record_result,
+    file_times,
     write_failure,
 )
+from diffusers_dedim.runs.writing import pack_result
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
@@ -149,11 +149,13 @@ class FindFaces:
         out: output folder.
         skip: names that are done, or not to be done.
         repeated: names that several rows have; the first row that comes along is taken.
+        settings: of the run.
     """
 
     out: Path
     skip: frozenset[str] = frozenset()
     repeated: frozenset[str] = frozenset()
+    settings: RunSettings = field(default_factory=RunSettings)
 
     def __call__(self, table: Any) -> Any:
         """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
@@ -169,6 +171,7 @@ class FindFaces:
             lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
         )
         columns = {"id": "binary", "data": "large_binary", "faces": "large_binary", "problem": "string"}
+        columns["times"] = "string"
         return _table(found, columns)
 
     def _find(self, row: Row) -> Row:
@@ -177,11 +180,13 @@ class FindFaces:
         name = row["id"]
         try:
             job = job_of(name, self.out)
-            data = Path(unpack_name(row["path"])).read_bytes() if row.get("path") else bytes(row["data"])
-            item = decode_job(job, data)
+            path = Path(unpack_name(row["path"])) if row.get("path") else None
+            data = path.read_bytes() if path else bytes(row["data"])
+            item = decode_job(job, data, self.settings)
             if isinstance(item, PhotoRecord):
                 return _row(name, problem=item)
-            return _row(name, data, detect_faces(item.photo.pixels))
+            times = file_times(path, self.settings) if path else None
+            return _row(name, data, detect_faces(item.photo.pixels), times=times)
         except OSError as error:
             return _row(name, problem=PhotoRecord(name, "unreadable", f"cannot be opened ({error.strerror})"))
         except Exception as error:  # whatever a photo provokes, the run goes on to the next
@@ -227,7 +232,8 @@ class Protect:
             self._protect,
             lambda row: _result(PhotoRecord(row["id"], "error", DIED)),
         )
-        return _table(done, {"record": "string", "target": "binary", "data": "large_binary"})
+        columns = {"record": "string", "target": "binary", "data": "large_binary", "times": "string"}
+        return _table(done, columns)
 
     def _protect(self, rows: list[Row]) -> list[Row]:
         from diffusers_dedim.runs.run import protect_photos  # PyTorch and diffusers
@@ -241,25 +247,27 @@ class Protect:
     def _load(self, row: Row) -> LoadedPhoto | PhotoRecord:
         if row["problem"]:
             return parse_record(row["problem"])
-        item = decode_job(job_of(row["id"], self._out), row["data"])
-        return replace(item, faces=_unpack(row["faces"])) if isinstance(item, LoadedPhoto) else item
+        item = decode_job(job_of(row["id"], self._out), row["data"], self._settings)
+        if isinstance(item, PhotoRecord):
+            return item
+        return replace(item, faces=_unpack(row["faces"]), times=_read_times(row["times"]))
 
     def _encode(self, done: Done) -> Row:
         result, seconds = done
         if isinstance(result, PhotoRecord):
             return _result(result)
-        record, target = record_result(result, self._settings, seconds)
+        item: LoadedPhoto = result.photo.owner
+        try:
+            record, target, data = pack_result(result, self._settings, seconds, self._pipe)
+        except Exception as error:
+            failed = PhotoRecord(item.job.name, "error", source_sha256=item.source_sha256)
+            return _result(replace(failed, **write_failure(error)))
         if target is None:
             return _result(record)
-        photo = result.photo.owner.photo
-        try:
-            data = encode_photo(photo, result.pixels, self._settings.keep_metadata)
-        except Exception as error:
-            return _result(replace(record, **write_failure(error)))
         name = target.relative_to(self._out).as_posix()
         if target.suffix.lower() not in READ_SUFFIXES:  # an id without an ending
-            name += "." + photo.format.lower()
-        return _result(record, name, data)
+            name += "." + item.photo.format.lower()
+        return _result(record, name, data, json.dumps(item.times))
 
 
 @dataclass(frozen=True)
@@ -285,14 +293,15 @@ class Write:
         """Write these rows to one file, and say in their records where it is, or why it is not."""
         if not rows:
             return
-        name, data = (
-            self._part(rows)
-            if self.output == "parquet"
-            else (unpack_name(rows[0]["target"]), rows[0]["data"])
-        )
+        times = None
+        if self.output == "parquet":
+            name, data = self._part(rows)
+        else:
+            name, data = unpack_name(rows[0]["target"]), rows[0]["data"]
+            times = _read_times(rows[0]["times"])
         try:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.out / name, data)
+            write_atomic(self.out / name, data, times)
         except OSError as error:
             for row in rows:
                 row["record"].update(write_failure(error))
@@ -329,7 +338,13 @@ def parse_record(text: str) -> PhotoRecord:
     return PhotoRecord.from_fields(json.loads(text))
 
 
-def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: PhotoRecord | None = None) -> Row:
+def _row(
+    name: str,
+    data: bytes = b"",
+    faces: Sequence[Face] = (),
+    problem: PhotoRecord | None = None,
+    times: FileTimes | None = None,
+) -> Row:
     numbers = [[*face.box, *face.landmarks.ravel(), face.confidence] for face in faces]
     packed = np.array(numbers, dtype=np.float64).tobytes()
     return {
@@ -337,6 +352,7 @@ def _row(name: str, data: bytes = b"", faces: Sequence[Face] = (), problem: Phot
         "data": data,
         "faces": packed,
         "problem": dump_record(problem) if problem else "",
+        "times": json.dumps(times),
     }
 
 
@@ -348,9 +364,20 @@ def _unpack(packed: bytes) -> tuple[Face, ...]:
     return tuple(Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows)
 
 
-def _result(record: PhotoRecord, target: str = "", data: bytes = b"") -> Row:
+def _result(record: PhotoRecord, target: str = "", data: bytes = b"", times: str = "null") -> Row:
     packed = pack_name(target)
-    return {"name": record.name, "record": dump_record(record), "target": packed, "data": data}
+    return {
+        "name": record.name,
+        "record": dump_record(record),
+        "target": packed,
+        "data": data,
+        "times": times,
+    }
+
+
+def _read_times(text: str) -> FileTimes | None:
+    times = json.loads(text)
+    return None if times is None else (int(times[0]), int(times[1]))
 
 
 def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> Any:
