@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,18 @@ def test_dry_run_and_run_pass_over_the_same_files(pipe: FakePipeline, source: Pa
     assert others.format("were") in real.stdout
 
 
+def test_how_photos_are_written_may_be_chosen(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    os.utime(source / "a.jpg", (1e9, 1e9))
+    done = dedim(
+        *("run", source, "-o", tmp_path / "out", "--keep-times", "--quality", "30", "--max-megapixels", "1")
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "a.jpg").stat().st_mtime == pytest.approx(1e9, abs=2)
+    small = dedim("run", source, "-o", tmp_path / "small", "--max-megapixels", "0.001")
+    assert small.exit_code == 1
+    assert "raise it (--max-megapixels) if you trust the file" in " ".join(small.stderr.split())
+
+
 def test_usage_errors_are_one_line_and_status_2(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
@@ -152,6 +165,12 @@ def test_usage_errors_are_one_line_and_status_2(source: Path, tmp_path: Path) ->
         (
             ["run", source, "-o", out, "--threshold", "1.5"],
             "Error: threshold must be a probability between 0 and 1",
+        ),
+        (["run", source, "-o", out, "--quality", "fine"], "Error: quality must be"),
+        (["run", source, "-o", out, "--quality", "0"], "Error: quality must be"),
+        (
+            ["run", source, "-o", out, "--max-megapixels", "0"],
+            "Error: max_megapixels must be a number above 0",
         ),
         (["run", source, "-o", out, "--max-rounds", "0"], "Error: max_rounds must be at least 1, got 0"),
         (["run", source, "-o", out, "--resume", "--overwrite"], "exclude each other"),

@@ -309,8 +309,10 @@ def test_a_name_that_is_no_unicode_goes_through_all_stages(
     rows = read_rows([source], out, 1)
     assert rows.ids == (name, "fine.png")
     assert rows.other_files == 1
-    found = FindFaces(out)(arrow.Table.from_pylist(rows.rows))
-    protected = Protect(FakePipeline, RunSettings(seed=1), out, None)(found)
+    settings = RunSettings(seed=1, keep_times=True)
+    os.utime(source / "fine.png", (1e9, 1e9))
+    found = FindFaces(out, settings=settings)(arrow.Table.from_pylist(rows.rows))
+    protected = Protect(FakePipeline, settings, out, None)(found)
     written = Write(out, output)(protected).column("record").to_pylist()
     assert [(record.name, record.status) for record in map(parse_record, written)] == [
         (name, "protected"),
@@ -318,6 +320,7 @@ def test_a_name_that_is_no_unicode_goes_through_all_stages(
     ]
     if output == "files":
         assert (out / name).is_file()
+        assert (out / "fine.png").stat().st_mtime == pytest.approx(1e9, abs=2)  # file systems round
     else:
         (part,) = out.glob("part-*.parquet")
         assert parquet.read_table(part).column("id").to_pylist() == ["caf\\udce9.png", "fine.png"]

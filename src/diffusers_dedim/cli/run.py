@@ -22,6 +22,7 @@ from rich.progress import (
 from diffusers_dedim.cli import common
 from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, GuideOption, WeightsOption, plain_errors
 from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.images.files import MAX_PIXELS
 from diffusers_dedim.runs.jobs import display_name
 from diffusers_dedim.runs.records import PhotoRecord, RunResult, RunSettings
 
@@ -56,6 +57,14 @@ def run(
     keep_metadata: Annotated[
         bool, typer.Option("--keep-metadata", help="Keep EXIF: camera, date, GPS position.")
     ] = False,
+    keep_times: Annotated[
+        bool, typer.Option("--keep-times", help="Give results the dates of the photos' files.")
+    ] = False,
+    quality: Annotated[
+        str,
+        typer.Option(metavar="same|best|1..100", help="How finely to pack: same as each photo's own file."),
+    ] = "same",
+    max_megapixels: Annotated[float, typer.Option(help="Largest photo that is read.")] = MAX_PIXELS / 1e6,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html with before and after. Keep it private.")
     ] = False,
@@ -88,6 +97,8 @@ def run(
         settings = RunSettings(
             preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled",
             ", ".join(guide or ["own"]), keep_metadata, allow_partial,
+            quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
+            keep_times=keep_times, max_megapixels=max_megapixels,
         )  # fmt: skip
         if (parquet and ray is None) or (ray is not None and (report or dry_run)):
             raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")

@@ -27,8 +27,8 @@ _BEST: dict[str, Options] = {
     "HEIF": {"quality": 95, "chroma": 444},
     "TIFF": {"compression": "tiff_lzw"},
 }
-# Where a file does not say how finely it was packed. Phones' HEIC is of about this quality.
-_USUAL = {"JPEG": 90, "WEBP": 80, "AVIF": 80, "HEIF": 70}
+# Where a file does not say how finely it was packed.
+_USUAL = {"JPEG": 90, "WEBP": 80, "AVIF": 75, "HEIF": 60}
 _CODERS = tuple(_USUAL)
 
 
@@ -78,6 +78,8 @@ def _tables(image: Image.Image) -> tuple[Table, ...]:
     used = [tables.get(layer[3], []) for layer in layers]
     if len(used) not in (1, 3) or any(len(table) != 64 for table in used):
         return ()
+    if used[1:2] == used[2:]:
+        used = used[:2]  # both colours share one
     # odd files have numbers that the usual kind of JPEG cannot hold
     return tuple(tuple(min(max(number, 1), 255) for number in table) for table in used)
 

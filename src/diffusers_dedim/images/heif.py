@@ -101,7 +101,7 @@ def write_heif(
     return buffer.getvalue()
 
 
-def colour_code(data: bytes, info: Mapping[str, Any]) -> ColourCode | None:
+def colour_code(data: bytes, info: Mapping[Any, Any]) -> ColourCode | None:
     """What the colours of a HEIC or AVIF photo mean where that is not plain sRGB; None otherwise.
 
     Args:

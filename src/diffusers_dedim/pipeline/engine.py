@@ -23,7 +23,7 @@ from diffusers_dedim.faces import (
     inside_photo,
     paste_back,
 )
-from diffusers_dedim.images.modes import as_written
+from diffusers_dedim.images.modes import as_written, is_neutral
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.inputs import (
@@ -108,6 +108,7 @@ class StreamResult:
         faces: a record of each protected face, in the order in which they were found; ``image_index`` is 0.
         small_faces: faces under 40 px, left as they are: **unprotected**.
         error: why the photo is not protected, or None.
+        aligned: each of ``faces`` as it was cut from the original, to measure it again once the photo is packed.
     """
 
     photo: StreamPhoto
@@ -115,6 +116,7 @@ class StreamResult:
     faces: tuple[FaceResult, ...] = ()
     small_faces: tuple[Face, ...] = ()
     error: Exception | None = None
+    aligned: tuple[AlignedFace, ...] = ()
 
     @property
     def image(self) -> Image.Image:
@@ -264,7 +266,8 @@ class PhotoStream:
         for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
             # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
             pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
-        pixels = as_written(pixels, grey=opened.photo.grey)  # colours that are lost may be what hid the face
+        grey = opened.photo.grey or is_neutral(opened.photo.pixels)
+        pixels = as_written(pixels, grey=grey)  # colours that are lost may be what hid the face
         # after all faces are pasted, for one may lie over another
         records = measure_faces(
             [pixels],
@@ -277,4 +280,6 @@ class PhotoStream:
             rounds=[item.rounds for item in sampled],
             unet_calls=[item.unet_calls for item in sampled],
         )
-        return StreamResult(opened.photo, pixels, tuple(records), tuple(opened.small_faces))
+        return StreamResult(
+            opened.photo, pixels, tuple(records), tuple(opened.small_faces), aligned=tuple(opened.faces)
+        )

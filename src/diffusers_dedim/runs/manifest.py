@@ -67,6 +67,7 @@ MOST_DEATHS = 4
 Most runs that die are killed from outside, by chance while some photo was alone: once or twice must not condemn it.
 """
 _VERSION = 1  # of the file's layout
+_FREE = frozenset(("max_megapixels",))  # photos that were too large are tried again with a larger one
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in folders that look empty
 _NAMES = re.compile(
     rb'"(?:name|output)": ("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
@@ -290,7 +291,7 @@ def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[st
         raise _damaged(path, 1)
     changed = [
         f"{key} was {then.get(key)!r} and is now {settings.get(key)!r}"
-        for key in sorted({*then, *settings})
+        for key in sorted({*then, *settings} - _FREE)
         if then.get(key) != settings.get(key)
     ]
     if changed:

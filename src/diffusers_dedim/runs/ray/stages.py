@@ -250,7 +250,7 @@ class Protect:
         item = decode_job(job_of(row["id"], self._out), row["data"], self._settings)
         if isinstance(item, PhotoRecord):
             return item
-        return replace(item, faces=_unpack(row["faces"]), times=_read_times(row["times"]))
+        return replace(item, faces=_unpack(row["faces"]), times=_read_times(row.get("times")))
 
     def _encode(self, done: Done) -> Row:
         result, seconds = done
@@ -375,8 +375,8 @@ def _result(record: PhotoRecord, target: str = "", data: bytes = b"", times: str
     }
 
 
-def _read_times(text: str) -> FileTimes | None:
-    times = json.loads(text)
+def _read_times(text: str | None) -> FileTimes | None:
+    times = json.loads(text or "null")
     return None if times is None else (int(times[0]), int(times[1]))
 
 
