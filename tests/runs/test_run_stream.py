@@ -79,7 +79,12 @@ def test_a_grey_photo_is_judged_without_the_colours_that_are_not_written(
     monkeypatch.setattr(pipe, "_predict_noise", lambda x_t, timestep: predict(x_t, timestep) + drift)
     Image.fromarray(crop).convert("L").save(tmp_path / "grey.png")
     before = read_photo(tmp_path / "grey.png").pixels
-    coloured = np.asarray(pipe(before, preset="tiny", generator=generators(3, ["grey.png"])).images[0])
+    # the pipeline itself keeps what is grey in three channels grey
+    alone = np.asarray(pipe(before, preset="tiny", generator=generators(3, ["grey.png"])).images[0])
+    assert (alone == alone[..., :1]).all()
+    tinted = before.copy()
+    tinted[0, 0, 0] ^= 1  # one pixel that is not grey
+    coloured = np.asarray(pipe(tinted, preset="tiny", generator=generators(3, ["grey.png"])).images[0])
     assert (coloured != coloured[..., :1]).any()
     settings = RunSettings(preset="tiny", seed=3)
     (record,) = FolderRun([tmp_path / "grey.png"], tmp_path / "out", settings).execute(pipe).protected
