@@ -13,7 +13,7 @@ from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusers_dedim.faces import MIN_FACE_SIZE, Face, FaceDetector, detect_faces
+from diffusers_dedim.faces import MIN_FACE_SIZE, Face, FaceDetector, detect_faces, turn_back
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +254,10 @@ def test_settings_are_checked(setting: dict[str, float], text: str) -> None:
 def test_photo_is_checked(picture: object, error: type[Exception], text: str, detector: FaceDetector) -> None:
     with pytest.raises(error, match=text):
         detector(picture)  # type: ignore[arg-type]
+
+
+def test_a_turned_portrait_is_found_upright(photo: NDArray[np.uint8]) -> None:
+    turned = np.ascontiguousarray(np.rot90(photo, 3))
+    (face,) = FaceDetector(any_turn=True)(turned)
+    expected = turn_back(ASTRONAUT_POINTS, 1, turned.shape)  # three turns more are none
+    assert point_error(face, expected) < 0.1

@@ -36,7 +36,7 @@ def make_handlers(pipe: Any, *, wrap: Callable[..., Any] | None = None) -> DemoH
     on_space = is_space()
     names = ("fast",) if on_space else ("fast", *(name for name in PRESETS if name != "fast"))
     protector = Protector(pipe, load_unseen(), SPACE_SECONDS if on_space else None, wrap)
-    return DemoHandlers(protector, FaceDetector(), names)
+    return DemoHandlers(protector, FaceDetector(any_turn=True), names)
 
 
 def serve(

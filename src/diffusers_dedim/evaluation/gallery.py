@@ -22,7 +22,7 @@ from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces
 from diffusers_dedim.encoders.types import PhotoEncoder
 from diffusers_dedim.evaluation.cache import ArrayCache, Arrays
 from diffusers_dedim.evaluation.data import Record, hash_records
-from diffusers_dedim.faces import Face, FaceDetection, align, detect
+from diffusers_dedim.faces import Face, FaceDetection, align, detect, turned
 from diffusers_dedim.images.modes import PixelArray
 
 SAME_FACE_IOU = 0.3
@@ -164,7 +164,8 @@ def code_of(module: ModuleType) -> str:
 def face_code(detector: FaceDetection) -> str:
     """Name the code and settings that find faces, so that a change of them empties the cache."""
     digest = hashlib.sha256(version("facenet-pytorch").encode())
-    digest.update(code_of(detect).encode())
+    for module in (detect, turned):
+        digest.update(code_of(module).encode())
     settings = {name: value for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
     kind = inspect.getsource(detector) if inspect.isroutine(detector) else type(detector).__qualname__
     digest.update(f"{kind} {settings}".encode())

@@ -8,10 +8,13 @@ from diffusers_dedim.faces.align import (
     whole_crop,
 )
 from diffusers_dedim.faces.blend import paste_back
+from diffusers_dedim.faces.contradiction import contradictions
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
 from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, choose_faces, warn_small
 from diffusers_dedim.faces.mask import keep_eyes, landmark_mask
+from diffusers_dedim.faces.turned import find_any_turn, turn_back
 from diffusers_dedim.faces.types import AlignedFace, Face
+from diffusers_dedim.faces.visible import visible_gate, visible_share
 
 __all__ = [
     "ARCFACE_TEMPLATE",
@@ -23,12 +26,17 @@ __all__ = [
     "FaceDetector",
     "align_face",
     "choose_faces",
+    "contradictions",
     "detect_faces",
     "estimate_similarity",
+    "find_any_turn",
     "inside_photo",
     "keep_eyes",
     "landmark_mask",
     "paste_back",
+    "turn_back",
+    "visible_gate",
+    "visible_share",
     "warn_small",
     "whole_crop",
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
+from diffusers_dedim.faces.turned import find_any_turn
 from diffusers_dedim.faces.types import Face, check_photo
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class FaceDetector:
         min_confidence: findings below this MTCNN score (0..1) are left out. Lower it to take in more
             faces that are cut, covered or turned, at the price of findings that are no face.
         max_side: longer side of the copy that is searched, px; larger for photos above 4,000 px.
+        any_turn: find faces that lie on their side or stand on their head too (`find_any_turn`).
 
     Several threads may call it at the same time. Inside `torch.autocast` it finds what it finds without.
 
@@ -68,6 +70,7 @@ class FaceDetector:
         *,
         min_confidence: float = 0.9,
         max_side: int = 1600,
+        any_turn: bool = False,
     ) -> None:
         if not min_face_size >= SMALLEST_SEARCHED:
             raise ValueError(
@@ -81,6 +84,7 @@ class FaceDetector:
         self.min_face_size: float = float(min_face_size)
         self.min_confidence: float = float(min_confidence)
         self.max_side: int = int(max_side)
+        self.any_turn: bool = bool(any_turn)
         self.device: torch.device = torch.device(device)
         self._mtcnn: MTCNN | None = None
 
@@ -95,7 +99,7 @@ class FaceDetector:
         """Find the faces of a photo.
 
         Args:
-            photo: ``[H, W, 3]`` uint8 RGB, upright.
+            photo: ``[H, W, 3]`` uint8 RGB, upright unless ``any_turn``.
 
         Returns:
             The faces from left to right, coordinates in photo px (pixel centres at whole numbers);
@@ -106,6 +110,9 @@ class FaceDetector:
             ValueError: the photo has another shape.
         """
         check_photo(photo)
+        return find_any_turn(photo, self._find_upright) if self.any_turn else self._find_upright(photo)
+
+    def _find_upright(self, photo: NDArray[np.uint8]) -> list[Face]:
         height, width = photo.shape[:2]
         if min(height, width) < self.min_face_size:
             return []

@@ -22,7 +22,7 @@ class Face:
     Attributes:
         box: (x0, y0, x1, y1) in photo px; may reach beyond the photo where the face does.
         landmarks: ``[5, 2]`` float64, photo px: left eye, right eye, nose, left and right corner of the
-            mouth, "left" as the viewer sees it; may lie outside the photo.
+            mouth, "left" as the viewer sees it when the face is upright; may lie outside the photo.
         confidence: the detector's own score in 0..1 (not a calibrated probability).
 
     Raises:

@@ -9,7 +9,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from diffusers_dedim.models.blocks import ConvNormAct, bottleneck_stack
+from diffusers_dedim.models.blocks import CROP_SIZE, ConvNormAct, bottleneck_stack
 
 NUM_LANDMARKS = 51
 OUTER_EYE_CORNERS = (36 - 17, 45 - 17)
@@ -31,6 +31,18 @@ def _mirror_permutation() -> tuple[int, ...]:
 
 
 MIRROR_PERMUTATION = _mirror_permutation()
+
+
+def mirror_landmarks(points: Tensor, size: int = CROP_SIZE) -> Tensor:
+    """Landmarks ``[N, 51, 2]`` (pixels) of the mirrored crop, in the annotation's order.
+
+    Example:
+        >>> mirror_landmarks(torch.zeros(1, 51, 2))[0, 0].tolist()
+        [111.0, 0.0]
+    """
+    mirrored = points[:, list(MIRROR_PERMUTATION)].clone()
+    mirrored[..., 0] = size - 1 - mirrored[..., 0]
+    return mirrored
 
 
 class LandmarkRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no types

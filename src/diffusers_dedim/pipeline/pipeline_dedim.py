@@ -105,7 +105,7 @@ class DeDiMPipeline(ComposablePipeline):
             module.eval().requires_grad_(False)
         components = {name: as_component(part) for name, part in parts.items()}
         self.register_modules(unet=unet, scheduler=scheduler, **components)
-        self.face_detector: FaceDetection = FaceDetector()
+        self.face_detector: FaceDetection = FaceDetector(any_turn=True)
         self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
 
     @classmethod

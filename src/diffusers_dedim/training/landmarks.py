@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.models.landmarks import (
-    MIRROR_PERMUTATION,
     NUM_LANDMARKS,
     OUTER_EYE_CORNERS,
     LandmarkRegressor,
+    mirror_landmarks,
 )
 from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.config import LandmarkConfig
@@ -75,13 +74,6 @@ class LandmarkTask(FaceTask):
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Measure the error against the teacher and the disagreement under mirroring."""
         return landmark_errors(model, self.val_data, min(self.config.val_images, len(self.val_data)))
-
-
-def mirror_landmarks(points: Tensor, size: int = CROP_SIZE) -> Tensor:
-    """Landmarks ``[N, 51, 2]`` (pixels) of the mirrored crop, in the annotation's order."""
-    mirrored = points[:, list(MIRROR_PERMUTATION)].clone()
-    mirrored[..., 0] = size - 1 - mirrored[..., 0]
-    return mirrored
 
 
 def landmark_errors(model: nn.Module, data: FaceCrops, count: int, batch_size: int = 64) -> dict[str, float]:

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusers_dedim.faces import visible_gate, visible_share
+
+
+def seen(value: float = 0.97) -> Tensor:
+    return torch.full((1, 1, 112, 112), value)
+
+
+def test_what_is_plainly_visible_keeps_its_mask_to_the_bit() -> None:
+    noisy = (seen() + 0.3 * torch.randn(4, 1, 112, 112, generator=torch.Generator().manual_seed(0))).clamp(
+        0.3, 1
+    )
+    mask = torch.rand(4, 1, 112, 112)
+    assert torch.equal(mask * visible_gate(noisy), mask)
+
+
+def test_a_speck_and_a_mere_doubt_are_no_cover() -> None:
+    probability = seen()
+    probability[..., 20:22, 20:90] = 0.0  # thinner than a core
+    probability[..., 60:90, 60:90] = 0.4  # nothing in it is sure
+    assert torch.equal(visible_gate(probability), torch.ones(1, 1, 112, 112))
+
+
+def test_a_cover_is_exactly_zero_with_a_margin_and_a_ramp() -> None:
+    probability = seen()
+    probability[..., 40:60, 40:60] = 0.4
+    probability[..., 48:52, 48:52] = 0.1
+    gate = visible_gate(probability)[0, 0]
+    assert gate[38:62, 38:62].abs().max() == 0
+    assert gate[50, 36].item() == pytest.approx(0.8)  # one column of the five around it is hidden
+    assert gate[50, 35] == 1
+    outside = gate.clone()
+    outside[35:65, 35:65] = 1
+    assert torch.equal(outside, torch.ones(112, 112))
+
+
+def test_a_cover_does_not_leak_into_another_doubt() -> None:
+    probability = seen()
+    probability[..., 40:50, 40:50] = 0.1
+    probability[..., 80:90, 80:90] = 0.4
+    gate = visible_gate(probability)[0, 0]
+    assert gate[45, 45] == 0
+    assert gate[85, 85] == 1
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
+def test_values_that_are_no_probability_are_refused(wrong: float) -> None:
+    probability = seen()
+    probability[0, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match=re.escape("probability: expected values in [0, 1]")):
+        visible_gate(probability)
+
+
+def test_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("expected shape [N, 1, H, W], got [112, 112]")):
+        visible_gate(torch.ones(112, 112))
+
+
+def test_the_share_that_is_left_of_a_mask() -> None:
+    mask, gate = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    mask[0, 0, :2] = 1
+    gate[0, 0, 0] = 0
+    assert visible_share(mask, gate).tolist() == [0.5, 0.0]
