@@ -70,7 +70,8 @@ def point_errors(aligned: Sequence[AlignedFace], landmarks: Tensor) -> Tensor:
     ours = landmarks.detach().float().cpu()
     eyes = [ours[:, eye].mean(1) for eye in _EYES]
     places = torch.stack([*eyes, ours[:, _NOSE], *(ours[:, corner] for corner in _MOUTH)], 1)
-    return (places - theirs).norm(dim=2).mean(1) / _unit(ours)
+    errors: Tensor = (places - theirs).norm(dim=2).mean(1) / _unit(ours)
+    return errors
 
 
 def mirror_errors(landmarks: Tensor, mirrored: Tensor) -> Tensor:
@@ -80,12 +81,14 @@ def mirror_errors(landmarks: Tensor, mirrored: Tensor) -> Tensor:
         In distances of the outer eye corners.
     """
     ours, back = landmarks.detach().float().cpu(), mirror_landmarks(mirrored.detach().float().cpu())
-    return (ours - back).norm(dim=2).mean(1) / _unit(ours)
+    errors: Tensor = (ours - back).norm(dim=2).mean(1) / _unit(ours)
+    return errors
 
 
 def _unit(landmarks: Tensor) -> Tensor:
     left, right = (landmarks[:, corner] for corner in OUTER_EYE_CORNERS)
-    return (left - right).norm(dim=1).clamp_min(1e-3)
+    distance: Tensor = (left - right).norm(dim=1).clamp_min(1e-3)
+    return distance
 
 
 def _contradicts(confidence: float, point: float, mirror: float) -> bool:

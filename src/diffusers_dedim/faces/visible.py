@@ -1,9 +1,13 @@
-"""Keep the mask to what is visible of a face: covers, background and hair stay as they are, to the bit."""
+"""Keep the mask to what is visible of a face: covers and background stay as they are, to the bit."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from diffusers_dedim.faces.mask import landmark_mask
+from diffusers_dedim.models.landmarks import NUM_LANDMARKS
 
 # A cover begins where the network is this sure of one, over 3 x 3 px at least, and reaches as far as it finds one more
 # likely than not. A doubt without such a core is none: on plain faces the mask stays what it is.
@@ -12,38 +16,50 @@ _CORE = 3  # px
 _REACH = 40  # px a cover goes on from its core at most; a third of the crop
 # The network's edges are right to a pixel or two, and a changed pixel of the crop reaches two further in the photo.
 _MARGIN = 2  # px
+# Of the 51, the points of each brow and eye, and the outer and inner corner of that eye.
+_SIDES = (
+    ((0, 1, 2, 3, 4, 19, 20, 21, 22, 23, 24), 19, 22),
+    ((5, 6, 7, 8, 9, 25, 26, 27, 28, 29, 30), 28, 25),
+)
+_AROUND = 14.0  # px: what the mask reaches of an eye and its brow, and the margin
+_OUTER = 3.0  # px: the temple begins so far within the outermost point
+_PLAIN = 0.1  # a larger share of an eye and its brow must be hidden for the temple beside it to be doubted
 
 
-def visible_gate(probability: Tensor) -> Tensor:
+def visible_gate(probability: Tensor, landmarks: Tensor) -> Tensor:
     """Turn the probability that a pixel shows the face into a factor of its mask.
 
+    The rim of the mask at the temples lies on skin, hair or background, which no network tells apart for sure. Where
+    the eye and the brow beside it are in sight, it stays.
+
     Args:
-        probability: ``[N, 1, H, W]`` in [0, 1], of `VisibilityNet`.
+        probability: ``[N, 1, S, S]`` in [0, 1], of `VisibilityNet`.
+        landmarks: ``[N, 51, 2]``, crop px.
 
     Returns:
-        ``[N, 1, H, W]`` float32: exactly 0 on what covers the face or lies beside it, and 2 px around; exactly 1
+        ``[N, 1, S, S]`` float32: exactly 0 on what covers the face or lies beside it, and 2 px around; exactly 1
         where nothing of the kind is within 4 px; a ramp in between.
 
     Raises:
-        ValueError: the shape is another, or a value is outside [0, 1] or nan.
+        ValueError: a shape is another, or a probability is outside [0, 1] or nan.
 
     Example:
         >>> import torch
-        >>> seen = torch.ones(1, 1, 112, 112)
+        >>> seen, points = torch.ones(1, 1, 112, 112), torch.full((1, 51, 2), 20.0)
         >>> seen[..., 60:] = 0
-        >>> visible_gate(seen)[0, 0, 50, [50, 56, 58, 60]]
+        >>> visible_gate(seen, points)[0, 0, 50, [50, 56, 58, 60]]
         tensor([1.0000, 0.8000, 0.0000, 0.0000])
     """
     if probability.ndim != 4 or probability.shape[1] != 1:
-        raise ValueError(f"probability: expected shape [N, 1, H, W], got {list(probability.shape)}.")
+        raise ValueError(f"probability: expected shape [N, 1, S, S], got {list(probability.shape)}.")
+    if landmarks.shape != (len(probability), NUM_LANDMARKS, 2):
+        expected = [len(probability), NUM_LANDMARKS, 2]
+        raise ValueError(f"landmarks: expected shape {expected}, got {list(landmarks.shape)}.")
     if not ((probability >= 0) & (probability <= 1)).all():  # nan fails too
         raise ValueError("probability: expected values in [0, 1], got values outside or nan.")
-    probability = probability.detach().float()
-    likely = (probability < _LIKELY).float()
-    sure = (probability < _SURE).float()
-    hidden = _widen(-functional.max_pool2d(-sure, _CORE, 1, _CORE // 2), _CORE // 2)
-    for _ in range(_REACH):
-        hidden = _widen(hidden, 1) * likely
+    hidden = _hidden(probability.detach().float())
+    for points, outer, inner in _SIDES:
+        hidden = hidden * (1 - _plain_temple(hidden, landmarks.detach().float(), points, outer, inner))
     clear = 1 - _widen(hidden, _MARGIN)
     side = 2 * _MARGIN + 1
     return clear * functional.avg_pool2d(clear, side, 1, _MARGIN, count_include_pad=False)
@@ -65,6 +81,33 @@ def visible_share(mask: Tensor, gate: Tensor) -> Tensor:
     whole = mask.flatten(1).sum(1)
     share: Tensor = (mask * gate).flatten(1).sum(1) / whole.clamp_min(1e-6)
     return share
+
+
+def _hidden(probability: Tensor) -> Tensor:
+    """What is hidden, ``[N, 1, S, S]`` 0 or 1: all that is likely and hangs together with what is sure."""
+    likely = (probability < _LIKELY).float()
+    sure = (probability < _SURE).float()
+    hidden = _widen(-_widen(-sure, _CORE // 2), _CORE // 2)
+    for _ in range(_REACH):
+        hidden = _widen(hidden, 1) * likely
+    return hidden
+
+
+def _plain_temple(
+    hidden: Tensor, landmarks: Tensor, points: tuple[int, ...], outer: int, inner: int
+) -> Tensor:
+    """The temple beside an eye, ``[N, 1, S, S]`` 0 or 1; empty where the eye or its brow is hidden too."""
+    near = landmarks[:, list(points)]
+    around = landmark_mask(near, _AROUND, size=hidden.shape[-1])
+    outwards = landmarks[:, outer] - landmarks[:, inner]
+    outwards = outwards / outwards.norm(dim=1, keepdim=True).clamp_min(1e-3)  # [N, 2]
+    begin = (near * outwards[:, None]).sum(2).amax(1) - _OUTER
+    axis = torch.arange(hidden.shape[-1], dtype=torch.float32, device=hidden.device)
+    along = axis * outwards[:, 0, None, None] + axis[:, None] * outwards[:, 1, None, None]  # [N, S, S]
+    temple = (along > begin[:, None, None]).float()[:, None]
+    eye = around * (1 - temple)
+    share = (hidden * eye).sum((1, 2, 3), keepdim=True) / eye.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    return around * temple * (share < _PLAIN)
 
 
 def _widen(marked: Tensor, reach: int) -> Tensor:
