@@ -5,8 +5,11 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from toys import MEAN_FACE
 
-from diffusers_dedim.faces import visible_gate, visible_share
+from diffusers_dedim.faces import landmark_mask, visible_gate, visible_share
+
+NOWHERE = torch.full((1, 51, 2), -50.0)  # no eye, so no temple
 
 
 def seen(value: float = 0.97) -> Tensor:
@@ -18,21 +21,21 @@ def test_what_is_plainly_visible_keeps_its_mask_to_the_bit() -> None:
         0.3, 1
     )
     mask = torch.rand(4, 1, 112, 112)
-    assert torch.equal(mask * visible_gate(noisy), mask)
+    assert torch.equal(mask * visible_gate(noisy, NOWHERE.expand(4, -1, -1)), mask)
 
 
 def test_a_speck_and_a_mere_doubt_are_no_cover() -> None:
     probability = seen()
     probability[..., 20:22, 20:90] = 0.0  # thinner than a core
     probability[..., 60:90, 60:90] = 0.4  # nothing in it is sure
-    assert torch.equal(visible_gate(probability), torch.ones(1, 1, 112, 112))
+    assert torch.equal(visible_gate(probability, NOWHERE), torch.ones(1, 1, 112, 112))
 
 
 def test_a_cover_is_exactly_zero_with_a_margin_and_a_ramp() -> None:
     probability = seen()
     probability[..., 40:60, 40:60] = 0.4
     probability[..., 48:52, 48:52] = 0.1
-    gate = visible_gate(probability)[0, 0]
+    gate = visible_gate(probability, NOWHERE)[0, 0]
     assert gate[38:62, 38:62].abs().max() == 0
     assert gate[50, 36].item() == pytest.approx(0.8)  # one column of the five around it is hidden
     assert gate[50, 35] == 1
@@ -45,7 +48,7 @@ def test_a_cover_does_not_leak_into_another_doubt() -> None:
     probability = seen()
     probability[..., 40:50, 40:50] = 0.1
     probability[..., 80:90, 80:90] = 0.4
-    gate = visible_gate(probability)[0, 0]
+    gate = visible_gate(probability, NOWHERE)[0, 0]
     assert gate[45, 45] == 0
     assert gate[85, 85] == 1
 
@@ -55,12 +58,12 @@ def test_values_that_are_no_probability_are_refused(wrong: float) -> None:
     probability = seen()
     probability[0, 0, 0, 0] = wrong
     with pytest.raises(ValueError, match=re.escape("probability: expected values in [0, 1]")):
-        visible_gate(probability)
+        visible_gate(probability, NOWHERE)
 
 
 def test_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("expected shape [N, 1, H, W], got [112, 112]")):
-        visible_gate(torch.ones(112, 112))
+    with pytest.raises(ValueError, match=re.escape("expected shape [N, 1, S, S], got [112, 112]")):
+        visible_gate(torch.ones(112, 112), NOWHERE)
 
 
 def test_the_share_that_is_left_of_a_mask() -> None:
@@ -68,3 +71,23 @@ def test_the_share_that_is_left_of_a_mask() -> None:
     mask[0, 0, :2] = 1
     gate[0, 0, 0] = 0
     assert visible_share(mask, gate).tolist() == [0.5, 0.0]
+
+
+def beside_the_face(width: int) -> Tensor:
+    """All is visible but that much of the left, px."""
+    probability = seen()
+    probability[..., :width] = 0.02
+    return probability
+
+
+def test_the_rim_at_the_temples_stays_where_the_eye_is_in_sight() -> None:
+    mask = landmark_mask(MEAN_FACE[None], 10, 4)
+    # up to the outer end of the brow, which is 27 px from the left
+    assert torch.equal(mask * visible_gate(beside_the_face(27), MEAN_FACE[None]), mask)
+    lost = mask * (1 - visible_gate(beside_the_face(42), MEAN_FACE[None]))
+    assert lost[0, 0, :, :42].sum() == mask[0, 0, :, :42].sum()  # the eye is hidden, and the temple with it
+
+
+def test_landmarks_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("landmarks: expected shape [1, 51, 2], got [1, 5, 2]")):
+        visible_gate(seen(), torch.zeros(1, 5, 2))

@@ -21,7 +21,7 @@ _SIDES = (
     ((0, 1, 2, 3, 4, 19, 20, 21, 22, 23, 24), 19, 22),
     ((5, 6, 7, 8, 9, 25, 26, 27, 28, 29, 30), 28, 25),
 )
-_AROUND = 14.0  # px: what the mask reaches of an eye and its brow, and the margin
+_AROUND = 16.0  # px: what the mask reaches of an eye and its brow, and the margin
 _OUTER = 3.0  # px: the temple begins so far within the outermost point
 _PLAIN = 0.1  # a larger share of an eye and its brow must be hidden for the temple beside it to be doubted
 
