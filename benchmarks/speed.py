@@ -159,7 +159,7 @@ def measure_batches(
     """Time rounds on batches of aligned faces; the rate is for faces that need ``calls`` denoiser calls each."""
     steps = min(preset.num_inference_steps, MOST_STEPS)
     timed = replace(
-        preset, num_inference_steps=steps, max_rounds=ROUNDS, threshold=NEVER, threshold_margin=0.0
+        preset, num_inference_steps=steps, max_rounds=ROUNDS, threshold=NEVER, threshold_margin=0.0, retries=0
     )
     results = {}
     for size in batch_sizes:

@@ -37,7 +37,7 @@ def protect(
         out = pipe(photo.pixels, threshold=threshold, generator=generator)
     except DeDiMError as error:
         return f"{source.name}: {error}"
-    if not all(face.reached_threshold for face in out.faces):
+    if not all(face.is_protected for face in out.faces):
         return f"{source.name}: a face stayed above the threshold"
     save_photo(photo, np.asarray(out.images[0]), target)
     return None

@@ -95,7 +95,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_bundle(tmp_path / "bundle")
     tiny_text_to_image(tmp_path / "text-to-image-model")
     monkeypatch.setattr("diffusers_dedim.pipeline.pipeline_dedim.BUNDLED_WEIGHTS", tmp_path / "bundle")
-    fast = replace(presets.PRESETS["fast"], max_rounds=2, num_inference_steps=3)
+    fast = replace(presets.PRESETS["fast"], max_rounds=2, num_inference_steps=3, retries=0)
     monkeypatch.setitem(presets.PRESETS, "fast", fast)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -24,6 +24,7 @@ _HOMES = {
     "LandmarkRegressor": "models",
     "MobileFaceNet": "models",
     "PRESETS": "pipeline.presets",
+    "PersonChoice": "pipeline.persons",
     "make_scheduler": "diffusion.schedule",
     "sample_dedim": "diffusion.sampling",
 }
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
     from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput
     from diffusers_dedim.pipeline.output import FaceResult as FaceResult
+    from diffusers_dedim.pipeline.persons import PersonChoice as PersonChoice
     from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline as DeDiMPipeline
     from diffusers_dedim.pipeline.presets import PRESETS as PRESETS
     from diffusers_dedim.pipeline.presets import DeDiMPreset as DeDiMPreset

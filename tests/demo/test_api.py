@@ -170,7 +170,7 @@ def test_what_it_takes(protect: Call, uploaded: str, handlers: DemoHandlers) -> 
             ["fast", "standard", ["1"]],
             "faces: expected a list of whole numbers, counted from left to right from 1",
         ),
-        (["fast", "standard", "1"], "or none for all that are large enough; got '1'."),
+        (["fast", "standard", "1"], "or none for all; got '1'."),
         (["fast", "standard", 1], "got 1."),
         (["fast", "standard", [1.5]], "got [1.5]."),
         (["fast", "standard", [True]], "got [True]."),

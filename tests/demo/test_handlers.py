@@ -44,13 +44,13 @@ def protect(handlers: DemoHandlers, path: str, chosen: list[int], **changes: Any
     return handlers.protect(handlers.open(path).opened, chosen, **arguments)
 
 
-def test_all_large_faces_are_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
+def test_all_faces_are_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
     opened = handlers.open(path).opened
-    assert handlers.toggle(opened, opened.large, 40, 50) == [1]
+    assert handlers.toggle(opened, opened.everybody, 40, 50) == [1, 2]
     assert handlers.toggle(opened, [1], 40, 50) == [0, 1]
     assert handlers.toggle(opened, [0, 1], 5, 5) == [0, 1]
-    assert handlers.toggle(opened, [0], 185, 5) == [0]  # too small to be chosen
+    assert handlers.toggle(opened, [0], 185, 5) == [0, 2]  # small, to be blurred
 
 
 def test_only_the_chosen_face_changes_and_the_other_is_told(path: str) -> None:
@@ -93,6 +93,24 @@ def test_the_written_file_must_be_below_the_threshold_too(path: str) -> None:
     assert view.result.reached == (False,)
 
 
+def test_a_small_face_that_is_chosen_is_blurred_and_said_so(path: str) -> None:
+    handlers = toy_handlers(lambda _: FACES)
+    handlers.protector.pipe.__class__ = Blurring
+    view = protect(handlers, path, [0, 2])
+    assert handlers.protector.pipe.keywords[0]["small_faces"] == "blur"
+    assert view.data is not None  # whatever the score of what is blurred
+    assert (view.result.treatments, view.result.reached) == (("changed", "blurred"), (True, True))
+    assert "or, too small for that, is blurred (3)" in view.verdict
+    assert "blurred, for it is too small to be changed" in view.scores
+
+
+class Blurring(BoxPipeline):
+    def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
+        out = super().__call__(photos, **keywords)
+        out.faces[1] = replace(out.faces[1], treatment="blurred", reached_threshold=False)
+        return out
+
+
 class Liar(BoxPipeline):
     def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
         out = super().__call__(photos, **keywords)
@@ -112,7 +130,7 @@ def test_the_strength_moves_the_threshold(path: str) -> None:
     ("changes", "text"),
     [
         ({"chosen": []}, "Choose at least one face."),
-        ({"chosen": [2]}, "Face 3 cannot be chosen; in this photo these can: 1, 2."),
+        ({"chosen": [3]}, "Face 4 cannot be chosen; in this photo these can: 1, 2, 3."),
         ({"chosen": [0], "preset": "best"}, "preset: expected one of ['fast', 'paper'], got 'best'."),
         (
             {"chosen": [0], "strength": "much"},
@@ -311,7 +329,7 @@ def test_the_unseen_recogniser_is_dlib_or_cached_facenet_or_none(
 def test_programs_number_faces_from_one_and_get_no_unprotected_file(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
     assert handlers.protect_file(path, "fast", "standard", [2]).result.chosen == (1,)
-    assert handlers.protect_file(path, "fast", "standard").result.chosen == (0, 1)
+    assert handlers.protect_file(path, "fast", "standard").result.chosen == (0, 1, 2)
     with pytest.raises(DemoError, match="Face 9 cannot be chosen"):
         handlers.protect_file(path, "fast", "standard", [9])
     failing = toy_handlers(lambda _: FACES[:1], reached=False)

@@ -27,7 +27,8 @@ SMALL = Face((0.0, 0.0, 30.0, 30.0), ARCFACE_TEMPLATE / 4, 0.9)
 def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, settings in TIP_IM_PRESETS.items():
         monkeypatch.setitem(TIP_IM_PRESETS, name, replace(settings, iterations=3))
-    monkeypatch.setitem(PRESETS, "fast", replace(PRESETS["fast"], max_rounds=1, num_inference_steps=2))
+    fast = replace(PRESETS["fast"], max_rounds=1, num_inference_steps=2, retries=0)
+    monkeypatch.setitem(PRESETS, "fast", fast)
     monkeypatch.setitem(PRESETS, "paper", replace(PRESETS["paper"], max_rounds=1, num_inference_steps=2))
 
 
@@ -144,6 +145,17 @@ def test_a_strength_in_the_name_changes_the_preset(finding: DeDiMPipeline, photo
     assert PRESETS["fast"].max_rounds == 1, "the preset itself stays"
     as_named = make_method("dedim@h=0.55", finding)([photo]).images[0]
     assert np.array_equal(as_named, make_method("dedim", finding)([photo]).images[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*stayed above")
+def test_settings_that_are_compared_are_those_of_one_attempt(
+    finding: DeDiMPipeline, photo: PixelArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "fast", replace(PRESETS["fast"], retries=1))
+    (face,) = make_method("dedim:fast@h=0.001", finding)([photo]).faces
+    assert face.attempts == ("first",)
+    (face,) = make_method("dedim:fast@h=0.001+retries=1", finding)([photo]).faces
+    assert face.attempts == ("first", "another draw")
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.1, 0.5])

@@ -175,7 +175,7 @@ def test_small_faces_are_named_in_the_result(pipe: DeDiMPipeline, photos: list[P
         (result,) = pipe.stream(photos[:1], preset=tiny_preset(threshold=0.999), small_faces="skip")
     assert [face.size for face in result.small_faces] == [30]
     assert len(result.faces) == 1
-    (failed,) = pipe.stream(photos[:1], preset=PRESET)
+    (failed,) = pipe.stream(photos[:1], preset=PRESET, small_faces="error")
     assert isinstance(failed.error, FaceTooSmallError)
 
 

@@ -281,7 +281,16 @@ def test_guidance_and_callbacks_are_the_users_to_replace(pipe: DeDiMPipeline, cr
             "output_type: expected one of ('pil', 'np', 'pt'), got 'latent'.",
         ),
         ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0."),
-        ({"small_faces": "ignore"}, ValueError, "small_faces: expected 'error' or 'skip', got 'ignore'."),
+        (
+            {"small_faces": "ignore"},
+            ValueError,
+            "small_faces: expected one of ['blur', 'pixelate', 'skip', 'error'], got 'ignore'.",
+        ),
+        (
+            {"fallback": "skip"},
+            ValueError,
+            "fallback: expected one of ['leave-out', 'blur', 'pixelate'], got 'skip'.",
+        ),
         (
             {"num_inference_steps": 50},
             ValueError,
@@ -314,14 +323,14 @@ def test_no_face_is_an_error(pipe: DeDiMPipeline) -> None:
         protect(pipe, np.full((80, 80, 3), 128, np.uint8), aligned=False)
 
 
-def test_a_small_face_is_an_error(pipe: DeDiMPipeline, crop: Pixels) -> None:
+def test_a_small_face_may_be_an_error(pipe: DeDiMPipeline, crop: Pixels) -> None:
     pipe.face_detector = lambda _: [face_at(0, 0, 39.9), face_at(50, 50, 60)]
     text = (
         "image 0: 1 of 2 faces are smaller than 40 px (the smallest 40 px) and cannot be protected; use a "
-        "larger photo, or small_faces='skip' to leave them as they are."
+        "larger photo, or small_faces='blur' to make them unrecognisable."
     )
     with pytest.raises(FaceTooSmallError, match=re.escape(text)):
-        protect(pipe, crop, aligned=False)
+        protect(pipe, crop, aligned=False, small_faces="error")
 
 
 def test_a_small_face_may_be_skipped_aloud(pipe: DeDiMPipeline, crop: Pixels) -> None:
@@ -365,7 +374,7 @@ def test_a_small_face_that_is_not_selected_is_no_error(pipe: DeDiMPipeline, crop
     out = protect(pipe, photo, aligned=False, select_faces=lambda face: face.box[0] < 100)
     assert [face.box[0] for face in out.faces] == [20]
     with pytest.raises(FaceTooSmallError, match="1 of 1 faces are smaller than 40 px"):
-        protect(pipe, photo, aligned=False, select_faces=lambda face: face.box[0] > 100)
+        protect(pipe, photo, aligned=False, small_faces="skip", select_faces=lambda face: face.box[0] > 100)
 
 
 def test_selecting_no_face_is_an_error(pipe: DeDiMPipeline, crop: Pixels) -> None:

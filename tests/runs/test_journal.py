@@ -143,6 +143,9 @@ def test_the_rows_of_a_run(tmp_path: Path) -> None:
             "rounds",
             "unet_calls",
             "reached_threshold",
+            "treatment",
+            "reason",
+            "attempts",
         )
     ]
 
@@ -157,7 +160,8 @@ def test_a_face_is_the_same_before_and_after_the_file(tmp_path: Path) -> None:
         np.bool_(True),
     )
     box = tuple(np.array([1.5, 2, 3, 4], np.float32))
-    face = as_recorded(FaceResult(3, box, np.ones((51, 2)), *numbers))
+    done = ("blurred", "under 40 px", ("first", "another draw"))
+    face = as_recorded(FaceResult(3, box, np.ones((51, 2)), *numbers, *done))
     Manifest.start(tmp_path, {}).append([PhotoRecord("a.png", "protected", faces=(face,))])
     (again,) = Manifest.resume(tmp_path, {}).records["a.png"].faces
     for each in (face, again):
@@ -172,9 +176,12 @@ def test_a_face_is_the_same_before_and_after_the_file(tmp_path: Path) -> None:
             "rounds": 2,
             "unet_calls": 20,
             "reached_threshold": True,
+            "treatment": "blurred",
+            "reason": "under 40 px",
+            "attempts": ("first", "another draw"),
         }
         kinds_of = [type(value) for value in (*values.values(), *each.box)]
-        assert kinds_of == [int, tuple, float, float, float, int, int, bool, *[float] * 4]
+        assert kinds_of == [*(int, tuple, float, float, float, int, int, bool, str, str, tuple), *[float] * 4]
 
 
 def as_before(out: Path) -> None:

@@ -136,6 +136,7 @@ def test_an_actor_gives_results_in_the_order_of_the_rows(tmp_path: Path) -> None
             "id": [pack_name(name) for name in names],
             "data": [photo_bytes(index) for index in range(5)],
             "faces": [b""] * 5,
+            "reasons": ["[]"] * 5,
             "problem": ["", problem, "", "", ""],
         }
     )

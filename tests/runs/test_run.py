@@ -146,7 +146,8 @@ def test_settings_reach_the_pipeline_and_seeds_do_not_depend_on_the_batch(tmp_pa
     protect(source, tmp_path / "three", three, batch_size=3, **options)
     assert (one.calls, three.calls) == ([1, 1, 1], [3])
     shared = {key: value for key, value in three.keywords[0].items() if key != "generator"}
-    assert shared == {"preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip"}
+    chosen = {"fallback": "leave-out", "select_faces": None}
+    assert shared == {"preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip", **chosen}
     seeds = [keywords["generator"][0].initial_seed() for keywords in one.keywords]
     assert seeds == [generator.initial_seed() for generator in three.keywords[0]["generator"]]
     assert len(set(seeds)) == 3
@@ -762,7 +763,9 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
         ({"threshold": 1.0}, "threshold must be a probability"),
         ({"threshold": float("nan")}, "threshold must be a probability"),
         ({"max_rounds": 0}, "max_rounds must be at least 1, got 0"),
-        ({"small_faces": "drop"}, 'small_faces must be "error" or "skip", got \'drop\''),
+        ({"small_faces": "drop"}, "small_faces must be one of blur, pixelate, skip, error, got 'drop'"),
+        ({"fallback": "drop"}, "fallback must be one of leave-out, blur, pixelate, got 'drop'"),
+        ({"only": ("a",), "all_but": ("b",)}, "only and all_but exclude each other; give one of them"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object], text: str) -> None:

@@ -66,7 +66,8 @@ def test_faces_that_were_skipped_are_noted(pipe: DeDiMPipeline, source: Path, tm
     (record,) = result.protected
     assert record.notes == ("1 of 2 faces are smaller than 40 px and were left UNPROTECTED",)
     assert len(record.faces) == 1
-    refused = FolderRun([source / "1.png"], tmp_path / "out2", RunSettings(preset="tiny")).execute(pipe)
+    settings = RunSettings(preset="tiny", small_faces="error")
+    refused = FolderRun([source / "1.png"], tmp_path / "out2", settings).execute(pipe)
     assert [record.status for record in refused.records] == ["face_too_small"]
 
 

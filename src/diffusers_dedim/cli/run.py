@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
@@ -33,10 +34,20 @@ EXIT_NOT_ALL_PROTECTED = 1
 
 
 class SmallFaces(str, Enum):
-    """What a face too small to be protected does."""
+    """What becomes of a face too small to be changed."""
 
-    error = "error"
+    blur = "blur"
+    pixelate = "pixelate"
     skip = "skip"
+    error = "error"
+
+
+class Fallback(str, Enum):
+    """What becomes of a face that cannot be changed, or still matches after all that was tried."""
+
+    leave_out = "leave-out"
+    blur = "blur"
+    pixelate = "pixelate"
 
 
 def run(
@@ -71,8 +82,23 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in OUT.")] = False,
     small_faces: Annotated[
-        SmallFaces, typer.Option(help="A face under 40 px: fail its photo, or leave that face as it is.")
-    ] = SmallFaces.error,
+        SmallFaces,
+        typer.Option(
+            help="A face under 40 px: cover it, leave it UNPROTECTED (skip), or fail its photo (error)."
+        ),
+    ] = SmallFaces.blur,
+    fallback: Annotated[
+        Fallback,
+        typer.Option(help="A face that still matches after all attempts: leave its photo out, or cover it."),
+    ] = Fallback.leave_out,
+    only: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PHOTO", help="Protect only the person in this photo; may be repeated."),
+    ] = None,
+    all_but: Annotated[
+        list[Path] | None,
+        typer.Option("--except", metavar="PHOTO", help="Protect all but the person in it; may be repeated."),
+    ] = None,
     allow_partial: Annotated[
         bool,
         typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
@@ -95,8 +121,9 @@ def run(
     """
     with plain_errors(STOPPED_RUN):
         settings = RunSettings(
-            preset, threshold, max_rounds, small_faces.value, seed, weights or "bundled",
-            ", ".join(guide or ["own"]), keep_metadata, allow_partial,
+            preset, threshold, max_rounds, small_faces.value, fallback.value, seed, weights or "bundled",
+            ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
+            allow_partial,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
             keep_times=keep_times, max_megapixels=max_megapixels,
         )  # fmt: skip
@@ -167,10 +194,12 @@ def list_jobs(folder_run: FolderRun) -> None:
 
 def summarise(result: RunResult) -> None:
     """Print the counts and notes of a run, and each photo that is not protected with the reason."""
-    faces = sum(len(record.faces) for record in result.protected)
+    treatments = Counter(face.treatment for record in result.protected for face in record.faces)
+    covered = [f"{treatments[word]} {word}" for word in ("blurred", "pixelated") if treatments[word]]
+    faces = ", ".join([f"{treatments.total()} faces", *covered])
     earlier = f", {result.resumed} of all settled by an earlier run" if result.resumed else ""
     typer.echo(
-        f"{len(result.protected)} of {len(result.records)} photos protected ({faces} faces) "
+        f"{len(result.protected)} of {len(result.records)} photos protected ({faces}) "
         f"in {result.seconds:.0f} s{earlier}: {display_name(str(result.out))}"
     )
     _say_others(result.other_files, "were")

@@ -51,9 +51,9 @@ _MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
 
 _DESCRIPTION = (
     "Protect faces of one photo. Returns the file and its scores; raises an error, and returns no file, where a "
-    "chosen face stayed above the threshold. faces: numbers from left to right, from 1; none for all that are "
-    "large enough. note: what was wrong with the second photo. It lowers automatic matching; "
-    "it does not make anybody anonymous."
+    "chosen face stayed above the threshold. faces: numbers from left to right, from 1; none for all. "
+    "treatment: a face under 40 px is blurred, the others are changed. note: what was wrong with the second "
+    "photo. It lowers automatic matching; it does not make anybody anonymous."
 )
 
 HERE = Path(__file__).parent

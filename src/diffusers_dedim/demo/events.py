@@ -45,8 +45,8 @@ def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
                 gr.update(value=[]),
                 None,
             )
-        large = view.opened.large
-        choices = [(f"Face {index + 1}", index) for index in large]
+        everybody = view.opened.everybody
+        choices = [(f"Face {index + 1}", index) for index in everybody]
         return (
             view.opened,
             "",
@@ -56,7 +56,7 @@ def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
             gr.update(visible=False),
             texts.render_message(view.sentence),
             view.picture,
-            gr.update(choices=choices, value=large, visible=len(large) > 1),
+            gr.update(choices=choices, value=everybody, visible=len(everybody) > 1),
             gr.skip(),
         )
 

@@ -87,12 +87,12 @@ class DemoHandlers:
             DemoError: says in plain words why it cannot be used.
         """
         opened = self._open(path)
-        return OpenedView(opened, mark_faces(opened, opened.large), texts.face_list(opened))
+        return OpenedView(opened, mark_faces(opened, opened.everybody), texts.face_list(opened))
 
     def toggle(self, opened: OpenedPhoto, chosen: Sequence[int], x: float, y: float) -> list[int]:
         """The choice after a click on a point of the shown picture."""
         index = face_at(opened, x, y)
-        if index is None or index not in opened.large:
+        if index is None:
             return sorted(chosen)
         return sorted(set(chosen) ^ {index})
 
@@ -160,7 +160,7 @@ class DemoHandlers:
         Args:
             path: the photo.
             preset, strength: names.
-            faces: numbers from left to right, from 1; None for all that are large enough.
+            faces: numbers from left to right, from 1; None for all.
             other_path: another photo of the same person, or None.
 
         Raises:
@@ -168,7 +168,7 @@ class DemoHandlers:
         """
         chosen = None if faces is None else _indices(faces)
         opened = self._open(path)
-        chosen = opened.large if chosen is None else chosen
+        chosen = opened.everybody if chosen is None else chosen
         view = self.protect(opened, chosen, preset, strength, other_path, f"api-{secrets.token_hex(8)}")
         if view.data is None:
             raise DemoError(f"Not protected, so there is no file: {view.result.reason}.")
@@ -232,6 +232,6 @@ def _indices(faces: Sequence[int]) -> list[int]:
     if not isinstance(faces, (list, tuple)) or any(type(number) is not int for number in faces):
         raise DemoError(
             "faces: expected a list of whole numbers, counted from left to right from 1, such as [1, 3], or none for "
-            f"all that are large enough; got {reprlib.repr(faces)}."
+            f"all; got {reprlib.repr(faces)}."
         )
     return [number - 1 for number in faces]

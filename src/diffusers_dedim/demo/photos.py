@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, UnreadablePhotoError
+from diffusers_dedim.errors import NoFaceError, UnreadablePhotoError
 from diffusers_dedim.faces import Face
 from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceDetection
 from diffusers_dedim.images.files import Photo, decode_photo
@@ -32,16 +32,21 @@ class OpenedPhoto:
 
     Attributes:
         photo: the pixels, upright, with what is needed to write it back.
-        faces: every face found, also those too small to be protected.
+        faces: every face found, also those too small to be changed, which are blurred.
     """
 
     photo: Photo
     faces: tuple[Face, ...]
 
     @property
-    def large(self) -> list[int]:
-        """Indices of the faces that can be protected."""
-        return [index for index, face in enumerate(self.faces) if face.size >= MIN_FACE_SIZE]
+    def everybody(self) -> list[int]:
+        """Indices of all faces."""
+        return list(range(len(self.faces)))
+
+    @property
+    def small(self) -> list[int]:
+        """Indices of the faces that are blurred where they are chosen."""
+        return [index for index, face in enumerate(self.faces) if face.size < MIN_FACE_SIZE]
 
 
 def open_photo(
@@ -57,7 +62,6 @@ def open_photo(
     Raises:
         UnreadablePhotoError: no photo, damaged, too large.
         NoFaceError: no face was found.
-        FaceTooSmallError: none of the faces is large enough.
     """
     try:
         data = Path(path).read_bytes()
@@ -67,11 +71,7 @@ def open_photo(
     faces = tuple(detector(photo.pixels))
     if not faces:
         raise NoFaceError("no face was found")
-    opened = OpenedPhoto(photo, faces)
-    if not opened.large:
-        largest = max(face.size for face in faces)
-        raise FaceTooSmallError(f"the largest face is {largest:.0f} px, and {MIN_FACE_SIZE} px are needed")
-    return opened
+    return OpenedPhoto(photo, faces)
 
 
 def shown(pixels: PixelArray) -> Image.Image:
@@ -139,9 +139,9 @@ def largest(faces: Sequence[Face]) -> Face:
 
 
 def _tag_text(opened: OpenedPhoto, index: int, chosen: Collection[int]) -> str:
-    if opened.faces[index].size < MIN_FACE_SIZE:
-        return f"{index + 1} too small"
-    return f"{index + 1}" if index in chosen else f"{index + 1} left out"
+    if index not in chosen:
+        return f"{index + 1} left out"
+    return f"{index + 1} to be blurred" if index in opened.small else f"{index + 1}"
 
 
 def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], width: int) -> None:

@@ -153,7 +153,8 @@ class ProtectedPhoto:
         data: the file, same format and size as the photo, without metadata.
         chosen: indices of the faces that were to be changed.
         left_out: indices of all other faces of the photo; they are unchanged.
-        reached: for each chosen face whether its score fell below the threshold, in the file.
+        reached: for each chosen face whether its score fell below the threshold, in the file, or it is covered.
+        treatments: for each chosen face what was done to it (`FaceResult.treatment`).
         scores: for each chosen face what the recognisers say.
         threshold: cosine to the original below which a face counts as done.
         is_protected: whether the file may be handed out as protected.
@@ -166,6 +167,7 @@ class ProtectedPhoto:
     chosen: tuple[int, ...]
     left_out: tuple[int, ...]
     reached: tuple[bool, ...]
+    treatments: tuple[str, ...]
     scores: tuple[tuple[Score, ...], ...]
     threshold: float
     is_protected: bool
@@ -259,7 +261,7 @@ class Protector:
             report,
             stop or threading.Event(),
             settings.num_inference_steps,
-            settings.max_rounds,
+            settings.max_rounds * (1 + settings.retries),
             self.max_seconds,
         )
         start = time.monotonic()
@@ -285,7 +287,8 @@ class Protector:
         return ProtectedPhoto(
             pixels, data, tuple(chosen),
             tuple(index for index in range(len(opened.faces)) if index not in chosen),
-            tuple(record.reached_threshold for record in records), tuple(map(tuple, scores)),
+            tuple(record.is_protected for record in records), tuple(record.treatment for record in records),
+            tuple(map(tuple, scores)),
             2 * threshold - 1, status == "protected", reason, seconds,
         )  # fmt: skip
 
@@ -301,7 +304,7 @@ class Protector:
             warnings.simplefilter("ignore", UserWarning)  # a face above the threshold is said on the page
             out = self.pipe(
                 [Image.fromarray(pixels)],
-                small_faces="error",
+                small_faces="blur",
                 faces=list(faces),
                 callback_on_step_end=callback,
                 output_type="pil",
@@ -311,12 +314,12 @@ class Protector:
 
 
 def _check_chosen(opened: OpenedPhoto, chosen: Sequence[int]) -> list[int]:
-    large = opened.large
+    known = opened.everybody
     if not chosen:
         raise ValueError("Choose at least one face.")
-    wrong = sorted(set(chosen) - set(large))
+    wrong = sorted(set(chosen) - set(known))
     if wrong:
-        allowed = ", ".join(str(index + 1) for index in large)
+        allowed = ", ".join(str(index + 1) for index in known)
         raise ValueError(f"Face {wrong[0] + 1} cannot be chosen; in this photo these can: {allowed}.")
     return sorted(set(chosen))
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusers_dedim.demo.photos import MAX_DEMO_PIXELS, OpenedPhoto
 from diffusers_dedim.demo.protect import GUIDE_NAME, ProtectedPhoto, Score
-from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, UnreadablePhotoError
+from diffusers_dedim.errors import NoFaceError, UnreadablePhotoError
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
 from diffusers_dedim.runs.report import data_uri, face_square
 
@@ -48,6 +48,7 @@ class FaceCard:
     before: str
     after: str
     reached: bool
+    done: str
     bars: tuple[ScoreBar, ...]
 
 
@@ -55,18 +56,13 @@ def explain(error: Exception) -> str:
     """Say in plain words what was wrong with a photo; nothing of its name or content.
 
     Example:
-        >>> explain(FaceTooSmallError("the largest face is 20 px, and 40 px are needed")).splitlines()[0][:40]
-        'The faces in this photo are too small: t'
+        >>> explain(UnreadablePhotoError("the file is empty (0 bytes)"))
+        'This file could not be used: the file is empty (0 bytes).'
     """
     if isinstance(error, NoFaceError):
         return (
             "No face was found in this photo, so there is nothing to protect. Faces that are small, covered or "
             "turned away are sometimes missed; if you see one, the photo is not protected."
-        )
-    if isinstance(error, FaceTooSmallError):
-        return (
-            f"The faces in this photo are too small: {error}. Use the photo at its full size, or crop it so "
-            "that the face fills more of it."
         )
     if isinstance(error, UnreadablePhotoError):
         reason = str(error)
@@ -76,12 +72,12 @@ def explain(error: Exception) -> str:
 
 def face_list(opened: OpenedPhoto) -> str:
     """One sentence about the faces found."""
-    count, small = len(opened.faces), len(opened.faces) - len(opened.large)
+    count, small = len(opened.faces), len(opened.small)
     text = "One face was found." if count == 1 else f"{count} faces were found."
     if small:
         are = "One is" if small == 1 else f"{small} are"
-        text += f" {are} under {MIN_FACE_SIZE} pixels and cannot be protected."
-    if len(opened.large) > 1:
+        text += f" {are} under {MIN_FACE_SIZE} pixels, too small to be changed, and will be blurred."
+    if count > 1:
         text += " Click on a face to leave it out; click again to take it in."
     return text
 
@@ -105,6 +101,7 @@ def render_result(
             data_uri(face_square(before, opened.faces[index].box)),
             data_uri(face_square(after, opened.faces[index].box)),
             result.reached[row],
+            _done(result, row),
             tuple(_bar(score) for score in result.scores[row]),
         )
         for row, index in enumerate(result.chosen)
@@ -113,6 +110,7 @@ def render_result(
         "cards": cards,
         "result": result,
         "numbers": [card.number for card in cards],
+        "blurred": [card.number for row, card in enumerate(cards) if result.treatments[row] != "changed"],
         "missed": [card.number for card in cards if not card.reached],
         "still": _still_matching(result),
         "left_out": join_numbers([index + 1 for index in result.left_out]),
@@ -192,7 +190,8 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
     faces = [
         {
             "face": index + 1,
-            "reached_threshold": result.reached[row],
+            "treatment": result.treatments[row],
+            "reached_threshold": result.reached[row] and result.treatments[row] == "changed",
             "scores": [
                 {
                     "recogniser": score.recogniser,
@@ -213,6 +212,13 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
         "seconds": round(result.seconds, 1),
         "note": note,
     }
+
+
+def _done(result: ProtectedPhoto, row: int) -> str:
+    """What became of a face, in a few words."""
+    if result.treatments[row] != "changed":
+        return f"{result.treatments[row]}, for it is too small to be changed"
+    return "below the threshold" if result.reached[row] else "above the threshold: not protected"
 
 
 def _too_large(reason: str) -> str:

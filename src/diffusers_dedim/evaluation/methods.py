@@ -242,6 +242,10 @@ def _build(name: str, pipe: DeDiMPipeline, targets: Tensor | None) -> Method:
         return _build_tip_im(name, settings, pipe, targets)
     if base == "dedim":
         chosen = _settings(name, preset or "fast", PRESETS, strength)
+        if (
+            strength and "retries" not in strength
+        ):  # of settings that are compared, not those of a last attempt
+            chosen = replace(chosen, retries=0)
         return partial(_dedim, pipe, preset=chosen if strength else preset or "fast")
     raise ValueError(
         f"method: expected one of {list(METHOD_NAMES)}, 'dedim:PRESET' or 'tip-im:PRESET' (these two also with "

@@ -9,8 +9,16 @@ from diffusers_dedim.faces.align import (
 )
 from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.contradiction import contradictions
+from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
-from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceChoice, FaceDetection, choose_faces, warn_small
+from diffusers_dedim.faces.find import (
+    MIN_FACE_SIZE,
+    FaceChoice,
+    FaceDetection,
+    SmallFaces,
+    choose_faces,
+    warn_small,
+)
 from diffusers_dedim.faces.mask import keep_eyes, landmark_mask
 from diffusers_dedim.faces.turned import find_any_turn, turn_back
 from diffusers_dedim.faces.types import AlignedFace, Face
@@ -20,13 +28,16 @@ __all__ = [
     "ARCFACE_TEMPLATE",
     "MIN_FACE_SIZE",
     "AlignedFace",
+    "Cover",
     "Face",
     "FaceChoice",
     "FaceDetection",
     "FaceDetector",
+    "SmallFaces",
     "align_face",
     "choose_faces",
     "contradictions",
+    "cover_face",
     "detect_faces",
     "estimate_similarity",
     "find_any_turn",

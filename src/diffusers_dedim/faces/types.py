@@ -24,6 +24,8 @@ class Face:
         landmarks: ``[5, 2]`` float64, photo px: left eye, right eye, nose, left and right corner of the
             mouth, "left" as the viewer sees it when the face is upright; may lie outside the photo.
         confidence: the detector's own score in 0..1 (not a calibrated probability).
+        reason: why the face cannot be changed, in a few words such as "lies on its side"; empty where it can. A face
+            with a reason is not sampled: the ``fallback`` is for it.
 
     Raises:
         ValueError: the landmarks have another shape or are not finite, or the box is empty.
@@ -37,6 +39,7 @@ class Face:
     box: tuple[float, float, float, float]
     landmarks: NDArray[np.float64]
     confidence: float
+    reason: str = ""
 
     def __post_init__(self) -> None:
         points = np.asarray(self.landmarks, dtype=np.float64)

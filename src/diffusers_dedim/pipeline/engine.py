@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.sampling import SampleResult
-from diffusers_dedim.faces import (
-    AlignedFace,
-    Face,
-    FaceChoice,
-    FaceDetection,
-    align_face,
-    choose_faces,
-    inside_photo,
-    paste_back,
-)
+from diffusers_dedim.faces import AlignedFace, Face, FaceDetection, cover_face, inside_photo, paste_back
 from diffusers_dedim.images.modes import as_written, is_neutral
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts
@@ -33,9 +24,22 @@ from diffusers_dedim.pipeline.inputs import (
     from_pixels,
     take_photos,
 )
-from diffusers_dedim.pipeline.output import FaceResult, measure_faces
+from diffusers_dedim.pipeline.output import FaceResult, Treatment, measure_faces
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.queue import FaceQueue, QueuedFace, SampledFace
+from diffusers_dedim.pipeline.rescue import (
+    ABOVE,
+    ATTEMPTS,
+    EmbeddingChoice,
+    FacePolicy,
+    FoundFaces,
+    Subject,
+    Tries,
+    cover_of,
+    find_faces,
+    stronger,
+    treatment_of,
+)
 from diffusers_dedim.prefetch import map_ahead
 
 _PHOTOS_AHEAD = 4  # searched for faces while others are sampled; each is held in memory
@@ -49,15 +53,18 @@ class Networks:
         detector: photo -> its faces.
         landmarker: crops ``[N, 3, 112, 112]`` in [-1, 1] -> 51 landmarks ``[N, 51, 2]``, crop px.
         face_encoder: such crops -> unit embeddings.
-        sample: `sample_dedim` with all that does not depend on the faces put in.
+        sample: settings -> `sample_dedim` with all that does not depend on the faces put in.
         device: where the networks compute.
+        doubt: (crops, landmarks) -> for each face why it must not be changed, in a few words, empty where it may;
+            asked once for the faces of a photo that would be changed. None has no doubts.
     """
 
     detector: FaceDetection
     landmarker: Callable[[Tensor], Tensor]
     face_encoder: nn.Module
-    sample: Callable[..., SampleResult]
+    sample: Callable[[DeDiMPreset], Callable[..., SampleResult]]
     device: torch.device
+    doubt: Callable[[Tensor, Tensor], list[str]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,8 @@ class StreamPhoto:
         owner: whatever tells the caller which photo it is.
         pixels: uint8 RGB ``[H, W, 3]``, upright.
         generator: as for the pipeline; None draws from torch's global one.
-        faces: found already, photo px, or cut out already; None where they are still to be found.
+        faces: found already, photo px, or cut out already; None where they are still to be found. `FoundFaces` where
+            it is settled already what is to be done with each.
         grey: it will be written as greyscale: the result is, so that what is measured is what is written.
         beside: what the photo has beside its pixels, for `StreamResult.image`.
     """
@@ -76,7 +84,7 @@ class StreamPhoto:
     owner: Any
     pixels: NDArray[np.uint8]
     generator: torch.Generator | None = None
-    faces: Sequence[Face] | Sequence[AlignedFace] | None = None
+    faces: Sequence[Face] | Sequence[AlignedFace] | FoundFaces | None = None
     grey: bool = False
     beside: BesidePixels = NOTHING_BESIDE
 
@@ -105,8 +113,10 @@ class StreamResult:
     Attributes:
         photo: as it went in.
         pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
-        faces: a record of each protected face, in the order in which they were found; ``image_index`` is 0.
-        small_faces: faces under 40 px, left as they are: **unprotected**.
+        faces: a record of each face that was changed or covered, or was to be, in the order in which they were found;
+            ``image_index`` is 0.
+        small_faces: faces under 40 px, left as they are (``small_faces="skip"``): **unprotected**.
+        unchosen: faces that ``select_faces`` refused, left as they are: **unprotected**.
         error: why the photo is not protected, or None.
         aligned: each of ``faces`` as it was cut from the original, to measure it again once the photo is packed.
     """
@@ -115,6 +125,7 @@ class StreamResult:
     pixels: NDArray[np.uint8]
     faces: tuple[FaceResult, ...] = ()
     small_faces: tuple[Face, ...] = ()
+    unchosen: tuple[Face, ...] = ()
     error: Exception | None = None
     aligned: tuple[AlignedFace, ...] = ()
 
@@ -130,12 +141,16 @@ class _OpenPhoto:
     """A photo some of whose faces are still being sampled."""
 
     photo: StreamPhoto
-    faces: list[AlignedFace]
-    small_faces: list[Face]
+    found: FoundFaces
+    subjects: list[Subject]  # N
     x_org: Tensor  # [N, 3, 112, 112]
     landmarks: Tensor  # [N, 51, 2]
-    mask: Tensor  # [N, 1, 112, 112]
-    sampled: dict[int, SampledFace] = field(default_factory=dict)
+    tries: dict[int, Tries]  # of those that are to be changed
+    awaited: int
+
+    def inside(self, row: int) -> Tensor:
+        """Which pixels of a crop lie in the photo, [1, 112, 112]."""
+        return inside_photo(self.subjects[row].aligned, self.photo.pixels.shape).to(self.x_org)
 
 
 class PhotoStream:
@@ -145,14 +160,17 @@ class PhotoStream:
     change and memory does not grow with their number. Faces are found in a thread of its own. A face's result does not
     depend on those beside it, up to the rounding of other batch sizes.
 
+    A face that is above the threshold in the finished photo is tried again, as often as the settings say
+    (`rescue.ATTEMPTS`), each time with a generator that is the child of its last one; the best try is kept. One that
+    stays above all the same is left or covered, as the policy says.
+
     Args:
         networks: see `Networks`; the detector is called in another thread.
         settings: of Algorithm 2.
-        small_faces: a face under 40 px is an "error", or "skip": left as it is, and named in the result.
-        select_faces: says of each face whether it is to be protected; None for all of them.
+        policy: which faces are changed, and what becomes of the others.
         slots: faces that are sampled together; halved whenever memory does not suffice.
         isolate: what a photo provokes is in its result and the stream goes on; False raises it.
-        on_face: called whenever a face is done.
+        on_face: called whenever a face's first try is over.
 
     Raises:
         ValueError: ``slots`` is below 1.
@@ -165,7 +183,7 @@ class PhotoStream:
 
     networks: Networks
     settings: DeDiMPreset
-    select_faces: FaceChoice | None
+    policy: FacePolicy
     isolate: bool
     on_face: Callable[[], object] | None
 
@@ -174,16 +192,23 @@ class PhotoStream:
         networks: Networks,
         settings: DeDiMPreset,
         *,
-        small_faces: Literal["error", "skip"] = "error",
-        select_faces: FaceChoice | None = None,
+        policy: FacePolicy | None = None,
         slots: int = 16,
         isolate: bool = True,
         on_face: Callable[[], object] | None = None,
     ) -> None:
         self.networks, self.settings = networks, settings
-        self.small_faces, self.select_faces = small_faces, select_faces
+        self.policy = policy or FacePolicy()
         self.isolate, self.on_face = isolate, on_face
-        self._queue = FaceQueue(networks.sample, max_rounds=settings.max_rounds, slots=slots, isolate=isolate)
+        # the settings of each attempt; a queue for each that differs
+        self._attempts = [settings] * min(3, 1 + settings.retries) + [stronger(settings)] * (
+            settings.retries > 2
+        )
+        self._queues = {
+            each: FaceQueue(networks.sample(each), max_rounds=each.max_rounds, slots=slots, isolate=isolate)
+            for each in dict.fromkeys(self._attempts)
+        }
+        self._queue = self._queues[settings]
 
     def protect(self, photos: Iterable[Any]) -> Iterator[Any]:
         """Yield a `StreamResult` for each `StreamPhoto`, as soon as it is done.
@@ -196,90 +221,177 @@ class PhotoStream:
             if not isinstance(item, StreamPhoto):
                 yield item
                 continue
-            error = found if isinstance(found, Exception) else self._enqueue(item, *found)
-            if error is not None:
-                if not self.isolate:
-                    raise error
-                yield StreamResult(item, item.pixels, error=error)
+            result = self._failed(item, found) if isinstance(found, Exception) else self._enqueue(item, found)
+            if result is not None:
+                yield result
             while self._queue.full:
                 yield from self._run_round()
-        while len(self._queue):
+        while any(map(len, self._queues.values())):
             yield from self._run_round()
 
     def _find(self, item: Any) -> tuple[Any, Any]:
-        """The photo, and its faces that are cut out and those too small; or why that cannot be."""
+        """The photo and its `FoundFaces`, or why there are none."""
         if not isinstance(item, StreamPhoto):
             return item, None
+        if isinstance(item.faces, FoundFaces):
+            return item, item.faces
         try:
-            found: list[Any] = list(self.networks.detector(item.pixels) if item.faces is None else item.faces)
-            if found and isinstance(found[0], AlignedFace):
-                return item, (found, [])
-            large, small = choose_faces(found, 0, self.small_faces, self.select_faces)
-            return item, ([align_face(item.pixels, face) for face in large], small)
+            return item, find_faces(item.pixels, item.faces, self.networks.detector, self.policy)
         except Exception as error:  # no face, or whatever this photo provokes
             return item, error
 
+    def _failed(self, photo: StreamPhoto, error: Exception) -> StreamResult:
+        if not self.isolate:
+            raise error
+        # the traceback would keep a round's tensors alive
+        return StreamResult(photo, photo.pixels, error=error.with_traceback(None))
+
     @torch.no_grad()
-    def _enqueue(self, photo: StreamPhoto, faces: list[AlignedFace], small: list[Face]) -> Exception | None:
-        """Add the photo's faces to the queue, or say why that cannot be."""
-        slots = self._queue.slots
+    def _enqueue(self, photo: StreamPhoto, found: FoundFaces) -> StreamResult | None:
+        """Add the photo's faces to the queue; its result where none is to be changed, or that cannot be."""
         try:
-            x_org = torch.stack([aligned.crop for aligned in faces]).to(self.networks.device)
-            # a crowd has more faces than there are places
-            check_embeddings(in_parts(self.networks.face_encoder, x_org, slots), len(faces))
-            landmarks = in_parts(self.networks.landmarker, x_org, slots)
-            mask = self.settings.make_mask(landmarks)
-            mask = mask * torch.stack([inside_photo(face, photo.pixels.shape) for face in faces]).to(mask)
-            opened = _OpenPhoto(photo, faces, small, x_org, landmarks, mask)
-            generators = [child_generator(photo.generator) for _ in faces]
+            opened = self._open(photo, found)
+            generators = {row: child_generator(photo.generator) for row in opened.tries}
+            mask = self.settings.make_mask(opened.landmarks)
         except Exception as error:
-            return error.with_traceback(None) if self.isolate else error
-        for row, generator in enumerate(generators):
-            self._queue.add(QueuedFace((opened, row), x_org[row], mask[row], generator))
-        return None
+            return self._failed(photo, error)
+        for row, generator in generators.items():
+            face = QueuedFace((opened, row), opened.x_org[row], mask[row] * opened.inside(row), generator)
+            self._queue.add(face)
+        return None if generators else self._close(opened)
+
+    def _open(self, photo: StreamPhoto, found: FoundFaces) -> _OpenPhoto:
+        """Look at the photo's faces with the networks, and settle the last doubts about who is changed."""
+        slots, choice = self._queue.slots, self.policy.select_faces
+        x_org = self._crops(found)
+        # a crowd has more faces than there are places
+        embeddings = in_parts(self.networks.face_encoder, x_org, slots)
+        check_embeddings(embeddings, len(x_org))
+        if isinstance(choice, EmbeddingChoice):
+            found = found.only(choice.choose(embeddings))
+            x_org = self._crops(found)
+        landmarks = in_parts(self.networks.landmarker, x_org, slots)
+        subjects = list(found.subjects)
+        changed = [row for row, subject in enumerate(subjects) if subject.treatment == "changed"]
+        if self.networks.doubt is not None and changed:
+            reasons = self.networks.doubt(x_org[changed], landmarks[changed])
+            for row, reason in zip(changed, reasons, strict=True):
+                if reason:
+                    treatment = treatment_of(self.policy.fallback)
+                    subjects[row] = replace(subjects[row], treatment=treatment, reason=reason)
+            changed = [row for row in changed if subjects[row].treatment == "changed"]
+        tries = {row: Tries() for row in changed}
+        return _OpenPhoto(photo, found, subjects, x_org, landmarks, tries, len(changed))
+
+    def _crops(self, found: FoundFaces) -> Tensor:
+        return torch.stack([subject.aligned.crop for subject in found.subjects]).to(self.networks.device)
 
     def _run_round(self) -> Iterator[StreamResult]:
-        """Run a round; the photos whose last face is done with it."""
-        for item in self._queue.run_round():
-            if self.on_face is not None:
-                self.on_face()
+        """Run a round of all that are under way; the photos whose last face is done with it."""
+        # few faces get as far as the other queue: waiting for company there would keep their photos in memory
+        for item in [item for queue in self._queues.values() if len(queue) for item in queue.run_round()]:
             opened, row = item.face.owner
-            opened.sampled[row] = item
-            if len(opened.sampled) == len(opened.faces):
-                yield self._close(opened)
+            if self.on_face is not None and opened.tries[row].latest is None:
+                self.on_face()
+            opened.tries[row].add(item)
+            opened.awaited -= 1
+            if opened.awaited == 0:
+                result = self._close(opened)
+                if result is not None:
+                    yield result
 
-    def _close(self, opened: _OpenPhoto) -> StreamResult:
-        """The photo's result; an error of one face is the photo's."""
-        sampled = [opened.sampled[row] for row in range(len(opened.faces))]
-        error = next((item.error for item in sampled if item.error is not None), None)
-        if error is None:
-            try:
-                return self._paste_and_measure(opened, sampled)
-            except Exception as raised:
-                if not self.isolate:
-                    raise
-                error = raised.with_traceback(None)
-        return StreamResult(opened.photo, opened.photo.pixels, error=error)
+    def _close(self, opened: _OpenPhoto) -> StreamResult | None:
+        """The photo's result, or None where faces of it are tried again; an error of one face is the photo's."""
+        for each in opened.tries.values():
+            if each.latest is not None and each.latest.error is not None:
+                return self._failed(opened.photo, each.latest.error)
+        try:
+            return self._finish(opened)
+        except Exception as error:
+            return self._failed(opened.photo, error)
 
-    def _paste_and_measure(self, opened: _OpenPhoto, sampled: list[SampledFace]) -> StreamResult:
+    def _finish(self, opened: _OpenPhoto) -> StreamResult | None:
+        shown = {row: each.latest for row, each in opened.tries.items()}
+        covered: dict[int, Treatment] = {}
+        pixels, records = self._paste_and_measure(opened, shown, covered)
+        for row, each in opened.tries.items():
+            each.judge(records[row].probability)
+        hard = [row for row, each in opened.tries.items() if each.probability >= self.settings.threshold]
+        again = [row for row in hard if len(opened.tries[row].names) < len(self._attempts)]
+        if again:
+            self._try_again(opened, again)
+            return None
+        best = {row: each.best for row, each in opened.tries.items()}
+        if self.policy.fallback != "leave-out":
+            covered = {row: treatment_of(self.policy.fallback) for row in hard}
+        if covered or any(best[row] is not shown[row] for row in best):
+            pixels, records = self._paste_and_measure(opened, best, covered)
+        small, unchosen = opened.found.small, opened.found.unchosen
+        aligned = tuple(subject.aligned for subject in opened.subjects)
+        return StreamResult(opened.photo, pixels, tuple(records), small, unchosen, aligned=aligned)
+
+    def _try_again(self, opened: _OpenPhoto, rows: Sequence[int]) -> None:
+        """Queue faces of a photo for their next attempt (`rescue.ATTEMPTS`)."""
+        opened.awaited = len(rows)
+        for row in rows:
+            each = opened.tries[row]
+            last, best = each.latest, each.best
+            if last is None or best is None:  # they have been sampled: for the type checker
+                continue
+            settings, name = self._attempts[len(each.names)], ATTEMPTS[len(each.names)]
+            each.names.append(name)
+            mask = settings.make_mask(opened.landmarks[row : row + 1])[0] * opened.inside(row)
+            generator = child_generator(last.face.generator)
+            face = QueuedFace((opened, row), opened.x_org[row], mask, generator)
+            if name == ATTEMPTS[2]:
+                face = replace(face, x_0=best.crop, probability=best.probability_history[-1])
+            self._queues[settings].add(face)
+
+    def _paste_and_measure(
+        self, opened: _OpenPhoto, shown: Mapping[int, SampledFace | None], covered: Mapping[int, Treatment]
+    ) -> tuple[NDArray[np.uint8], list[FaceResult]]:
+        """The photo with these tries, and covers over those that did not suffice; and the records of all its faces."""
         pixels = opened.photo.pixels
-        for aligned, item, mask in zip(opened.faces, sampled, opened.mask.cpu(), strict=True):
-            # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
-            pixels = paste_back(pixels, aligned, item.crop.cpu(), (mask > 0).float())
+        for row, item in shown.items():
+            if item is not None and row not in covered:
+                # the crop is blended with the mask already (line 9): only its support, or the feather counts twice
+                support = (item.face.mask > 0).float().cpu()
+                pixels = paste_back(pixels, opened.subjects[row].aligned, item.crop.cpu(), support)
         grey = opened.photo.grey or is_neutral(opened.photo.pixels)
         pixels = as_written(pixels, grey=grey)  # colours that are lost may be what hid the face
+        treatments = [covered.get(row, each.treatment) for row, each in enumerate(opened.subjects)]
+        for subject, treatment in zip(opened.subjects, treatments, strict=True):
+            cover = cover_of(treatment)
+            if cover is not None:
+                pixels = cover_face(pixels, subject.aligned.face, cover)
+        return pixels, self._measure(opened, pixels, treatments)
+
+    def _measure(
+        self, opened: _OpenPhoto, pixels: NDArray[np.uint8], treatments: Sequence[Treatment]
+    ) -> list[FaceResult]:
+        tries = [opened.tries.get(row, Tries([])) for row in range(len(opened.subjects))]
         # after all faces are pasted, for one may lie over another
         records = measure_faces(
             [pixels],
-            [(0, aligned) for aligned in opened.faces],
+            [(0, subject.aligned) for subject in opened.subjects],
             opened.x_org,
             opened.landmarks,
             self.networks.face_encoder,
             threshold=self.settings.threshold,
             batch_size=self._queue.slots,
-            rounds=[item.rounds for item in sampled],
-            unet_calls=[item.unet_calls for item in sampled],
+            rounds=[each.rounds for each in tries],
+            unet_calls=[each.unet_calls for each in tries],
         )
-        return StreamResult(
-            opened.photo, pixels, tuple(records), tuple(opened.small_faces), aligned=tuple(opened.faces)
-        )
+        return [
+            replace(record, treatment=treatment, reason=_reason(subject, record, treatment), attempts=each)
+            for record, treatment, subject, each in zip(
+                records, treatments, opened.subjects, (tuple(each.names) for each in tries), strict=True
+            )
+        ]
+
+
+def _reason(subject: Subject, record: FaceResult, treatment: Treatment) -> str:
+    """Why a face was not simply changed."""
+    if subject.treatment != "changed":
+        return subject.reason
+    return "" if treatment == "changed" and record.reached_threshold else ABOVE

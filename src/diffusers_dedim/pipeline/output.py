@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from diffusers_dedim.diffusion.guidance import match_probability
 from diffusers_dedim.faces import AlignedFace, align_face
 from diffusers_dedim.pipeline.device import in_parts
+
+Treatment = Literal["changed", "blurred", "pixelated", "left"]
+"""What was done to a face. Only what is "changed" aims at the threshold; a face that is "left" is as it was."""
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays has no single truth value
@@ -30,9 +33,12 @@ class FaceResult:
         similarity: cosine in [-1, 1] of the returned photo's face (8 bit, same alignment) with the original, by the
             recogniser that guided; another one sees another number.
         probability: the same as the match probability of Eq. 4 in [0, 1], (cosine + 1) / 2.
-        rounds: rounds that were run, 1..L.
+        rounds: rounds that were run in all attempts; 0 where the face was not to be changed.
         unet_calls: images the denoiser was called on, two a step with ``error_correction``.
-        reached_threshold: whether the face ended below the threshold; False means that it is NOT protected as asked.
+        reached_threshold: whether the face ended below the threshold. A covered face may not: a cover aims at no score.
+        treatment: see `Treatment`.
+        reason: why the face was not simply changed, in a few words; empty where it was.
+        attempts: what was tried, in order (`rescue.ATTEMPTS`); more than one where the first did not suffice.
     """
 
     image_index: int
@@ -44,6 +50,16 @@ class FaceResult:
     rounds: int
     unet_calls: int
     reached_threshold: bool
+    treatment: Treatment = "changed"
+    reason: str = ""
+    attempts: tuple[str, ...] = ()
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the face ended below the threshold, or is covered; False: it is NOT protected as asked."""
+        if self.treatment == "changed":
+            return self.reached_threshold
+        return self.treatment != "left"
 
 
 @dataclass
@@ -52,11 +68,11 @@ class DeDiMOutput(BaseOutput):  # type: ignore[misc]  # diffusers ships no types
 
     Attributes:
         images: one per photo: PIL RGB images, float32 arrays ``[H, W, 3]`` or tensors ``[3, H, W]`` in [0, 1].
-        faces: every face of every photo, photo by photo, from left to right.
+        faces: every face of every photo that was changed or covered, or was to be, photo by photo, from left to right.
 
     Example:
         >>> out = pipe(photo)  # doctest: +SKIP
-        >>> all(face.reached_threshold for face in out.faces)  # doctest: +SKIP
+        >>> all(face.is_protected for face in out.faces)  # doctest: +SKIP
         True
     """
 
@@ -65,14 +81,22 @@ class DeDiMOutput(BaseOutput):  # type: ignore[misc]  # diffusers ships no types
 
 
 def warn_unreached(faces: Sequence[FaceResult], threshold: float, stacklevel: int) -> None:
-    """Say aloud which faces stayed above the threshold; ``stacklevel`` counts from here, as in `warnings.warn`."""
-    missed = [face for face in faces if not face.reached_threshold]
+    """Say aloud which faces are not protected as asked; ``stacklevel`` counts from here, as in `warnings.warn`."""
+    left = [face for face in faces if face.treatment == "left"]
+    if left:
+        reasons = ", ".join(sorted({face.reason for face in left}))
+        warnings.warn(
+            f"{len(left)} of {len(faces)} faces cannot be changed ({reasons}) and were left UNPROTECTED "
+            "(fallback='leave-out'); fallback='blur' makes them unrecognisable.",
+            stacklevel=stacklevel,
+        )
+    missed = [face for face in faces if face.treatment == "changed" and not face.reached_threshold]
     if missed:
         worst = max(face.probability for face in missed)
         warnings.warn(
             f"{len(missed)} of {len(faces)} faces stayed above the threshold {threshold:g} (highest match "
             f"probability {worst:.3f}): they are NOT protected as asked. Raise max_rounds, guidance_scale or "
-            "threshold, or look at faces[i].reached_threshold.",
+            "threshold, give fallback='blur', or look at faces[i].is_protected.",
             stacklevel=stacklevel,
         )
 

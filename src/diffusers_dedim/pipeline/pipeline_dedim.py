@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -17,20 +17,11 @@ from torch import Tensor, nn
 from diffusers_dedim.diffusion.callbacks import CallbackView, StepCallback, chain_callbacks
 from diffusers_dedim.diffusion.contrast import at_least_contrast
 from diffusers_dedim.diffusion.denoisers import window_for
-from diffusers_dedim.diffusion.sampling import sample_dedim
+from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
 from diffusers_dedim.diffusion.solvers import check_scheduler, prepare_scheduler
-from diffusers_dedim.faces import (
-    AlignedFace,
-    Face,
-    FaceChoice,
-    FaceDetection,
-    FaceDetector,
-    align_face,
-    choose_faces,
-    warn_small,
-    whole_crop,
-)
+from diffusers_dedim.faces import Face, FaceDetection, FaceDetector, SmallFaces, warn_small, whole_crop
+from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.pipeline.components import (
@@ -53,6 +44,7 @@ from diffusers_dedim.pipeline.inputs import (
 )
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, warn_unreached
 from diffusers_dedim.pipeline.presets import DeDiMPreset, resolve_preset
+from diffusers_dedim.pipeline.rescue import Choice, FacePolicy, Fallback, FoundFaces, find_faces
 
 
 class DeDiMPipeline(ComposablePipeline):
@@ -72,7 +64,7 @@ class DeDiMPipeline(ComposablePipeline):
         >>> from diffusers_dedim import DeDiMPipeline
         >>> pipe = DeDiMPipeline.from_pretrained()  # doctest: +SKIP
         >>> out = pipe(photo)  # doctest: +SKIP
-        >>> if all(face.reached_threshold for face in out.faces):  # doctest: +SKIP
+        >>> if all(face.is_protected for face in out.faces):  # doctest: +SKIP
         ...     out.images[0].save("protected.png")
     """
 
@@ -168,9 +160,10 @@ class DeDiMPipeline(ComposablePipeline):
         callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
         aligned: bool = False,
-        small_faces: Literal["error", "skip"] = "error",
+        small_faces: SmallFaces = "blur",
+        fallback: Fallback = "leave-out",
         faces: Sequence[Face] | Sequence[Sequence[Face]] | None = None,
-        select_faces: FaceChoice | None = None,
+        select_faces: Choice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -190,11 +183,15 @@ class DeDiMPipeline(ComposablePipeline):
                 tensors) -> tensors``; what it returns as ``prev_sample`` is used.
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
             aligned: the images are aligned 112x112 crops already; nothing is detected.
-            small_faces: a face under 40 px is an "error", or "skip": left as it is, with a warning.
+            small_faces: a face under 40 px, which has too little to change, is covered: "blur" or "pixelate"; "skip"
+                leaves it as it is; each with a warning. "error" refuses its photo.
+            fallback: what becomes of a face that cannot be changed for another reason, or that stays above the
+                threshold after all attempts: "blur" or "pixelate" covers it; with "leave-out" there is a warning, and
+                ``is_protected`` is False: leave the photo out.
             faces: found by other means, instead of the detector: a list for one photo, or a list a photo; boxes and
                 five points in photo px.
-            select_faces: ``face -> bool`` by its box, landmarks and confidence; the faces it refuses are left as
-                they are, **unprotected**, and are not in the result. None: every face.
+            select_faces: ``face -> bool`` by its box, landmarks and confidence, or a `PersonChoice`; the faces it
+                refuses are left as they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
             output_type: "pil" (RGB; RGBA where a PIL image came with transparency, and a colour photo's profile in
@@ -203,10 +200,11 @@ class DeDiMPipeline(ComposablePipeline):
 
         Returns:
             `DeDiMOutput`. A face that ended above its threshold is in it as it is, with a warning and
-            ``reached_threshold`` False.
+            ``is_protected`` False.
 
         Raises:
-            NoFaceError: a photo shows no face, or none that was selected. FaceTooSmallError: a face is under 40 px.
+            NoFaceError: a photo shows no face, or none that was selected. FaceTooSmallError: a face is under 40 px,
+                with ``small_faces="error"``, or all are with "skip".
             ValueError, TypeError: an argument is of the wrong shape, type or range.
         """
         settings = resolve_preset(
@@ -217,30 +215,23 @@ class DeDiMPipeline(ComposablePipeline):
             max_rounds=max_rounds,
             threshold=threshold,
         )
-        _check_call(output_type, batch_size, small_faces, aligned, faces, select_faces)
+        _check_call(output_type, batch_size, aligned, faces, select_faces)
+        policy = FacePolicy(small_faces, fallback, select_faces)
         photos, beside = take_photos(image)
         generators = photo_generators(generator, len(photos))
         given = [None] * len(photos) if faces is None else faces_of_photos(faces, len(photos))
-        found: list[list[AlignedFace]] = []
+        found: list[FoundFaces] = []
         for index, photo in enumerate(photos):
-            if aligned:
-                found.append([whole_crop(photo)])
-                continue
-            seen = given[index]
-            seen = self.face_detector(photo) if seen is None else seen
-            large, small = choose_faces(seen, index, small_faces, select_faces)
+            seen = [whole_crop(photo)] if aligned else given[index]
+            found.append(find_faces(photo, seen, self.face_detector, policy, index))
             # stacklevel 4: past __call__ and its no_grad wrapper, the user's line
-            warn_small(len(small), len(large) + len(small), index, stacklevel=4)
-            found.append([align_face(photo, face) for face in large])
-        callback = chain_callbacks(
-            [guidance or settings.make_guidance(), callback_on_step_end],
-            callback_on_step_end_tensor_inputs,
-            self._callback_tensor_inputs,
-        )
-        with self.progress_bar(total=sum(map(len, found))) as bar:
+            _warn_small(found[-1], index, small_faces, stacklevel=5)
+        with self.progress_bar(total=sum(each.changed for each in found)) as bar:
+            callbacks = (guidance, callback_on_step_end, callback_on_step_end_tensor_inputs)
             stream = PhotoStream(
-                self._networks(settings, callback, bar),
+                self._networks(*callbacks, bar),
                 settings,
+                policy=policy,
                 slots=batch_size,
                 isolate=False,
                 on_face=bar.update,
@@ -268,8 +259,9 @@ class DeDiMPipeline(ComposablePipeline):
         guidance: PipelineCallback | None = None,
         callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample", "prev_sample"),
-        small_faces: Literal["error", "skip"] = "error",
-        select_faces: FaceChoice | None = None,
+        small_faces: SmallFaces = "blur",
+        fallback: Fallback = "leave-out",
+        select_faces: Choice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | None = None,
     ) -> Iterator[Any]:
@@ -284,36 +276,27 @@ class DeDiMPipeline(ComposablePipeline):
             photos: may be endless. Photos as for the pipeline, numbered by ``photo.owner`` of their results; or
                 `StreamPhoto`, which may name an owner, a generator and faces. Anything else is handed through.
             preset, max_rounds, threshold, guidance, callback_on_step_end, callback_on_step_end_tensor_inputs,
-                small_faces, select_faces: as for the pipeline. Faces left as they are come without a warning, in
-                ``small_faces`` of the result.
+                small_faces, fallback, select_faces: as for the pipeline. Nothing is warned of: faces left as they are
+                come in ``small_faces`` and ``unchosen`` of the result, the others with their ``treatment``.
             batch_size: faces that are sampled together; halved whenever memory does not suffice.
             generator: draws for the photos in their order; a `StreamPhoto` brings its own.
 
         Yields:
-            A `StreamResult` for each photo. **Look at its error, and at ``reached_threshold`` of its faces.**
+            A `StreamResult` for each photo. **Look at its error, and at ``is_protected`` of its faces.**
 
         Raises:
             ValueError, TypeError: a setting is of the wrong type or range.
 
         Example:
             >>> for result in pipe.stream(map(Image.open, paths)):  # doctest: +SKIP
-            ...     if result.error is None and all(face.reached_threshold for face in result.faces):
+            ...     if result.error is None and all(face.is_protected for face in result.faces):
             ...         result.image.save(f"{result.photo.owner}.png")
         """
         settings = resolve_preset(preset, max_rounds=max_rounds, threshold=threshold)
-        _check_call("pil", batch_size, small_faces, False, None, None)
-        callback = chain_callbacks(
-            [guidance or settings.make_guidance(), callback_on_step_end],
-            callback_on_step_end_tensor_inputs,
-            self._callback_tensor_inputs,
-        )
-        stream = PhotoStream(
-            self._networks(settings, callback),
-            settings,
-            small_faces=small_faces,
-            select_faces=select_faces,
-            slots=batch_size,
-        )
+        _check_call("pil", batch_size, False, None, None)
+        networks = self._networks(guidance, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        policy = FacePolicy(small_faces, fallback, select_faces)
+        stream = PhotoStream(networks, settings, policy=policy, slots=batch_size)
         return self._stream(
             stream, (stream_photo(item, index, generator) for index, item in enumerate(photos))
         )
@@ -322,8 +305,27 @@ class DeDiMPipeline(ComposablePipeline):
         yield from stream.protect(photos)
         self.maybe_free_model_hooks()
 
-    def _networks(self, settings: DeDiMPreset, callback: StepCallback | None, bar: Any = None) -> Networks:
+    def _networks(
+        self,
+        guidance: PipelineCallback | None,
+        callback_on_step_end: PipelineCallback | MultiPipelineCallbacks | StepCallback | None,
+        callback_inputs: Sequence[str],
+        bar: Any = None,
+    ) -> Networks:
         """What the engine works with; ``bar`` shows each call of the denoiser."""
+
+        def sample(settings: DeDiMPreset) -> Callable[..., SampleResult]:
+            callbacks = [guidance or settings.make_guidance(), callback_on_step_end]
+            chained = chain_callbacks(callbacks, callback_inputs, self._callback_tensor_inputs)
+            return self._sampler(settings, chained, bar)
+
+        return Networks(
+            self.face_detector, self.landmarker, self.face_encoder, sample, self._execution_device
+        )
+
+    def _sampler(
+        self, settings: DeDiMPreset, callback: StepCallback | None, bar: Any
+    ) -> Callable[..., SampleResult]:
         timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
         scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
         calls, images_a_face = count(1), settings.unet_calls_per_round // settings.num_inference_steps
@@ -344,13 +346,7 @@ class DeDiMPipeline(ComposablePipeline):
             window=window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None,
             pipeline=CallbackView(self, scheduler),
         )
-        return Networks(
-            self.face_detector,
-            self.landmarker,
-            self.face_encoder,
-            at_least_contrast(sample, settings.least_contrast),
-            self._execution_device,
-        )
+        return at_least_contrast(sample, settings.least_contrast)
 
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
         """Call the denoiser in its own type and the memory layout that convolutions like."""
@@ -361,21 +357,20 @@ class DeDiMPipeline(ComposablePipeline):
 
 
 def _check_call(
-    output_type: str,
-    batch_size: int,
-    small_faces: str,
-    aligned: bool,
-    faces: Sequence[Any] | None,
-    select_faces: FaceChoice | None,
+    output_type: str, batch_size: int, aligned: bool, faces: Sequence[Any] | None, select_faces: Choice | None
 ) -> None:
     """Refuse what the pipeline cannot do, before any face is looked for."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type: expected one of {OUTPUT_TYPES}, got {output_type!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
-    if small_faces not in ("error", "skip"):
-        raise ValueError(f"small_faces: expected 'error' or 'skip', got {small_faces!r}.")
     if aligned and select_faces is not None:
         raise ValueError("select_faces: needs faces to choose from, and aligned=True detects none; drop one.")
     if aligned and faces is not None:
         raise ValueError("faces: aligned=True says that each image is one face; drop one of the two.")
+
+
+def _warn_small(found: FoundFaces, index: int, small_faces: SmallFaces, stacklevel: int) -> None:
+    """Say what becomes of a photo's small faces."""
+    small = len(found.small) + sum(subject.reason == TOO_SMALL for subject in found.subjects)
+    warn_small(small, len(found.small) + len(found.subjects), index, stacklevel, small_faces)

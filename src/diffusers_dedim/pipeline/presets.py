@@ -37,6 +37,8 @@ class DeDiMPreset:
         least_contrast: standard deviation in [-1, 1] units that a face of less contrast is raised to while it is
             sampled (`at_least_contrast`); 0 for the paper.
         keep_eyes: share in [0, 1] of the original that stays in the middle of each eye; 0 for the paper.
+        retries: how often a face that stays above the threshold is tried again, each time otherwise
+            (`rescue.ATTEMPTS`), 0..3; each has ``max_rounds`` of its own. 0 for the paper.
         views, smoothing, contrast_masking, cutoff_step_ratio: of `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
@@ -64,6 +66,7 @@ class DeDiMPreset:
     denoise_window: bool = False
     keep_eyes: float = 0.0
     least_contrast: float = 0.0
+    retries: int = 0
 
     def __post_init__(self) -> None:
         if self.guidance not in ("log_probability", "estimate"):
@@ -93,6 +96,8 @@ class DeDiMPreset:
             )
         if not 0 <= self.keep_eyes <= 1:
             raise ValueError(f"keep_eyes: expected a share in [0, 1], got {self.keep_eyes}.")
+        if self.retries not in range(4):
+            raise ValueError(f"retries: expected a whole number in 0..3, got {self.retries!r}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
         self.make_guidance()
 
@@ -155,6 +160,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         least_contrast=0.25,
         views=1,
         contrast_masking=0.5,
+        retries=3,
         denoise_window=True,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
@@ -173,6 +179,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         least_contrast=0.25,
         views=1,
         contrast_masking=0.5,
+        retries=3,
         denoise_window=True,
     ),
 }

@@ -24,12 +24,16 @@ class QueuedFace:
         x_org: aligned crop ``[3, H, W]`` in [-1, 1].
         mask: ``[1, H, W]`` in [0, 1]; 1 = sampled, 0 = original.
         generator: of this face alone, so that its result does not depend on who is sampled beside it.
+        x_0, probability: crop ``[3, H, W]`` and match probability at which earlier rounds ended, to go on from there;
+            None for the beginning.
     """
 
     owner: Any
     x_org: Tensor
     mask: Tensor
     generator: torch.Generator
+    x_0: Tensor | None = None
+    probability: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,8 @@ class FaceQueue:
 
     def add(self, face: QueuedFace) -> None:
         """Put a face at the end of the queue."""
-        self._waiting.append(SampledFace(face, face.x_org))
+        begin = face.x_org if face.x_0 is None else face.x_0
+        self._waiting.append(SampledFace(face, begin, (face.probability,)))
 
     def run_round(self) -> list[SampledFace]:
         """Fill the free places, run one round, and return the faces that are done with it, if any."""

@@ -289,6 +289,7 @@ def _check_header(path: Path, header: Mapping[str, object], settings: Mapping[st
     then = header.get("settings")
     if not isinstance(then, dict):
         raise _damaged(path, 1)
+    settings = json.loads(json.dumps(settings))  # as the manifest has them
     changed = [
         f"{key} was {then.get(key)!r} and is now {settings.get(key)!r}"
         for key in sorted({*then, *settings} - _FREE)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,6 +72,7 @@ SETTLED: frozenset[Status] = frozenset(("protected", "not_protected", "no_face",
 
 _FACE_FIELDS = (
     *("box", "similarity_before", "similarity", "probability", "rounds", "unet_calls", "reached_threshold"),
+    *("treatment", "reason", "attempts"),
 )
 _NO_POINTS = np.empty((0, 2))
 
@@ -86,7 +88,8 @@ class PhotoRecord:
         output: path of the written file below the output folder, ``None`` where nothing was written.
         source_sha256: of the input file, empty where it could not be read.
         output_sha256: of the written file, empty where nothing was written.
-        faces: the protected faces, in the pipeline's order; as in the manifest, without landmarks and with index 0.
+        faces: those that were changed or covered, or were to be, in the pipeline's order; as in the manifest, without
+            landmarks and with index 0.
         notes: what reading or writing could not keep, in words.
         seconds: time spent, the photo's equal share where it ran in a batch.
     """
@@ -121,7 +124,8 @@ class PhotoRecord:
 def _read_face(row: Mapping[str, Any]) -> FaceResult:
     from diffusers_dedim.pipeline.output import FaceResult  # PyTorch, which help and usage errors do without
 
-    return FaceResult(image_index=0, landmarks=_NO_POINTS, **{**row, "box": tuple(row["box"])})
+    several = {name: tuple(row[name]) for name in ("box", "attempts") if name in row}
+    return FaceResult(image_index=0, landmarks=_NO_POINTS, **{**row, **several})
 
 
 def as_recorded(face: FaceResult) -> FaceResult:
@@ -149,7 +153,11 @@ class RunSettings:
         preset: name of a preset of ``DeDiMPipeline``.
         threshold: probability below which a face counts as protected, in (0, 1), or the preset's.
         max_rounds: most rounds of Algorithm 2, at least 1, or the preset's.
-        small_faces: what a face too small to protect does: "error" fails its photo, "skip" leaves it.
+        small_faces: a face too small to be changed is covered ("blur", "pixelate"), left ("skip"), or fails its photo
+            ("error").
+        fallback: a face that cannot be changed for another reason, or stays above the threshold whatever is tried,
+            fails its photo ("leave-out") or is covered ("blur", "pixelate").
+        only, all_but: photos of a person, to protect nobody else, or everybody else; at most one of the two.
         seed: each photo gets its own generator from it and its name; ``None`` draws afresh.
         weights: which weights the pipeline was loaded from, as the user named them.
         guides: the recognisers that guide, as the user named them, one after the other with commas.
@@ -167,10 +175,13 @@ class RunSettings:
     preset: str = "fast"
     threshold: float | None = None
     max_rounds: int | None = None
-    small_faces: Literal["error", "skip"] = "error"
+    small_faces: Literal["blur", "pixelate", "skip", "error"] = "blur"
+    fallback: Literal["leave-out", "blur", "pixelate"] = "leave-out"
     seed: int | None = None
     weights: str = "bundled"
     guides: str = "own"
+    only: tuple[str, ...] = ()
+    all_but: tuple[str, ...] = ()
     keep_metadata: bool = False
     allow_partial: bool = False
     quality: Quality = "same"
@@ -185,8 +196,26 @@ class RunSettings:
             raise ValueError(f"threshold must be a probability between 0 and 1, got {self.threshold}")
         if self.max_rounds is not None and self.max_rounds < 1:
             raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
-        if self.small_faces not in ("error", "skip"):
-            raise ValueError(f'small_faces must be "error" or "skip", got {self.small_faces!r}')
+        for name, known in (
+            ("small_faces", ("blur", "pixelate", "skip", "error")),
+            ("fallback", ("leave-out", "blur", "pixelate")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.only and self.all_but:
+            raise ValueError("only and all_but exclude each other; give one of them")
+
+    def described(self) -> dict[str, Any]:
+        """What the manifest says of the settings: of the photos of a person the digests alone.
+
+        Raises:
+            OSError: one of them cannot be read.
+        """
+        digests = {
+            name: [sha256(Path(photo).read_bytes()) for photo in getattr(self, name)]
+            for name in ("only", "all_but")
+        }
+        return {**asdict(self), **digests}
 
 
 @dataclass(frozen=True)
@@ -259,13 +288,24 @@ def judge(photo: Photo, pixels: PixelArray, faces: Sequence[FaceResult]) -> tupl
         return "no_face", "no face that is large enough to be protected"
     if pixels.shape != photo.pixels.shape:
         return "error", f"the pipeline returned shape {pixels.shape} for {photo.pixels.shape}"
-    left = [face for face in faces if not face.reached_threshold]
-    if left:
-        worst = max(face.similarity for face in left)
-        return "not_protected", f"{len(left)} of {len(faces)} faces still match (similarity {worst:.2f})"
+    if not all(face.is_protected for face in faces):
+        return "not_protected", _say_unprotected(faces)
     if same_pixels(pixels, photo.pixels):
         return "not_protected", "no pixel changed"
     return "protected", ""
+
+
+def _say_unprotected(faces: Sequence[FaceResult]) -> str:
+    """Why faces are not protected."""
+    unreached = [face.similarity for face in faces if face.treatment == "changed" and not face.is_protected]
+    left = [face.reason for face in faces if face.treatment == "left"]
+    said = []
+    if unreached:
+        said.append(f"{len(unreached)} of {len(faces)} faces still match (similarity {max(unreached):.2f})")
+    if left:
+        reasons = ", ".join(sorted(set(left)))
+        said.append(f"{len(left)} of {len(faces)} faces cannot be changed ({reasons})")
+    return "; ".join(said)
 
 
 def record_result(
@@ -287,7 +327,7 @@ def record_result(
     if error:
         return record, None
     exif_notes = item.photo.exif_notes if settings.keep_metadata else ()
-    notes = (*item.photo.notes, *_note_small(result), *exif_notes)
+    notes = (*item.photo.notes, *_note_faces(result), *exif_notes)
     record = replace(record, faces=tuple(map(as_recorded, result.faces)), notes=notes)
     if status == "protected":
         return record, item.job.target
@@ -296,14 +336,28 @@ def record_result(
     return record, item.job.partial_target if partial else None
 
 
-def _note_small(result: StreamResult) -> tuple[str, ...]:
-    """Say that faces were too small."""
-    if not result.small_faces:
-        return ()
-    from diffusers_dedim.faces import MIN_FACE_SIZE
+def _note_faces(result: StreamResult) -> tuple[str, ...]:
+    """Say which faces were covered, and which were left as they are."""
+    found = len(result.faces) + len(result.small_faces)
+    covered = Counter(
+        (face.treatment, face.reason) for face in result.faces if face.treatment in ("blurred", "pixelated")
+    )
+    notes = [
+        f"{count} of {found} faces {'was' if count == 1 else 'were'} {treatment} ({reason})"
+        for (treatment, reason), count in covered.items()
+    ]
+    if result.small_faces:
+        from diffusers_dedim.faces import MIN_FACE_SIZE
 
-    small, found = len(result.small_faces), len(result.small_faces) + len(result.faces)
-    return (f"{small} of {found} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED",)
+        small = len(result.small_faces)
+        notes.append(
+            f"{small} of {found} faces are smaller than {MIN_FACE_SIZE} px and were left UNPROTECTED"
+        )
+    if result.unchosen:
+        left = len(result.unchosen)
+        was = "was not chosen and left as it is" if left == 1 else "were not chosen and left as they are"
+        notes.append(f"{left} of {found + left} faces {was}")
+    return tuple(notes)
 
 
 def write_failure(error: Exception) -> dict[str, Any]:

@@ -54,6 +54,16 @@ class FacePair:
     after: str
     scores: FaceResult
 
+    @property
+    def done(self) -> str:
+        """What was done to it, in words."""
+        words: list[str] = [self.scores.treatment]
+        if self.scores.reason:
+            words.append(self.scores.reason)
+        if len(self.scores.attempts) > 1:
+            words.append(f"tried {len(self.scores.attempts)} times")
+        return ", ".join(words)
+
 
 @dataclass(frozen=True)
 class PhotoPair:
@@ -123,7 +133,8 @@ def render_report(result: RunResult) -> Iterator[str]:
     written = [
         (job, record) for job, record in zip(result.jobs, result.records, strict=True) if record.output
     ]
-    scores = [face for record in result.protected for face in record.faces]
+    faces = [face for record in result.protected for face in record.faces]
+    scores = [face.similarity for face in faces if face.treatment == "changed"]
     yield from environment.get_template("report.html").generate(
         photos=_photo_pairs(written[:PHOTOS_SHOWN], result.out),
         written_photos=len(written),
@@ -133,11 +144,16 @@ def render_report(result: RunResult) -> Iterator[str]:
             (display_name(record.name), STATUS_WORDS[record.status], display_name(record.reason))
             for record in result.failures
         ],
-        settings={key: value for key, value in asdict(result.settings).items() if value is not None},
+        settings={
+            key: ", ".join(map(display_name, value)) if isinstance(value, tuple) else value
+            for key, value in asdict(result.settings).items()
+            if value not in (None, ())
+        },
         total=len(result.records),
         protected=len(result.protected),
         faces=len(scores),
-        median=median([face.similarity for face in scores]) if scores else None,
+        covered=len(faces) - len(scores),
+        median=median(scores) if scores else None,
         other_files=result.other_files,
         written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
     )

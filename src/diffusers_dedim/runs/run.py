@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from diffusers_dedim.runs.manifest import (
     still_holds,
     without_results,
 )
+from diffusers_dedim.runs.people import People, find_people
 from diffusers_dedim.runs.records import (
     LoadedPhoto,
     PhotoRecord,
@@ -55,6 +56,7 @@ def protect_photos(
     photos: Iterable[LoadedPhoto | PhotoRecord],
     settings: RunSettings,
     batch_size: int | None = None,
+    people: People | None = None,
 ) -> Iterator[Done]:
     """Protect photos as they come, in the order in which they are done.
 
@@ -63,6 +65,7 @@ def protect_photos(
         photos: taken when there is room for them; records of those that could not be loaded are passed on.
         settings: of the run.
         batch_size: faces that go through the networks together; None for a number that suits the device.
+        people: whom the settings name (`find_people`).
 
     Returns:
         Results whose photo's owner is the loaded one, and the records, each with the seconds since the one before:
@@ -75,6 +78,8 @@ def protect_photos(
         threshold=settings.threshold,
         max_rounds=settings.max_rounds,
         small_faces=settings.small_faces,
+        fallback=settings.fallback,
+        select_faces=people and people.choice(pipe),
         batch_size=slots,
     )
     last = time.monotonic()
@@ -115,7 +120,7 @@ class FolderRun:
             replaces a file that no run has written.
 
     Raises:
-        RunError: the inputs or the folder do not allow the run; nothing has been written.
+        RunError: the inputs, the folder or the photos of a person do not allow the run; nothing has been written.
 
     Example:
         >>> run = FolderRun(["holiday"], "protected", RunSettings())  # doctest: +SKIP
@@ -136,7 +141,9 @@ class FolderRun:
         self.out: Path = Path(out)
         self.settings: RunSettings = settings or RunSettings()
         self.plan: JobPlan = plan_jobs(inputs, self.out)
-        self._manifest = open_manifest(self.out, asdict(self.settings), resume=resume, overwrite=overwrite)
+        self._people = find_people(self.settings)
+        self._described = self.settings.described()
+        self._manifest = open_manifest(self.out, self._described, resume=resume, overwrite=overwrite)
         self._stamp = _stamp(self.out)
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished: dict[str, PhotoRecord] = {
@@ -205,7 +212,7 @@ class FolderRun:
         if _stamp(self.out) != self._stamp:
             raise RunError(f"{self.out}: another run has written to it in the meantime; go on with --resume")
         remove_temporaries(self.out)
-        manifest = self._manifest = self._manifest or Manifest.start(self.out, asdict(self.settings))
+        manifest = self._manifest = self._manifest or Manifest.start(self.out, self._described)
         try:
             manifest.take_over(self.finished)
             with manifest.alive(), closing(self._protect_pending(pipe, batch_size, manifest)) as finished:
@@ -250,7 +257,7 @@ class FolderRun:
     ) -> Generator[PhotoRecord, None, None]:
         """Yield a record for each photo once it is settled; memory is flat in their number."""
         loaded = map_ahead(partial(self._load, manifest), jobs, threads=2, ahead=_PHOTOS_AHEAD)
-        protected = protect_photos(pipe, loaded, self.settings, batch_size)
+        protected = protect_photos(pipe, loaded, self.settings, batch_size, self._people)
         yield from map_ahead(settle, protected, threads=1, ahead=_PHOTOS_AHEAD)
 
     def _load(self, manifest: Manifest, job: PhotoJob) -> LoadedPhoto | PhotoRecord:

@@ -120,9 +120,7 @@ def _try(
 
 
 def _gave_back(before: Sequence[FaceResult], after: Sequence[FaceResult]) -> bool:
-    return any(
-        old.reached_threshold and not new.reached_threshold for old, new in zip(before, after, strict=True)
-    )
+    return any(old.is_protected and not new.is_protected for old, new in zip(before, after, strict=True))
 
 
 def _loses(step: Options) -> bool:

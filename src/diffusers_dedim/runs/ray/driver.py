@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from diffusers_dedim.runs.manifest import (
     refuse_foreign,
     without_results,
 )
+from diffusers_dedim.runs.people import find_people
 from diffusers_dedim.runs.ray.sources import (
     INSTALL,
     Source,
@@ -243,7 +244,8 @@ def run_ray(
     started, folder = time.monotonic(), Path(out).resolve()
     _start_ray(workers, accelerators)
     source = read_rows(inputs, folder, _MOST_DEATHS)
-    described = {**asdict(settings), "output": output}
+    find_people(settings)  # a mistake is an error here, not one in every worker
+    described = {**settings.described(), "output": output}
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), attempts_folder(folder):
         manifest, plan = _begin(source, folder, described, output, resume, overwrite)

@@ -19,6 +19,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.prefetch import map_ahead
 from diffusers_dedim.runs.jobs import READ_SUFFIXES
 from diffusers_dedim.runs.journal import Journal
+from diffusers_dedim.runs.people import find_people
 from diffusers_dedim.runs.ray.sources import job_of, name_of, pack_name, unpack_name
 from diffusers_dedim.runs.records import (
     LoadedPhoto,
@@ -158,7 +159,7 @@ class FindFaces:
     settings: RunSettings = field(default_factory=RunSettings)
 
     def __call__(self, table: Any) -> Any:
-        """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces`` and ``problem`` (a record, or empty)."""
+        """``id`` and ``data`` or ``path`` -> ``id``, ``data``, ``faces``, ``reasons`` and ``problem`` (or empty)."""
         rows = [{**row, "id": name_of(unpack_name(row["id"]), self.out)} for row in table.to_pylist()]
         rows = [row for row in rows if row["id"] not in self.skip]
         key = batch_key("find", [row["id"] for row in rows])
@@ -170,8 +171,8 @@ class FindFaces:
             lambda some: [self._find(row) for row in some],
             lambda row: _row(row["id"], problem=PhotoRecord(row["id"], "error", DIED)),
         )
-        columns = {"id": "binary", "data": "large_binary", "faces": "large_binary", "problem": "string"}
-        columns["times"] = "string"
+        columns = {"id": "binary", "data": "large_binary", "faces": "large_binary"}
+        columns |= {"reasons": "string", "problem": "string", "times": "string"}
         return _table(found, columns)
 
     def _find(self, row: Row) -> Row:
@@ -221,9 +222,12 @@ class Protect:
     ) -> None:
         self._pipe = load()
         self._settings, self._out, self._batch_size = settings, out, batch_size
+        self._people = find_people(
+            settings
+        )  # by path: neither a face nor what it is known by is sent or stored
 
     def __call__(self, table: Any) -> Any:
-        """``id``, ``data``, ``faces``, ``problem`` -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
+        """What `FindFaces` gives -> ``record`` (JSON), ``target`` and ``data`` (or empty)."""
         rows = [{**row, "id": unpack_name(row["id"])} for row in table.to_pylist()]
         done = survive(
             self._out,
@@ -239,7 +243,7 @@ class Protect:
         from diffusers_dedim.runs.run import protect_photos  # PyTorch and diffusers
 
         items = map_ahead(self._load, rows, threads=2, ahead=_PHOTOS_AHEAD)
-        protected = protect_photos(self._pipe, items, self._settings, self._batch_size)
+        protected = protect_photos(self._pipe, items, self._settings, self._batch_size, self._people)
         done = map_ahead(self._encode, protected, threads=1, ahead=_PHOTOS_AHEAD)
         results = {result["name"]: result for result in done}  # in the order in which they were done
         return [results[row["id"]] for row in rows]
@@ -250,7 +254,8 @@ class Protect:
         item = decode_job(job_of(row["id"], self._out), row["data"], self._settings)
         if isinstance(item, PhotoRecord):
             return item
-        return replace(item, faces=_unpack(row["faces"]), times=_read_times(row.get("times")))
+        faces = _unpack(row["faces"], row["reasons"])
+        return replace(item, faces=faces, times=_read_times(row.get("times")))
 
     def _encode(self, done: Done) -> Row:
         result, seconds = done
@@ -351,17 +356,21 @@ def _row(
         "id": pack_name(name),
         "data": data,
         "faces": packed,
+        "reasons": json.dumps([face.reason for face in faces]),
         "problem": dump_record(problem) if problem else "",
         "times": json.dumps(times),
     }
 
 
-def _unpack(packed: bytes) -> tuple[Face, ...]:
-    """Faces from rows of box (4), landmarks (10) and confidence."""
+def _unpack(packed: bytes, reasons: str) -> tuple[Face, ...]:
+    """Faces from rows of box (4), landmarks (10) and confidence, and their reasons as JSON."""
     from diffusers_dedim.faces import Face
 
     rows = np.frombuffer(packed, dtype=np.float64).reshape(-1, 15)
-    return tuple(Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows)
+    return tuple(
+        Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14]), reason)
+        for row, reason in zip(rows, json.loads(reasons), strict=True)
+    )
 
 
 def _result(record: PhotoRecord, target: str = "", data: bytes = b"", times: str = "null") -> Row:
