@@ -162,17 +162,21 @@ def test_doubts_of_the_networks_are_heeded(pipe: DeDiMPipeline, photo: Pixels) -
     networks = pipe._networks(None, None, ())
     asked: list[int] = []
 
-    def doubt(crops: torch.Tensor, landmarks: torch.Tensor) -> list[str]:
-        asked.append(len(crops))
+    def look(aligned: Any, crops: torch.Tensor, landmarks: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+        asked.append(len(aligned))
         assert landmarks.shape == (len(crops), 51, 2)
-        return ["too little of it is visible", ""]
+        visible = torch.ones_like(crops[:, :1])
+        visible[..., :70, :] = 0  # down to the mouth the face is covered
+        return ["too little of it is visible", ""], visible
 
-    stream = PhotoStream(replace(networks, doubt=doubt), EASY)
+    stream = PhotoStream(replace(networks, second_look=look), EASY)
     faces = [face_at(20, 20, 112), face_at(180, 20, 112), face_at(0, 0, 30)]
     (result,) = stream.protect([StreamPhoto(0, photo, seeded(0)[0], faces)])
     assert asked == [2]
     assert [face.treatment for face in result.faces] == ["left", "changed", "blurred"]
     assert result.faces[0].reason == "too little of it is visible"
+    np.testing.assert_array_equal(result.pixels[30:88, 180:292], photo[30:88, 180:292])
+    assert (result.pixels[92:132, 180:292] != photo[92:132, 180:292]).any()
 
 
 def test_the_stronger_settings_aim_at_the_same_threshold() -> None:

@@ -55,8 +55,9 @@ class Networks:
         face_encoder: such crops -> unit embeddings.
         sample: settings -> `sample_dedim` with all that does not depend on the faces put in.
         device: where the networks compute.
-        doubt: (crops, landmarks) -> for each face why it must not be changed, in a few words, empty where it may;
-            asked once for the faces of a photo that would be changed. None has no doubts.
+        second_look: (N aligned faces, their crops, their landmarks) -> for each why it must not be changed, in a few
+            words, empty where it may; and the factor ``[N, 1, 112, 112]`` of its mask, 0 where a pixel is to stay.
+            Asked once for the faces of a photo that would be changed; None has no doubts.
     """
 
     detector: FaceDetection
@@ -64,7 +65,7 @@ class Networks:
     face_encoder: nn.Module
     sample: Callable[[DeDiMPreset], Callable[..., SampleResult]]
     device: torch.device
-    doubt: Callable[[Tensor, Tensor], list[str]] | None = None
+    second_look: Callable[[Sequence[AlignedFace], Tensor, Tensor], tuple[list[str], Tensor]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +146,14 @@ class _OpenPhoto:
     subjects: list[Subject]  # N
     x_org: Tensor  # [N, 3, 112, 112]
     landmarks: Tensor  # [N, 51, 2]
+    gate: Tensor  # [N, 1, 112, 112], 0 where a pixel is to stay: beyond the photo, or covered
     tries: dict[int, Tries]  # of those that are to be changed
     awaited: int
 
-    def inside(self, row: int) -> Tensor:
-        """Which pixels of a crop lie in the photo, [1, 112, 112]."""
-        return inside_photo(self.subjects[row].aligned, self.photo.pixels.shape).to(self.x_org)
+    def mask(self, settings: DeDiMPreset, row: int) -> Tensor:
+        """Of a face, [1, 112, 112]."""
+        mask: Tensor = settings.make_mask(self.landmarks[row : row + 1])[0] * self.gate[row]
+        return mask
 
 
 class PhotoStream:
@@ -252,12 +255,11 @@ class PhotoStream:
         try:
             opened = self._open(photo, found)
             generators = {row: child_generator(photo.generator) for row in opened.tries}
-            mask = self.settings.make_mask(opened.landmarks)
+            masks = {row: opened.mask(self.settings, row) for row in opened.tries}
         except Exception as error:
             return self._failed(photo, error)
         for row, generator in generators.items():
-            face = QueuedFace((opened, row), opened.x_org[row], mask[row] * opened.inside(row), generator)
-            self._queue.add(face)
+            self._queue.add(QueuedFace((opened, row), opened.x_org[row], masks[row], generator))
         return None if generators else self._close(opened)
 
     def _open(self, photo: StreamPhoto, found: FoundFaces) -> _OpenPhoto:
@@ -271,17 +273,19 @@ class PhotoStream:
             found = found.only(choice.choose(embeddings))
             x_org = self._crops(found)
         landmarks = in_parts(self.networks.landmarker, x_org, slots)
-        subjects = list(found.subjects)
+        subjects, shape = list(found.subjects), photo.pixels.shape
+        gate = torch.stack([inside_photo(each.aligned, shape) for each in subjects]).to(x_org)
         changed = [row for row, subject in enumerate(subjects) if subject.treatment == "changed"]
-        if self.networks.doubt is not None and changed:
-            reasons = self.networks.doubt(x_org[changed], landmarks[changed])
+        if self.networks.second_look is not None and changed:
+            aligned = [subjects[row].aligned for row in changed]
+            reasons, factor = self.networks.second_look(aligned, x_org[changed], landmarks[changed])
+            gate[changed] *= factor
             for row, reason in zip(changed, reasons, strict=True):
                 if reason:
                     treatment = treatment_of(self.policy.fallback)
                     subjects[row] = replace(subjects[row], treatment=treatment, reason=reason)
-            changed = [row for row in changed if subjects[row].treatment == "changed"]
-        tries = {row: Tries() for row in changed}
-        return _OpenPhoto(photo, found, subjects, x_org, landmarks, tries, len(changed))
+        tries = {row: Tries() for row in changed if subjects[row].treatment == "changed"}
+        return _OpenPhoto(photo, found, subjects, x_org, landmarks, gate, tries, len(tries))
 
     def _crops(self, found: FoundFaces) -> Tensor:
         return torch.stack([subject.aligned.crop for subject in found.subjects]).to(self.networks.device)
@@ -340,9 +344,8 @@ class PhotoStream:
                 continue
             settings, name = self._attempts[len(each.names)], ATTEMPTS[len(each.names)]
             each.names.append(name)
-            mask = settings.make_mask(opened.landmarks[row : row + 1])[0] * opened.inside(row)
             generator = child_generator(last.face.generator)
-            face = QueuedFace((opened, row), opened.x_org[row], mask, generator)
+            face = QueuedFace((opened, row), opened.x_org[row], opened.mask(settings, row), generator)
             if name == ATTEMPTS[2]:
                 face = replace(face, x_0=best.crop, probability=best.probability_history[-1])
             self._queues[settings].add(face)
