@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
+from diffusers_dedim.faces.tiles import search_pieces, shrink
 from diffusers_dedim.faces.turned import find_any_turn
 from diffusers_dedim.faces.types import Face, check_photo
 
@@ -120,11 +120,12 @@ class FaceDetector:
         searched = photo
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            searched = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
+            searched = shrink(photo, size)
         sides = searched.shape[:2]
         border = int(BORDER * min(max(sides), BORDER_ASPECT * min(sides)))
         bordered = np.pad(searched, ((border, border), (border, border), (0, 0)), constant_values=BORDER_GREY)
-        boxes, points, scores = self._search(bordered, max(SMALLEST_SEARCHED, self.min_face_size * scale))
+        smallest = max(SMALLEST_SEARCHED, self.min_face_size * scale)
+        boxes, points, scores = search_pieces(bordered, smallest, self._search)
         # x and y apart: rounding the copy's size makes the two scales differ by a hair
         ratio = np.array([width / searched.shape[1], height / searched.shape[0]])
         points = _to_photo(points, border, ratio)

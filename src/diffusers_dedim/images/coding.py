@@ -121,7 +121,7 @@ def coding_steps(written_as: str, source: SourceCoding, quality: Quality) -> tup
 
     Example:
         >>> [step["quality"] for step in coding_steps("JPEG", LOSSLESS, 80)]
-        [80, 90, 97]
+        [80, 90, 95, 97]
     """
     best = _BEST.get(written_as, {})
     kept_whole = written_as == "WEBP" and quality == "same" and source.lossless

@@ -218,6 +218,9 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Path]]:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: the output must be a folder, and a file is there")
+    above = next((parent for parent in out.parents if parent.exists()), out)
+    if not out.exists() and above.is_file():
+        raise RunError(f"{out}: the output folder cannot be made, because {above} is a file")
     if not out.exists() and out.suffix.lower() in READ_SUFFIXES:
         raise RunError(f"{out}: the output is a folder, and this is the name of a photo; give {out.stem}")
 
