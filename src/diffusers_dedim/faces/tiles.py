@@ -79,7 +79,8 @@ def shrink(photo: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
         top, bottom = max(0, int(low) - reach), min(photo.shape[0], math.ceil(high) + reach)
         band = Image.fromarray(photo[top:bottom])
         box = (0, low - top, photo.shape[1], min(high - top, bottom - top))
-        result[rows] = band.resize((width, rows.stop - rows.start), Image.Resampling.BILINEAR, box)
+        shrunk = band.resize((width, rows.stop - rows.start), Image.Resampling.BILINEAR, box)
+        result[rows] = np.asarray(shrunk)
     return result
 
 
