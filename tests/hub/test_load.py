@@ -203,3 +203,41 @@ def test_what_cannot_be_loaded_is_told(
     with pytest.raises(OSError, match=text) as caught:
         DeDiMPipeline.from_pretrained("me/toy", cache_dir=tmp_path, **options)
     assert not [secret for secret in SECRETS if secret in str(caught.value)]
+
+
+# diffusers' own way up and down again, and the blocks as a custom block, whose networks come from the other repository.
+PUSHED = (
+    COMMON
+    + """
+from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.pipeline.blocks import DeDiMBlocks
+folder, token = sys.argv[1:]
+pipe = DeDiMPipeline.from_pretrained(folder, dtype=whole)
+pipe.push_to_hub("me/pushed", token=token)
+pushed = DeDiMPipeline.from_pretrained("me/pushed", dtype=whole)
+for name in ("unet", "face_encoder", "landmarker"):
+    assert total(getattr(pushed, name)) == total(getattr(pipe, name)), name
+
+DeDiMBlocks().push_to_hub("me/blocks", token=token)
+try:
+    ModularPipelineBlocks.from_pretrained("me/blocks", trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+else:
+    raise SystemExit("ran code that it was not allowed to run")
+blocks = ModularPipelineBlocks.from_pretrained("me/blocks", trust_remote_code=True)
+assert type(blocks) is DeDiMBlocks
+modular = blocks.init_pipeline("me/pushed")
+modular.load_components()
+for name in ("unet", "face_encoder", "landmarker"):
+    assert total(getattr(modular, name)) == total(getattr(pipe, name)), name
+"""
+)
+
+
+def test_push_to_hub_gives_repositories_that_load(hub: FakeHub, weights: Path, tmp_path: Path) -> None:
+    run_fresh(PUSHED, hub.url, tmp_path, str(weights), WRITER)
+    files = {name: set(hub.repos["model", name].files) for name in ("me/pushed", "me/blocks")}
+    assert {"model_index.json", "pipeline.py", "README.md"} <= files["me/pushed"]
+    assert {"modular_config.json", "blocks.py"} <= files["me/blocks"]
