@@ -24,6 +24,7 @@ LAYERS = (
     ("faces", "metrics"),
     ("encoders", "baselines"),
     ("pipeline", "training"),
+    ("video",),
     ("evaluation", "runs", "hub"),
     ("demo",),
     ("cli",),

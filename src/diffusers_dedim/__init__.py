@@ -26,6 +26,8 @@ _HOMES = {
     "PRESETS": "pipeline.presets",
     "PersonChoice": "pipeline.persons",
     "make_scheduler": "diffusion.schedule",
+    "protect_frames": "video.protect",
+    "protect_video": "video.protect",
     "sample_dedim": "diffusion.sampling",
 }
 __all__ = sorted(_HOMES)
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline as DeDiMPipeline
     from diffusers_dedim.pipeline.presets import PRESETS as PRESETS
     from diffusers_dedim.pipeline.presets import DeDiMPreset as DeDiMPreset
+    from diffusers_dedim.video.protect import protect_frames as protect_frames
+    from diffusers_dedim.video.protect import protect_video as protect_video
 
 
 def __getattr__(name: str) -> Any:

@@ -134,7 +134,7 @@ def test_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_and_run_pass_over_the_same_files(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
-    for name in ("IMG_0001", "scan.pic", "live.livp", "clip.mov"):
+    for name in ("IMG_0001", "scan.pic", "live.livp", "clip.swf"):
         (source / name).write_bytes(b"anything")
     dry = dedim("run", source, "-o", tmp_path / "out", "--dry-run")
     real = dedim("run", source, "-o", tmp_path / "out")

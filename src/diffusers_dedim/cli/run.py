@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,8 +25,9 @@ from diffusers_dedim.cli import common
 from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, GuideOption, WeightsOption, plain_errors
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.images.files import MAX_PIXELS
-from diffusers_dedim.runs.jobs import display_name
+from diffusers_dedim.runs.jobs import PhotoJob, display_name
 from diffusers_dedim.runs.records import PhotoRecord, RunResult, RunSettings
+from diffusers_dedim.video.writing import DEFAULT_CRF
 
 if TYPE_CHECKING:
     from diffusers_dedim.runs.run import FolderRun
@@ -51,7 +53,9 @@ class Fallback(str, Enum):
 
 
 def run(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Photos, or folders of photos.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Photos and videos, or folders of them.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
     preset: Annotated[str, typer.Option(help="fast, strong or paper.")] = "fast",
     weights: WeightsOption = None,
@@ -103,6 +107,9 @@ def run(
         bool,
         typer.Option("--allow-partial", help="Write photos that still match too, as NAME.not-protected.EXT."),
     ] = False,
+    crf: Annotated[
+        int, typer.Option(min=0, max=51, help="H.264 quality of written videos; lower is better and larger.")
+    ] = DEFAULT_CRF,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Faces at a time.", show_default="4, or 64 on an accelerator")
     ] = None,
@@ -125,7 +132,7 @@ def run(
             ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
             allow_partial,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
-            keep_times=keep_times, max_megapixels=max_megapixels,
+            keep_times=keep_times, max_megapixels=max_megapixels, crf=crf,
         )  # fmt: skip
         if (parquet and ray is None) or (ray is not None and (report or dry_run)):
             raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
@@ -168,19 +175,27 @@ def _load(weights: str | None, device: str | None, guides: Sequence[str] | None)
 
 def _execute(folder_run: FolderRun, pipe: Any, batch_size: int | None) -> RunResult:
     columns = (
-        TextColumn("Protecting"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("photos, {task.fields[faces]} faces,"), TimeElapsedColumn(), TextColumn("spent,"),
-        TimeRemainingColumn(), TextColumn("left"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[what]},"),
+        TimeElapsedColumn(), TextColumn("spent,"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task, faces = progress.add_task("run", total=len(folder_run.pending), faces=0), 0
+        task = progress.add_task("Protecting", total=len(folder_run.pending), what="photos, 0 faces")
+        videos: dict[str, TaskID] = {}
+        faces = 0
 
         def advance(record: PhotoRecord) -> None:
             nonlocal faces
             faces += len(record.faces)
-            progress.update(task, advance=1, faces=faces)
+            progress.update(task, advance=1, what=f"photos, {faces} faces")
+            if record.name in videos:
+                progress.remove_task(videos.pop(record.name))
 
-        return folder_run.execute(pipe, batch_size=batch_size, on_done=advance)
+        def show_frame(job: PhotoJob, done: int, total: int | None) -> None:
+            if job.name not in videos:
+                videos[job.name] = progress.add_task(display_name(job.name), total=total, what="frames")
+            progress.update(videos[job.name], completed=done)
+
+        return folder_run.execute(pipe, batch_size=batch_size, on_done=advance, on_frame=show_frame)
 
 
 def list_jobs(folder_run: FolderRun) -> None:

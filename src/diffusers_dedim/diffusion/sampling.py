@@ -55,6 +55,7 @@ def sample_dedim(
     probability: Tensor | None = None,
     avoid: Tensor | None = None,
     avoid_limit: float = 1.0,
+    reference: Tensor | None = None,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -80,6 +81,8 @@ def sample_dedim(
         avoid: embeddings ``[N, M, D]`` (``[N, M, K, D]`` of an ensemble) of what each face is to be told apart from;
             a row of zeros stands for none. Ours, not the paper's.
         avoid_limit: cosine with those above which a face is not done (`judged_probability`); 1 for none.
+        reference: v_0 of each face, ``[N, D]``, where it is known better than from one picture, as in a video; None
+            for ``face_encoder(x_org)``, the paper's.
 
     Returns:
         The crops and the record of each face.
@@ -92,7 +95,7 @@ def sample_dedim(
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
     """
     _check(x_org, mask, threshold, max_rounds, generators, error_correction)
-    given = _of_each_face(x_org, mask, face_encoder(x_org), avoid)  # its "reference" is v_0, [N, D]
+    given = _of_each_face(x_org, mask, face_encoder(x_org) if reference is None else reference, avoid)
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
     history = [[value] for value in probability.tolist()]

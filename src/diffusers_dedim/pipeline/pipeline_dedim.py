@@ -305,6 +305,21 @@ class DeDiMPipeline(ComposablePipeline):
         yield from stream.protect(photos)
         self.maybe_free_model_hooks()
 
+    def sampler(self, preset: str | DeDiMPreset = "fast") -> Callable[..., SampleResult]:
+        """`sample_dedim` with this pipeline's networks and a preset, for who has aligned crops, as video has.
+
+        Args:
+            preset: "fast", "strong", "paper" or a `DeDiMPreset`.
+
+        Returns:
+            A function of ``x_org``, ``mask``, ``generators`` and ``max_rounds``, and what else `sample_dedim` takes.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        settings = resolve_preset(preset)
+        return self._networks(None, None, ()).sample(settings)
+
     def _networks(
         self,
         guidance: PipelineCallback | None,

@@ -8,14 +8,16 @@ import stat
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from diffusers_dedim.atomic import TEMPORARY_PREFIX
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.images.files import PHOTO_SUFFIXES
+from diffusers_dedim.video.reading import VIDEO_SUFFIXES
+from diffusers_dedim.video.writing import video_name
 
-READ_SUFFIXES = PHOTO_SUFFIXES | {".mpo", ".pjpeg", ".pjp", ".apng"}
-"""Endings of the photos that are read: also the rarer names of multi-picture and progressive JPEGs, and of PNGs."""
+READ_SUFFIXES = PHOTO_SUFFIXES | {".mpo", ".pjpeg", ".pjp", ".apng"} | VIDEO_SUFFIXES
+"""Endings of what is read: photos, also the rarer names of multi-picture and progressive JPEGs and of PNGs; videos."""
 
 REFUSED_SUFFIXES = frozenset(
     (
@@ -173,10 +175,17 @@ def remove_temporaries(out: Path) -> int:
 
 def make_job(name: PurePosixPath, source: Path, out: Path) -> PhotoJob:
     """The job of a photo that is called ``name`` below the output folder."""
+    if is_video(name):
+        name = name.with_name(video_name(name.name))
     added = _WRITTEN_AS.get(name.suffix.lower())
     if added:
         name = name.with_name(f"{name.name}{added}")
     return PhotoJob(str(name), source, out / name, out / _partial(name))
+
+
+def is_video(path: PurePath) -> bool:
+    """Whether a file is called like a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _partial(name: PurePosixPath) -> PurePosixPath:

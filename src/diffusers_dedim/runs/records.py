@@ -21,7 +21,8 @@ from diffusers_dedim.errors import (
 from diffusers_dedim.images.coding import Quality, check_quality
 from diffusers_dedim.images.files import MAX_PIXELS, Photo, decode_photo
 from diffusers_dedim.images.modes import PixelArray, same_pixels
-from diffusers_dedim.runs.jobs import REFUSED_SUFFIXES, PhotoJob
+from diffusers_dedim.runs.jobs import REFUSED_SUFFIXES, PhotoJob, is_video
+from diffusers_dedim.video.writing import DEFAULT_CRF
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
@@ -74,7 +75,8 @@ _FACE_FIELDS = (
     *("box", "similarity_before", "similarity", "probability", "rounds", "unet_calls", "reached_threshold"),
     *("treatment", "reason", "attempts"),
 )
-_NO_POINTS = np.empty((0, 2))
+NO_POINTS = np.empty((0, 2))
+"""Landmarks of a face whose landmarks are not kept."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _read_face(row: Mapping[str, Any]) -> FaceResult:
     from diffusers_dedim.pipeline.output import FaceResult  # PyTorch, which help and usage errors do without
 
     several = {name: tuple(row[name]) for name in ("box", "attempts") if name in row}
-    return FaceResult(image_index=0, landmarks=_NO_POINTS, **{**row, **several})
+    return FaceResult(image_index=0, landmarks=NO_POINTS, **{**row, **several})
 
 
 def as_recorded(face: FaceResult) -> FaceResult:
@@ -135,7 +137,7 @@ def as_recorded(face: FaceResult) -> FaceResult:
         face,
         image_index=0,
         box=(x0, y0, x1, y1),
-        landmarks=_NO_POINTS,
+        landmarks=NO_POINTS,
         similarity_before=float(face.similarity_before),
         similarity=float(face.similarity),
         probability=float(face.probability),
@@ -167,6 +169,7 @@ class RunSettings:
             would bring a face back.
         keep_times: give the written files the dates of those they were made from.
         max_megapixels: largest photo that is decoded, in millions of pixels.
+        crf: quality of the H.264 of videos, 0 (without loss) to 51.
 
     Raises:
         ValueError: a value outside its range.
@@ -187,6 +190,7 @@ class RunSettings:
     quality: Quality = "same"
     keep_times: bool = False
     max_megapixels: float = MAX_PIXELS / 1e6
+    crf: int = DEFAULT_CRF
 
     def __post_init__(self) -> None:
         check_quality(self.quality)
@@ -204,6 +208,8 @@ class RunSettings:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.only and self.all_but:
             raise ValueError("only and all_but exclude each other; give one of them")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf must be 0 to 51, got {self.crf}")
 
     def described(self) -> dict[str, Any]:
         """What the manifest says of the settings: of the photos of a person the digests alone.
@@ -243,6 +249,8 @@ _PREVIEW = (
 
 def load_photo(job: PhotoJob, settings: RunSettings) -> LoadedPhoto | PhotoRecord:
     """Read a photo, or return the record that says why it cannot be read."""
+    if is_video(job.source):  # a run on one machine takes videos another way
+        return PhotoRecord(job.name, "unreadable", "videos are not protected with --ray; run them without")
     try:
         data, times = job.source.read_bytes(), file_times(job.source, settings)
     except OSError as error:
@@ -320,7 +328,7 @@ def record_result(
     """
     item: LoadedPhoto = result.photo.owner
     error = result.error
-    status, reason = _judge_error(error) if error else judge(item.photo, result.pixels, result.faces)
+    status, reason = judge_error(error) if error else judge(item.photo, result.pixels, result.faces)
     record = PhotoRecord(
         item.job.name, status, reason, source_sha256=item.source_sha256, seconds=round(seconds, 3)
     )
@@ -366,7 +374,8 @@ def write_failure(error: Exception) -> dict[str, Any]:
     return {"status": "error", "reason": f"cannot be written ({why})"}
 
 
-def _judge_error(error: Exception) -> tuple[Status, str]:
+def judge_error(error: Exception) -> tuple[Status, str]:
+    """What an error makes of a photo or video, and the reason in words."""
     kinds: tuple[tuple[type[DeDiMError], Status], ...] = (
         (NoFaceError, "no_face"),
         (FaceTooSmallError, "face_too_small"),

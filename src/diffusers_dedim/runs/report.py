@@ -18,7 +18,7 @@ from PIL import Image
 from diffusers_dedim.atomic import write_pieces
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.images.files import read_photo
-from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name
+from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name, is_video
 from diffusers_dedim.runs.manifest import MANIFEST_NAME
 from diffusers_dedim.runs.records import PhotoRecord, RunResult
 
@@ -168,7 +168,7 @@ def _photo_pairs(photos: Iterable[tuple[PhotoJob, PhotoRecord]], out: Path) -> I
 
 def _photo_pair(job: PhotoJob, record: PhotoRecord, out: Path) -> PhotoPair | None:
     """Pictures of a photo that was written, or ``None``; a file that has gone since is left out."""
-    if record.output is None:
+    if record.output is None or is_video(job.source):
         return None
     try:
         before = Image.fromarray(read_photo(job.source).pixels)

@@ -15,7 +15,7 @@ from diffusers_dedim.atomic import sha256, write_atomic
 from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.prefetch import map_ahead
-from diffusers_dedim.runs.jobs import JobPlan, PhotoJob, RunError, plan_jobs, remove_temporaries
+from diffusers_dedim.runs.jobs import JobPlan, PhotoJob, RunError, is_video, plan_jobs, remove_temporaries
 from diffusers_dedim.runs.manifest import (
     MANIFEST_NAME,
     MOST_DEATHS,
@@ -38,6 +38,7 @@ from diffusers_dedim.runs.records import (
     load_photo,
     write_failure,
 )
+from diffusers_dedim.runs.videos import OnFrame, may_be_animation, protect_video_job
 from diffusers_dedim.runs.writing import pack_result
 
 Pipeline = Any
@@ -145,6 +146,7 @@ class FolderRun:
         self._described = self.settings.described()
         self._manifest = open_manifest(self.out, self._described, resume=resume, overwrite=overwrite)
         self._stamp = _stamp(self.out)
+        self._on_frame: OnFrame | None = None
         known: Mapping[str, PhotoRecord] = self._manifest.records if self._manifest else {}
         self.finished: dict[str, PhotoRecord] = {
             job.name: known[job.name]
@@ -165,6 +167,7 @@ class FolderRun:
         *,
         batch_size: int | None = None,
         on_done: Callable[[PhotoRecord], None] | None = None,
+        on_frame: OnFrame | None = None,
     ) -> RunResult:
         """Protect the pending photos; a photo that fails is recorded and the run goes on.
 
@@ -177,14 +180,15 @@ class FolderRun:
             pipe: the pipeline; anything where no photo is pending.
             batch_size: faces that go through the networks together, at least 1; None for a number that suits
                 the device.
-            on_done: called after each photo is on disk and recorded.
+            on_done: called after each photo or video is on disk and recorded.
+            on_frame: called after each frame of a video, see `OnFrame`.
 
         Raises:
             RunError: the output folder cannot be written, or another run is writing or has written to it.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        started = time.monotonic()
+        started, self._on_frame = time.monotonic(), on_frame
         records = dict(self.finished)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -255,14 +259,29 @@ class FolderRun:
         manifest: Manifest,
         settle: Callable[[Done], PhotoRecord],
     ) -> Generator[PhotoRecord, None, None]:
-        """Yield a record for each photo once it is settled; memory is flat in their number."""
-        loaded = map_ahead(partial(self._load, manifest), jobs, threads=2, ahead=_PHOTOS_AHEAD)
-        protected = protect_photos(pipe, loaded, self.settings, batch_size, self._people)
+        """Yield a record for each photo once it is settled, then for each video; memory is flat in their number."""
+        videos = [job for job in jobs if is_video(job.source)]
+        photos = [job for job in jobs if not is_video(job.source)]
+        loaded = map_ahead(partial(self._load, manifest), photos, threads=2, ahead=_PHOTOS_AHEAD)
+        protected = protect_photos(pipe, _set_aside(loaded, videos), self.settings, batch_size, self._people)
         yield from map_ahead(settle, protected, threads=1, ahead=_PHOTOS_AHEAD)
+        for job in videos:
+            manifest.begin(job.name)
+            yield settle((self._protect_video(pipe, job), 0.0))
 
-    def _load(self, manifest: Manifest, job: PhotoJob) -> LoadedPhoto | PhotoRecord:
+    def _protect_video(self, pipe: Pipeline, job: PhotoJob) -> PhotoRecord:
+        record = protect_video_job(
+            pipe, job, self.settings, self.out, people=self._people, on_frame=self._on_frame
+        )
+        written = None if record.output is None else self.out / record.output
+        return without_results(record, (path for path in _targets(job) if path != written))
+
+    def _load(self, manifest: Manifest, job: PhotoJob) -> LoadedPhoto | PhotoRecord | PhotoJob:
+        """The photo, why there is none, or the job itself where it is an animation."""
         manifest.begin(job.name)
         item = load_photo(job, self.settings)
+        if isinstance(item, PhotoRecord) and may_be_animation(job, item):
+            return job
         return without_results(item, _targets(job)) if isinstance(item, PhotoRecord) else item
 
     def _finish(self, pipe: Pipeline, result: StreamResult | PhotoRecord, seconds: float) -> PhotoRecord:
@@ -282,6 +301,17 @@ class FolderRun:
             return without_results(replace(record, **write_failure(error)), _targets(item.job))
         output = target.relative_to(self.out).as_posix()
         return replace(record, output=output, output_sha256=sha256(data))
+
+
+def _set_aside(
+    items: Iterable[LoadedPhoto | PhotoRecord | PhotoJob], videos: list[PhotoJob]
+) -> Iterator[LoadedPhoto | PhotoRecord]:
+    """The items but for jobs, which are added to the videos."""
+    for item in items:
+        if isinstance(item, PhotoJob):
+            videos.append(item)
+        else:
+            yield item
 
 
 def _targets(job: PhotoJob) -> tuple[Path, Path]:

@@ -1,0 +1,1 @@
+"""Videos: read, followed, protected and written frame by frame."""

@@ -1,0 +1,70 @@
+"""The one-euro filter (Casiez, Roussel and Vogel, CHI 2012): still where a thing rests, without lag where it moves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class OneEuro:
+    """Smooth points that come one after another.
+
+    A first-order low pass whose cut-off rises with the speed.
+
+    Args:
+        cutoff: Hz, above 0, of what rests; lower is stiller.
+        beta: Hz of cut-off for each unit a second of speed; higher lags less.
+        speed_cutoff: Hz of the low pass on the speed.
+
+    Raises:
+        ValueError: a cut-off is not above 0, or ``beta`` below 0.
+
+    Source:
+        Casiez et al. 2012, algorithm 1, on the speed of the points' middle: all points are smoothed alike, so that
+        their shape does not shear.
+
+    Example:
+        >>> smooth = OneEuro()
+        >>> first = smooth(np.array([[0.0, 0.0], [1.0, 0.0]]), 1 / 25)
+        >>> smooth(np.array([[0.1, 0.0], [1.1, 0.0]]), 1 / 25)[0, 0] < 0.1
+        True
+    """
+
+    def __init__(self, cutoff: float = 1.0, beta: float = 20.0, speed_cutoff: float = 1.0) -> None:
+        if not (cutoff > 0 and speed_cutoff > 0 and beta >= 0):
+            raise ValueError(
+                "cutoff, speed_cutoff, beta: expected Hz above 0 and a beta of 0 or more, got "
+                f"{cutoff}, {speed_cutoff}, {beta}."
+            )
+        self.cutoff, self.beta, self.speed_cutoff = cutoff, beta, speed_cutoff
+        self._points: NDArray[np.float64] | None = None
+        self._speed: NDArray[np.float64] | None = None
+
+    def __call__(self, points: NDArray[np.float64], seconds: float, unit: float = 1.0) -> NDArray[np.float64]:
+        """Smooth the next points.
+
+        Args:
+            points: ``[K, 2]``.
+            seconds: since the last ones, above 0.
+            unit: length that speeds are told in, above 0, such as the size of a face in px.
+
+        Returns:
+            ``[K, 2]``; the first points as they are.
+        """
+        last = self._points
+        if last is None or last.shape != points.shape:
+            self._points, self._speed = points.copy(), None
+            return self._points
+        speed = (points - last).mean(axis=0) / (unit * seconds)
+        known = speed if self._speed is None else self._speed
+        self._speed = known + _share(self.speed_cutoff, seconds) * (speed - known)
+        cutoff = self.cutoff + self.beta * float(np.linalg.norm(self._speed))
+        self._points = last + _share(cutoff, seconds) * (points - last)
+        return self._points
+
+
+def _share(cutoff: float, seconds: float) -> float:
+    """How much of the new value a low pass takes."""
+    return 1 / (1 + 1 / (2 * math.pi * cutoff * seconds))

@@ -1,0 +1,331 @@
+"""A steady face: each person wears one change from frame to frame, and it moves slowly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.sampling import SampleResult
+from diffusers_dedim.errors import FaceTooSmallError
+from diffusers_dedim.faces import MIN_FACE_SIZE, align_face, inside_photo, paste_back
+from diffusers_dedim.faces.cover import Cover, cover_face
+from diffusers_dedim.faces.find import TOO_SMALL
+from diffusers_dedim.pipeline.output import Treatment
+from diffusers_dedim.pipeline.presets import DeDiMPreset
+from diffusers_dedim.pipeline.rescue import ABOVE
+from diffusers_dedim.video.people import Person
+from diffusers_dedim.video.tracks import PlacedFace
+
+Sampler = Callable[[DeDiMPreset], Callable[..., SampleResult]]
+"""Settings -> `sample_dedim` with the networks bound, as `DeDiMPipeline.sampler` gives it."""
+
+CODING_MARGIN = 0.03  # of h, so that neither coding nor another alignment lifts a face above it
+_CROP_MARGIN = 0.02  # of h, which carrying a crop's change into the frame takes
+_DEPTH = 0.05  # how far below its usual aim a round goes, so that its change holds for the next frames
+_DRIFT = 0.15  # share of the way to its target that a change moves in a frame
+_STEPS = (0.25, 0.5, 0.75, 1.0)  # of the way to the target, where the frame needs more
+_SHORT = 0.4  # start of a short round, as a share of the preset's
+_SHORT_STEPS = 0.6
+_FEW_ROUNDS = 3
+_TRIES = 3  # a short round, a few whole ones from there, and all rounds from the beginning
+_STAYS_COVERED = 12  # frames
+_GROWN = 1.15  # times the smallest size, from which on a face that was too small is changed
+
+
+@dataclass(frozen=True)
+class FrameFace:
+    """What happened to a face in a frame.
+
+    Attributes:
+        person: whose face, from 0.
+        box: x0, y0, x1, y1 in px of the frame.
+        similarity: cosine in [-1, 1] of the result (8 bit) with the frame's own original or with the person's mean,
+            whichever is more alike, by the recogniser that guided; nan where the face is covered or left.
+        rounds: rounds run for this frame; 0 where the person's change was carried on.
+        unet_calls: images the denoiser was called on.
+        treatment: see `Treatment`.
+        reached_threshold: whether the face ended below the threshold; False for what is covered or left.
+        reason: why the face was not simply changed, in a few words; empty where it was.
+    """
+
+    person: int
+    box: tuple[float, float, float, float]
+    similarity: float
+    rounds: int
+    unet_calls: int
+    treatment: Treatment
+    reached_threshold: bool
+    reason: str = ""
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether the face ended below the threshold, or is covered."""
+        return self.reached_threshold or self.treatment in ("blurred", "pixelated")
+
+
+@dataclass(eq=False)
+class _Worn:
+    """A face that is changed, on its way through the tries for a frame."""
+
+    placed: PlacedFace
+    x_org: Tensor  # [3, 112, 112]
+    mask: Tensor  # [1, 112, 112]
+    crop: Tensor
+    probability: float = 1.0
+    rounds: int = 0
+    unet_calls: int = 0
+    steps: tuple[float, ...] = _STEPS  # of the way to the target, that may still be tried
+    tries: int = 0  # of the sampler
+
+    @property
+    def person(self) -> Person:
+        return self.placed.person
+
+    @property
+    def may_go_on(self) -> bool:
+        return bool(self.steps) or self.tries < _TRIES
+
+
+class SteadyFaces:
+    """Protect the faces of frame after frame.
+
+    A frame begins with the change that its person wears. Where the face matches below h with it no denoiser is called.
+    Else the change goes on to the target that the last round set, as little of that way as the frame needs; else a
+    short round is run from there, always with the person's own noise, whose result is the next target; else whole
+    rounds. What matches all the same is covered, or left, as ``fallback`` says.
+
+    Args:
+        sampler: see `Sampler`.
+        face_encoder: crops ``[N, 3, 112, 112]`` in [-1, 1] -> unit embeddings; judges.
+        settings: of Algorithm 2.
+        device: where the networks compute.
+        small_faces: what becomes of a face under 40 px: "blur", "pixelate", "skip" (left as it is) or "error".
+        fallback: what becomes of one that cannot be brought below h: "blur", "pixelate", or "leave-out", which leaves
+            it above.
+        seed: of the noise of each person.
+
+    Raises:
+        FaceTooSmallError: by `protect`, with ``small_faces="error"``.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        face_encoder: nn.Module,
+        settings: DeDiMPreset,
+        *,
+        device: torch.device,
+        small_faces: str = "blur",
+        fallback: str = "blur",
+        seed: int = 0,
+    ) -> None:
+        self.face_encoder, self.settings, self.device = face_encoder, settings, device
+        self.small_faces, self.fallback, self.seed = small_faces, fallback, seed
+        deep = deeper(settings)
+        rounds = (1, min(_FEW_ROUNDS, deep.max_rounds), deep.max_rounds)
+        self._tries = [
+            (sampler(each), most) for each, most in zip((shorter(deep), deep, deep), rounds, strict=True)
+        ]
+        self._line = settings.threshold - min(CODING_MARGIN, settings.threshold / 4)
+
+    @torch.no_grad()
+    def protect(
+        self, pixels: NDArray[np.uint8], placed: Sequence[PlacedFace]
+    ) -> tuple[NDArray[np.uint8], list[FrameFace]]:
+        """Protect the faces of the next frame.
+
+        Args:
+            pixels: uint8 RGB ``[H, W, 3]``.
+            placed: its faces.
+
+        Returns:
+            The frame with its faces changed or covered, and a record of each.
+        """
+        covered, records = self._set_aside(placed)
+        worn = self._dress([each for each in placed if each not in covered], pixels.shape)
+        result = self._paste(pixels, worn)
+        while short := [each for each in worn if each.probability >= self._line and each.may_go_on]:
+            for each in short:
+                self._go_on(each)
+            result = self._paste(pixels, worn)
+        for each in worn:
+            if each.probability >= self._line and self.fallback != "leave-out":
+                each.person.covered_for = _STAYS_COVERED
+                covered.append(each.placed)
+                records.append(_record(each.placed, _treatment(self.fallback), each))
+            else:
+                records.append(_record(each.placed, "changed", each, self.settings.threshold))
+        return self._cover(result, covered), records
+
+    def _set_aside(self, placed: Sequence[PlacedFace]) -> tuple[list[PlacedFace], list[FrameFace]]:
+        """Faces that are not changed in this frame, and what is said of them."""
+        aside, records = [], []
+        for each in placed:
+            person, size = each.person, each.aligned.face.size
+            person.small = size < MIN_FACE_SIZE * (_GROWN if person.small else 1)
+            word = self.small_faces if person.small else self.fallback
+            if person.small and word == "error":
+                raise FaceTooSmallError(
+                    f"a face of {size:.0f} px is smaller than {MIN_FACE_SIZE} px and cannot be changed; use a larger "
+                    "video, or small_faces='blur' to make such faces unrecognisable."
+                )
+            if person.small or person.covered_for or each.aligned.face.reason:
+                person.covered_for = max(0, person.covered_for - 1)
+                aside.append(each)
+                records.append(_record(each, "left" if word == "skip" else _treatment(word)))
+        return aside, records
+
+    def _dress(self, placed: Sequence[PlacedFace], shape: tuple[int, ...]) -> list[_Worn]:
+        """The faces with the changes of their people on."""
+        if not placed:
+            return []
+        x_org = torch.stack([each.aligned.crop for each in placed]).to(self.device)
+        mask = self.settings.make_mask(torch.stack([each.landmarks for each in placed]))
+        mask = mask * torch.stack([inside_photo(each.aligned, shape) for each in placed]).to(mask)
+        worn = []
+        for row, each in enumerate(placed):
+            person = each.person
+            if person.change is not None and person.target is not None:
+                person.change = torch.lerp(person.change, person.target, _DRIFT)
+            worn.append(_Worn(each, x_org[row], mask[row], _wear(x_org[row], mask[row], person)))
+        return worn
+
+    def _paste(self, pixels: NDArray[np.uint8], worn: Sequence[_Worn]) -> NDArray[np.uint8]:
+        """The frame with these faces, which get their probability from it: its 8 bits are what counts."""
+        if not worn:
+            return pixels
+        result = pixels
+        for each in worn:
+            support = (each.mask > 0).float().cpu()
+            result = paste_back(result, each.placed.aligned, each.crop.cpu(), support)
+        new = torch.stack([align_face(result, each.placed.aligned.face).crop for each in worn])
+        values = self._judge(new.to(self.device), worn)
+        for each, value in zip(worn, values.tolist(), strict=True):
+            each.probability = value
+        return result
+
+    def _judge(self, crops: Tensor, worn: Sequence[_Worn]) -> Tensor:
+        """Match probability ``[N]`` with the frame's own original or the person's mean, the higher one."""
+        embeddings = self.face_encoder(crops)
+        own = torch.stack([each.placed.embedding for each in worn])
+        mean = torch.stack([each.person.embedding for each in worn])
+        return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
+
+    def _go_on(self, each: _Worn) -> None:
+        """On to the target, if that is not reached yet; else to a new one."""
+        if each.steps and _has_way_to_go(each.person):
+            self._step(each)
+            return
+        each.steps = ()
+        if each.tries < _TRIES:
+            self._sample(each)
+
+    def _step(self, each: _Worn) -> None:
+        """Go on to the target, as little as the frame needs."""
+        person = each.person
+        if person.change is None or person.target is None:
+            return
+        changes = [torch.lerp(person.change, person.target, share) for share in each.steps]
+        crops = torch.stack([_wear(each.x_org, each.mask, person, change) for change in changes])
+        values = self._judge(crops, [each] * len(crops)).tolist()
+        line = self._line - _CROP_MARGIN
+        place = next((row for row, value in enumerate(values) if value < line), len(values) - 1)
+        person.change, each.crop = changes[place], crops[place]
+        # where the frame needs more than the crop says, the rest of the way
+        each.steps = (1.0,) if place < len(values) - 1 else ()
+
+    def _sample(self, each: _Worn) -> None:
+        """Run a round, or rounds, and set a new target."""
+        person, first = each.person, each.person.target is None
+        number = _TRIES - 1 if first else each.tries
+        each.tries += not first
+        sample, rounds = self._tries[number]
+        start = each.x_org if number == _TRIES - 1 else _wear(each.x_org, each.mask, person, person.target)
+        originals = torch.stack([each.placed.embedding, person.embedding])
+        values = match_probability(self.face_encoder(start[None]).expand_as(originals), originals)
+        seed = (
+            hash((self.seed, person.number, number, first)) % 2**62
+        )  # of whole numbers: the same in every process
+        result = sample(
+            each.x_org[None],
+            each.mask[None],
+            generators=[torch.Generator().manual_seed(seed)],
+            max_rounds=rounds,
+            x_0=start[None],
+            probability=values.amax()[None],
+            reference=originals[values.argmax()][None],
+        )
+        person.target, person.gate = result.crops[0] - each.x_org, each.mask
+        each.rounds += result.rounds[0]
+        each.unet_calls += result.unet_calls[0]
+        each.steps = _STEPS
+        if first:
+            person.change = person.target
+        self._step(each)
+
+    def _cover(self, pixels: NDArray[np.uint8], covered: Sequence[PlacedFace]) -> NDArray[np.uint8]:
+        for each in covered:
+            word = self.small_faces if each.person.small else self.fallback
+            if word in ("blur", "pixelate"):
+                cover: Cover = "blur" if word == "blur" else "pixelate"
+                pixels = cover_face(pixels, each.aligned.face, cover)
+        return pixels
+
+
+def deeper(settings: DeDiMPreset) -> DeDiMPreset:
+    """Settings whose rounds end further below h, so that what they make holds for frames to come."""
+    margin = min(settings.threshold_margin + _DEPTH, settings.threshold / 2)
+    return replace(settings, threshold_margin=max(margin, settings.threshold_margin))
+
+
+def shorter(settings: DeDiMPreset) -> DeDiMPreset:
+    """Settings of a short round: with less noise and fewer steps it changes less of what it begins with."""
+    start = max(1, math.ceil(settings.start_timestep * _SHORT))
+    steps = min(start, max(1, math.ceil(settings.num_inference_steps * _SHORT_STEPS)))
+    return replace(settings, start_timestep=start, num_inference_steps=steps)
+
+
+def _has_way_to_go(person: Person) -> bool:
+    """Whether the person's change is not at its target yet."""
+    if person.change is None or person.target is None:
+        return False
+    return float((person.target - person.change).abs().max()) > 1 / 255
+
+
+def _wear(x_org: Tensor, mask: Tensor, person: Person, change: Tensor | None = None) -> Tensor:
+    """The crop with a change on, the person's own where none is given; where the mask is smaller now, less of it."""
+    worn = person.change if change is None else change
+    if worn is None or person.gate is None:
+        return x_org
+    share = torch.where(person.gate > 0, mask / person.gate.clamp_min(1e-6), torch.zeros_like(mask)).clamp(
+        0, 1
+    )
+    return (x_org + share * worn).clamp(-1, 1)
+
+
+def _treatment(word: str) -> Treatment:
+    return "blurred" if word == "blur" else "pixelated" if word == "pixelate" else "left"
+
+
+def _record(
+    placed: PlacedFace, treatment: Treatment, worn: _Worn | None = None, threshold: float = 0.0
+) -> FrameFace:
+    changed = worn is not None and treatment == "changed"
+    reached = bool(worn is not None and changed and worn.probability < threshold)
+    return FrameFace(
+        person=placed.person.number,
+        box=placed.aligned.face.box,
+        similarity=2 * worn.probability - 1 if worn is not None and changed else math.nan,
+        rounds=worn.rounds if worn else 0,
+        unet_calls=worn.unet_calls if worn else 0,
+        treatment=treatment,
+        reached_threshold=reached,
+        reason="" if reached else TOO_SMALL if placed.person.small else placed.aligned.face.reason or ABOVE,
+    )

@@ -1,0 +1,411 @@
+"""Faces from frame to frame: detected on some, followed on those between, with points that do not tremble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusers_dedim.faces import (
+    ARCFACE_TEMPLATE,
+    AlignedFace,
+    Face,
+    FaceDetection,
+    align_face,
+    estimate_similarity,
+)
+from diffusers_dedim.pipeline.rescue import Choice, EmbeddingChoice
+from diffusers_dedim.video.people import STILL_THERE, People, Person, likeness
+from diffusers_dedim.video.reading import Frame
+from diffusers_dedim.video.smoothing import OneEuro
+
+# The five points as means of the 51 landmarks: eyes, tip of the nose, corners of the mouth.
+_POINTS = ((19, 20, 21, 22, 23, 24), (25, 26, 27, 28, 29, 30), (13,), (31,), (37,))
+_BIAS_SHARE = 0.2  # of a new detection in what tells the detector's points from the landmarks'
+_LANDMARK_SHARE = 0.5  # of a new frame in the landmarks
+_OVERLAP = 0.2  # intersection over union of two boxes that may be one face
+_NEAR = 0.3  # centres nearer than this share of the size are one face
+_CUT, _CUT_RATIO = 20.0, 4.0  # levels of 255 between two frames, and times the usual, that make a cut
+_USUAL_SHARE = 0.1
+_THUMBNAIL = 32
+_RATE = Fraction(1, 25)  # s from frame to frame where nobody says
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedFace:
+    """A face of a frame.
+
+    Attributes:
+        person: whose it is.
+        aligned: cut out of the frame by the smoothed points.
+        landmarks: ``[51, 2]``, crop px.
+        embedding: of the original crop, ``[D]``, or ``[K, D]`` of an ensemble.
+    """
+
+    person: Person
+    aligned: AlignedFace
+    landmarks: Tensor
+    embedding: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What the detector found, or what was followed: five points and the box around them, photo px."""
+
+    points: NDArray[np.float64]
+    box: NDArray[np.float64]  # relative to the points' middle, in units of their spread
+    confidence: float
+    reason: str = ""  # why it cannot be changed, as of `Face`
+
+    @classmethod
+    def of(cls, face: Face) -> Finding:
+        """A detected face."""
+        middle, spread = _extent(face.landmarks)
+        corners = np.asarray(face.box).reshape(2, 2)
+        return cls(face.landmarks, (corners - middle) / spread, face.confidence, face.reason)
+
+    def moved(self, points: NDArray[np.float64]) -> Finding:
+        """The same face at other points."""
+        return replace(self, points=points)
+
+    @property
+    def face(self) -> Face:
+        """As a `Face`."""
+        middle, spread = _extent(self.points)
+        x0, y0, x1, y1 = (float(edge) for edge in (middle + self.box * spread).ravel())
+        return Face((x0, y0, x1, y1), self.points, self.confidence, self.reason)
+
+
+@dataclass(eq=False)
+class _Track:
+    """A face without a break."""
+
+    person: Person
+    finding: Finding  # in the latest frame that is settled
+    bias: NDArray[np.float64]  # detector's points less the landmarks', crop px
+    latest: Tensor  # embedding
+    smooth: OneEuro = field(default_factory=OneEuro)
+    landmarks: Tensor | None = None  # smoothed, crop px: the mask must not tremble either
+
+
+@dataclass(frozen=True, eq=False)
+class _Detected:
+    """A finding of the detector with what the networks say of it."""
+
+    finding: Finding
+    bias: NDArray[np.float64]
+    embedding: Tensor
+
+
+_Path = tuple[_Track, dict[int, Finding]]  # by number of the frame
+
+
+class FaceTracker:
+    """Find the faces of a video's frames, and whose they are.
+
+    The detector looks at every ``every``-th frame and at the last before each cut. Between two such frames a face's
+    points are interpolated and then put right by its landmarks; what only one of the two shows is followed by its
+    landmarks, forwards or backwards, as long as it is like the person. So a face is protected from its first frame on
+    although it was found later. At most ``every`` + 1 frames are held.
+
+    Args:
+        detector: photo -> its faces.
+        landmarker: crops ``[N, 3, 112, 112]`` in [-1, 1] -> ``[N, 51, 2]``, crop px.
+        face_encoder: such crops -> unit embeddings.
+        device: where the networks compute.
+        every: frames from one look of the detector to the next, at least 1.
+        select_faces: says of each face that is found, or by its embedding, whether it is to be protected; None for all.
+        people: who was seen before; None for nobody.
+
+    Raises:
+        ValueError: ``every`` is below 1.
+    """
+
+    def __init__(
+        self,
+        detector: FaceDetection,
+        landmarker: Callable[[Tensor], Tensor],
+        face_encoder: nn.Module,
+        device: torch.device,
+        *,
+        every: int = 5,
+        select_faces: Choice | None = None,
+        people: People | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"detect_every: expected at least 1 frame, got {every}.")
+        self.detector, self.landmarker, self.face_encoder = detector, landmarker, face_encoder
+        self.device, self.every, self.select_faces = device, every, select_faces
+        self.people = people or People()
+        self._tracks: list[_Track] = []
+        self._last_time: Fraction | None = None
+
+    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[PlacedFace]]]:
+        """Yield each frame with its faces, in order.
+
+        Args:
+            frames: uint8 RGB pictures of one size; may be endless.
+        """
+        buffer: list[Frame] = []
+        cuts = _Cuts()
+        for frame in frames:
+            if cuts.between(frame) and buffer:
+                yield from self._settle(buffer, last=True)
+                buffer = []
+            if not buffer:
+                self._start_shot(frame)
+            buffer.append(frame)
+            if len(buffer) > self.every:
+                yield from self._settle(buffer, last=False)
+                buffer = buffer[-1:]
+        if buffer:
+            yield from self._settle(buffer, last=True)
+
+    def _start_shot(self, frame: Frame) -> None:
+        self._tracks = []
+        for found in self._detect(frame.pixels):
+            self._tracks.append(self._begin(found, [track.person for track in self._tracks]))
+
+    @torch.no_grad()
+    def _settle(self, buffer: list[Frame], *, last: bool) -> Iterator[tuple[Frame, list[PlacedFace]]]:
+        """The faces of frames of which the detector has seen the first; and now sees the last."""
+        end = len(buffer) - 1
+        if end == 0:
+            paths: list[_Path] = [(track, {0: track.finding}) for track in self._tracks]
+        else:
+            paths = self._paths(buffer, self._detect(buffer[end].pixels))
+        yield from self._emit(buffer if last else buffer[:-1], paths)
+        for track, path in paths:
+            track.finding = path.get(end, track.finding)
+        self._tracks = [track for track, path in paths if end in path]
+
+    def _paths(self, buffer: Sequence[Frame], detected: Sequence[_Detected]) -> list[_Path]:
+        """Where each face is in each of the frames; it was seen in the first, or is seen in the last one."""
+        paths: list[_Path] = []
+        end = len(buffer) - 1
+        pairs = self._match(self._tracks, detected)
+        for track in self._tracks:
+            if track in pairs:
+                paths.append((track, self._between(track, buffer, pairs[track])))
+                continue
+            path = self._onwards(track, buffer, range(1, end + 1))
+            free = [found for found in detected if found not in pairs.values()]
+            near = next((found for found in free if end in path and _near(found.finding, path[end])), None)
+            if near is not None:
+                pairs[track] = near
+                path[end] = self._corrected(track, near)
+            paths.append((track, path))
+        for found in [each for each in detected if each not in pairs.values()]:
+            track = self._begin(found, [track.person for track, path in paths if end in path])
+            paths.append((track, self._onwards(track, buffer, range(end - 1, -1, -1), start=end)))
+        return paths
+
+    def _emit(
+        self, buffer: Sequence[Frame], paths: Sequence[_Path]
+    ) -> Iterator[tuple[Frame, list[PlacedFace]]]:
+        for index, frame in enumerate(buffer):
+            seconds = float(_RATE)
+            if frame.time is not None and self._last_time is not None:
+                seconds = max(1e-3, float(frame.time - self._last_time))
+            self._last_time = frame.time
+            shown: list[tuple[_Track, Finding]] = []
+            for (
+                track,
+                path,
+            ) in paths:  # one that was lost may be found again, and followed back to where it was lost
+                if index in path and not any(_near(path[index], other) for _, other in shown):
+                    shown.append((track, path[index]))
+            faces = []
+            for track, finding in shown:
+                unit = finding.face.size
+                faces.append(finding.moved(track.smooth(finding.points, seconds, unit)).face)
+            yield frame, self._place(frame, [track for track, _ in shown], faces)
+
+    def _place(self, frame: Frame, tracks: Sequence[_Track], faces: Sequence[Face]) -> list[PlacedFace]:
+        inside = [
+            (track, face) for track, face in zip(tracks, faces, strict=True) if _inside(face, frame.pixels)
+        ]
+        if not inside:
+            return []
+        aligned = [align_face(frame.pixels, face) for _, face in inside]
+        _, landmarks, embeddings = self._look(aligned)
+        placed = []
+        for row, (track, _) in enumerate(inside):
+            track.latest = embeddings[row]
+            track.person.meet(embeddings[row])
+            last = track.landmarks
+            track.landmarks = (
+                landmarks[row] if last is None else torch.lerp(last, landmarks[row], _LANDMARK_SHARE)
+            )
+            placed.append(PlacedFace(track.person, aligned[row], track.landmarks, embeddings[row]))
+        return placed
+
+    def _detect(self, pixels: NDArray[np.uint8]) -> list[_Detected]:
+        """Faces of a frame that are to be protected."""
+        choice = self.select_faces
+        faces = self.detector(pixels)
+        if choice is not None and not isinstance(choice, EmbeddingChoice):
+            faces = [face for face in faces if choice(face)]
+        if not faces:
+            return []
+        aligned = [align_face(pixels, face) for face in faces]
+        with torch.no_grad():
+            _, landmarks, embeddings = self._look(aligned)
+        chosen = choice.choose(embeddings) if isinstance(choice, EmbeddingChoice) else [True] * len(aligned)
+        found = []
+        for row, each in enumerate(aligned):
+            ours = _five(landmarks[row])
+            theirs = each.face.landmarks @ each.to_crop[:, :2].T + each.to_crop[:, 2]
+            found.append(_Detected(Finding.of(each.face), theirs - ours, embeddings[row]))
+        return [each for each, is_chosen in zip(found, chosen, strict=True) if is_chosen]
+
+    def _look(self, aligned: Sequence[AlignedFace]) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops ``[N, 3, 112, 112]``, their landmarks ``[N, 51, 2]`` and embeddings."""
+        crops = torch.stack([each.crop for each in aligned]).to(self.device)
+        landmarks: Tensor = self.landmarker(crops)
+        return crops, landmarks, self.face_encoder(crops)
+
+    def _begin(self, found: _Detected, elsewhere: Sequence[Person]) -> _Track:
+        person = self.people.find(found.embedding, elsewhere)
+        return _Track(person, found.finding, found.bias, found.embedding)
+
+    def _corrected(self, track: _Track, found: _Detected) -> Finding:
+        """A detection, with the points where this track has them: the detector's tremble from look to look."""
+        track.bias = track.bias + _BIAS_SHARE * (found.bias - track.bias)
+        finding = found.finding
+        crop = estimate_similarity(finding.points, ARCFACE_TEMPLATE)
+        moved = finding.points @ crop[:, :2].T + crop[:, 2] + track.bias - found.bias
+        return finding.moved((moved - crop[:, 2]) @ np.linalg.inv(crop[:, :2]).T)
+
+    def _match(self, tracks: Sequence[_Track], detected: Sequence[_Detected]) -> dict[_Track, _Detected]:
+        """Which detection is which face: the pairs that overlap and resemble most first."""
+        pairs: list[tuple[float, _Track, _Detected]] = []
+        for track in tracks:
+            for found in detected:
+                known = (track.person.embedding, track.latest)
+                cosine = max(likeness(found.embedding, embedding) for embedding in known)
+                overlap = _overlap(track.finding.face.box, found.finding.face.box)
+                may = overlap >= _OVERLAP and cosine >= STILL_THERE
+                if may or cosine >= self.people.same_person:
+                    pairs.append((cosine + overlap, track, found))
+        chosen: dict[_Track, _Detected] = {}
+        for _, track, found in sorted(pairs, key=lambda pair: -pair[0]):
+            if track not in chosen and found not in chosen.values():
+                chosen[track] = found
+        return chosen
+
+    def _between(self, track: _Track, buffer: Sequence[Frame], found: _Detected) -> dict[int, Finding]:
+        """A face that the detector saw at both ends: interpolated, then put right by its landmarks."""
+        end = len(buffer) - 1
+        path = {0: track.finding, end: self._corrected(track, found)}
+        inner = list(range(1, end))
+        share = _shares(buffer)
+        priors = [
+            path[0].moved((1 - share[index]) * path[0].points + share[index] * path[end].points)
+            for index in inner
+        ]
+        if priors:
+            settled = self._refine([buffer[index].pixels for index in inner], priors, track.bias)
+            path |= {index: each[0] for index, each in zip(inner, settled, strict=True) if each is not None}
+        return path
+
+    def _onwards(
+        self, track: _Track, buffer: Sequence[Frame], indices: Iterable[int], start: int = 0
+    ) -> dict[int, Finding]:
+        """A face that the detector saw at one end: followed by its landmarks as long as it is like the person."""
+        path = {start: track.finding}
+        finding = track.finding
+        for index in indices:
+            (seen,) = self._refine([buffer[index].pixels], [finding], track.bias)
+            if seen is None:
+                break
+            finding, embedding = seen
+            known = (track.person.embedding, track.latest)
+            if max(likeness(embedding, each) for each in known) < STILL_THERE:
+                break
+            path[index] = finding
+        return path
+
+    def _refine(
+        self, frames: Sequence[NDArray[np.uint8]], priors: Sequence[Finding], bias: NDArray[np.float64]
+    ) -> list[tuple[Finding, Tensor] | None]:
+        """Where the landmarks say that faces are that are expected somewhere; None for one outside its frame."""
+        rows = [row for row, prior in enumerate(priors) if _inside(prior.face, frames[row])]
+        result: list[tuple[Finding, Tensor] | None] = [None] * len(priors)
+        if not rows:
+            return result
+        aligned = [align_face(frames[row], priors[row].face) for row in rows]
+        _, landmarks, embeddings = self._look(aligned)
+        for place, row in enumerate(rows):
+            crop = aligned[place].to_crop
+            points = (_five(landmarks[place]) + bias - crop[:, 2]) @ np.linalg.inv(crop[:, :2]).T
+            result[row] = priors[row].moved(points), embeddings[place]
+        return result
+
+
+class _Cuts:
+    """Tells where a video goes on with another picture."""
+
+    def __init__(self) -> None:
+        self._last: NDArray[np.float32] | None = None
+        self._usual = 0.0
+
+    def between(self, frame: Frame) -> bool:
+        """Whether there is a cut between the last frame and this one."""
+        rows, columns = (np.linspace(0, side - 1, _THUMBNAIL).astype(int) for side in frame.pixels.shape[:2])
+        small = frame.pixels[rows][:, columns].mean(2, dtype=np.float32)
+        last, self._last = self._last, small
+        if last is None:
+            return False
+        difference = float(np.abs(small - last).mean())
+        cut = difference > max(_CUT, _CUT_RATIO * self._usual)
+        if not cut:
+            self._usual += _USUAL_SHARE * (difference - self._usual)
+        return cut
+
+
+def _shares(buffer: Sequence[Frame]) -> list[float]:
+    """How far each frame lies between the first and the last one, by time where it is said."""
+    times: list[Any] = [frame.time for frame in buffer]
+    if None in times or times[-1] <= times[0]:
+        return [index / (len(buffer) - 1) for index in range(len(buffer))]
+    return [float((time - times[0]) / (times[-1] - times[0])) for time in times]
+
+
+def _five(landmarks: Tensor) -> NDArray[np.float64]:
+    """Five points ``[5, 2]`` of 51 landmarks, crop px."""
+    points = landmarks.cpu().double().numpy()
+    return np.stack([points[list(indices)].mean(axis=0) for indices in _POINTS])
+
+
+def _extent(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Middle and spread of points, px."""
+    middle = points.mean(axis=0)
+    return middle, max(1e-6, float(np.linalg.norm(points - middle, axis=1).mean()))
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (both - width * height)
+
+
+def _near(a: Finding, b: Finding) -> bool:
+    distance = float(np.linalg.norm(a.points.mean(axis=0) - b.points.mean(axis=0)))
+    return distance < _NEAR * max(a.face.size, b.face.size)
+
+
+def _inside(face: Face, pixels: NDArray[np.uint8]) -> bool:
+    """Whether the middle of a face lies in the frame: its other half may be cut off."""
+    x, y = face.landmarks.mean(axis=0)
+    return bool(0 <= x < pixels.shape[1] and 0 <= y < pixels.shape[0])

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import tracemalloc
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_clips import PRESET, detect, moving, picture, sound_of, write_clip
+from toys import face_at, tiny_preset, toy_pipeline
+
+from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, NotProtectedError, UnreadablePhotoError
+from diffusers_dedim.video.protect import protect_frames, protect_video
+from diffusers_dedim.video.reading import Frame, VideoReader
+from diffusers_dedim.video.steady import deeper, shorter
+
+NEVER = tiny_preset(guidance_scale=0.0, max_rounds=1, threshold=0.001)
+
+
+@pytest.fixture
+def pipe() -> DeDiMPipeline:
+    pipeline = toy_pipeline()
+    pipeline.face_detector = detect
+    return pipeline
+
+
+def test_a_person_wears_one_change_and_most_frames_need_no_denoiser(pipe: DeDiMPipeline) -> None:
+    before = moving(10)
+    results = list(protect_frames(pipe, before, preset=PRESET, seed=1))
+    assert all(result.is_protected and result.faces[0].reached_threshold for result in results)
+    assert [face.person for result in results for face in result.faces] == [0] * 10
+    assert results[0].faces[0].rounds > 0
+    assert sum(face.rounds == 0 for result in results for face in result.faces) >= 8
+    assert all(not np.array_equal(a, result.pixels) for a, result in zip(before, results, strict=True))
+    # what lies outside the face keeps its bits
+    assert all(np.array_equal(a[:20], result.pixels[:20]) for a, result in zip(before, results, strict=True))
+
+
+def test_the_change_flickers_less_than_that_of_single_photos(pipe: DeDiMPipeline) -> None:
+    before = [picture((0, 40, 30))] * 4
+    video = [result.pixels.astype(int) for result in protect_frames(pipe, before, preset=PRESET, seed=1)]
+    alone = [np.asarray(image).astype(int) for image in pipe(before, preset=PRESET).images]
+
+    def flicker(frames: list[np.ndarray]) -> float:
+        return float(np.mean([np.abs(b - a).mean() for a, b in pairwise(frames)]))
+
+    assert flicker(video) < 0.5 * flicker(alone)
+
+
+def test_a_seed_makes_a_video_repeatable(pipe: DeDiMPipeline) -> None:
+    first, second, third = (
+        [result.pixels for result in protect_frames(pipe, moving(3), preset=PRESET, seed=seed)]
+        for seed in (1, 1, 2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], third[0])
+
+
+@pytest.mark.parametrize("cover", ["blur", "pixelate"])
+def test_a_face_that_stays_above_the_threshold_is_covered(pipe: DeDiMPipeline, cover: str) -> None:
+    treatment = {"blur": "blurred", "pixelate": "pixelated"}[cover]
+    results = list(protect_frames(pipe, moving(3), preset=NEVER, fallback=cover, seed=0))
+    assert [face.treatment for result in results for face in result.faces] == [treatment] * 3
+    assert all(result.is_protected for result in results)
+
+
+def test_or_it_is_left_there_and_said(pipe: DeDiMPipeline) -> None:
+    results = list(protect_frames(pipe, moving(2), preset=NEVER, fallback="leave-out", seed=0))
+    assert not any(result.is_protected for result in results)
+    assert all(result.faces[0].similarity > 0.5 for result in results)
+
+
+@pytest.mark.parametrize(
+    ("word", "treatment"), [("blur", "blurred"), ("pixelate", "pixelated"), ("skip", "left")]
+)
+def test_small_faces(pipe: DeDiMPipeline, word: str, treatment: str) -> None:
+    pipe.face_detector = lambda pixels: [face_at(50, 40, 30)]
+    (result,) = protect_frames(pipe, [picture((0, 40, 30))], preset=PRESET, small_faces=word)
+    assert [face.treatment for face in result.faces] == [treatment]
+    assert result.is_protected == (word != "skip")
+    assert np.array_equal(result.pixels, result.frame.pixels) == (word == "skip")
+
+
+def test_a_small_face_may_be_an_error(pipe: DeDiMPipeline) -> None:
+    pipe.face_detector = lambda pixels: [face_at(50, 40, 30)]
+    with pytest.raises(FaceTooSmallError, match=r"30 px is smaller than 40 px.*small_faces='blur'"):
+        list(protect_frames(pipe, moving(1), preset=PRESET, small_faces="error"))
+
+
+def test_a_frame_without_a_face_is_as_it_was(pipe: DeDiMPipeline) -> None:
+    (result,) = protect_frames(pipe, [picture()], preset=PRESET)
+    assert np.array_equal(result.pixels, picture())
+    assert result.faces == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"small_faces": "hide"}, "small_faces: expected one of"),
+        ({"fallback": "error"}, "fallback: expected one of"),
+        ({"detect_every": 0}, "detect_every: expected at least 1"),
+        ({"preset": "best"}, "preset: expected one of"),
+        ({"threshold": 1.5}, "threshold: expected a probability"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(pipe: DeDiMPipeline, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        protect_frames(pipe, moving(1), **options)
+
+
+def test_wrong_frames_are_refused(pipe: DeDiMPipeline) -> None:
+    with pytest.raises(ValueError, match="all of the size of the first"):
+        list(protect_frames(pipe, [picture(), picture(size=(80, 80))], preset=PRESET))
+    with pytest.raises(TypeError, match="photo: expected a numpy array of dtype uint8"):
+        list(protect_frames(pipe, [picture().astype(float)], preset=PRESET))
+
+
+def test_frames_may_bring_their_times_and_never_end(pipe: DeDiMPipeline) -> None:
+    def webcam():
+        index = 0
+        while True:
+            yield Frame(picture((0, 40, 30)), Fraction(index, 10))
+            index += 1
+
+    results = protect_frames(pipe, webcam(), preset=PRESET, seed=0)
+    assert [next(results).frame.time for _ in range(3)] == [0, Fraction(1, 10), Fraction(1, 5)]
+
+
+def test_a_video_file(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mp4", moving(7))
+    seen = []
+    report = protect_video(
+        pipe,
+        source,
+        tmp_path / "out.mp4",
+        preset=PRESET,
+        seed=0,
+        on_frame=lambda *numbers: seen.append(numbers),
+    )
+    assert seen == [(index, 7) for index in range(1, 8)]
+    assert (report.frames, report.face_frames, report.below_share) == (7, 7, 1.0)
+    assert [person.frames for person in report.people] == [7]
+    assert report.people[0].similarity < 0.8
+    assert report.summary == "7 frames, 1 person, 100 % of 7 faces below the threshold"
+    assert sound_of(tmp_path / "out.mp4") == sound_of(source)
+    with VideoReader(source) as before, VideoReader(tmp_path / "out.mp4") as after:
+        pairs = list(zip(before.frames(), after.frames(), strict=True))
+    assert all(a.time == b.time for a, b in pairs)
+    # coding has left the change: it is larger on the face than the loss beside it
+    change = np.abs(pairs[3][0].pixels.astype(int) - pairs[3][1].pixels).mean(2)
+    assert change[40:90, 35:85].mean() > 3 * change[:20].mean()
+
+
+def test_an_animation(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    images = [Image.fromarray(pixels) for pixels in moving(3)]
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], duration=80)
+    report = protect_video(pipe, tmp_path / "a.png", tmp_path / "out.png", preset=PRESET, seed=0)
+    assert report.below_share == 1.0
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.n_frames == 3
+
+
+def test_without_a_face_nothing_is_written(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", [picture()] * 3)
+    with pytest.raises(NoFaceError, match=r"a\.mp4: no face was found in 3 frames"):
+        protect_video(pipe, source, tmp_path / "out.mp4", preset=PRESET)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_what_still_matches_is_not_written_unless_asked_for(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", moving(2))
+    options = {"preset": NEVER, "fallback": "leave-out", "seed": 0}
+    with pytest.raises(NotProtectedError, match="in 2 of 2 frames a face still matches") as caught:
+        protect_video(pipe, source, tmp_path / "out.mp4", **options)
+    assert caught.value.report.unprotected_frames == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    report = protect_video(pipe, source, tmp_path / "out.mp4", allow_partial=True, **options)
+    assert "2 frames NOT protected" in report.summary
+    assert (tmp_path / "out.mp4").is_file()
+
+
+def test_a_stop_leaves_no_half_file_and_keeps_the_old_one(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", moving(4))
+    (tmp_path / "out.mp4").write_bytes(b"old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        protect_video(pipe, source, tmp_path / "out.mp4", preset=PRESET, on_frame=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+
+
+def test_no_video_is_no_video(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"nothing")
+    with pytest.raises(UnreadablePhotoError):
+        protect_video(pipe, tmp_path / "a.mp4", tmp_path / "b.mp4", preset=PRESET)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_memory_does_not_grow_with_the_length(pipe: DeDiMPipeline) -> None:
+    """Frames alone are counted (the networks' memory is torch's): 640 x 360 are 0.7 MB each."""
+    pipe.face_detector = lambda pixels: []
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        for result in protect_frames(
+            pipe, (np.full((360, 640, 3), index % 7, np.uint8) for index in range(count)), preset=PRESET
+        ):
+            assert result.faces == ()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(80) < peak(20) + 2_000_000
+
+
+def test_rounds_go_deeper_and_short_ones_change_less() -> None:
+    preset = tiny_preset(start_timestep=100, num_inference_steps=5, threshold_margin=0.05)
+    assert deeper(preset).sampler_threshold == pytest.approx(preset.sampler_threshold - 0.05)
+    assert deeper(tiny_preset(threshold=0.1, threshold_margin=0.05)).sampler_threshold == pytest.approx(0.05)
+    assert (shorter(preset).start_timestep, shorter(preset).num_inference_steps) == (40, 3)
+    assert shorter(tiny_preset(start_timestep=1, num_inference_steps=1)).start_timestep == 1
+
+
+def test_a_reference_that_is_given_is_what_the_sampler_leaves(pipe: DeDiMPipeline) -> None:
+    """The person's mean takes the place of the frame's own embedding in Algorithm 2."""
+    x_org = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"generators": [torch.Generator().manual_seed(1)], "max_rounds": 1}
+    own = pipe.face_encoder(x_org)
+    mask = torch.ones(1, 1, 112, 112)
+    same = pipe.sampler(PRESET)(x_org, mask, **options)
+    options["generators"] = [torch.Generator().manual_seed(1)]
+    given = pipe.sampler(PRESET)(x_org, mask, reference=own, **options)
+    assert torch.equal(same.crops, given.crops)
+    options["generators"] = [torch.Generator().manual_seed(1)]
+    other = pipe.sampler(PRESET)(x_org, mask, reference=-own, **options)
+    assert other.probability_history[0][-1] < given.probability_history[0][-1]
