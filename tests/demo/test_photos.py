@@ -78,7 +78,7 @@ def test_a_photo_without_a_face(tmp_path: Path) -> None:
     [
         (
             b"Dear diary",
-            "This file could not be used: not a photo in a known format (JPEG, PNG, WebP, TIFF, BMP, GIF).",
+            "This file could not be used: not a photo in a known format (JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC, AVIF).",
         ),
         (b"", "This file could not be used: the file is empty (0 bytes)."),
     ],

@@ -28,7 +28,7 @@ class Inverter:
     def __call__(self, photo: np.ndarray, **settings: Any) -> SimpleNamespace:
         if np.ptp(photo) == 0:
             raise NoFaceError("no face was found")
-        return SimpleNamespace(images=[255 - photo], faces=[SimpleNamespace(reached_threshold=True)])
+        return SimpleNamespace(images=[255 - photo], faces=[SimpleNamespace(is_protected=True)])
 
 
 @pytest.fixture
