@@ -3,7 +3,8 @@
     python -m benchmarks.albums --people 20
 
 Whoever protects all photos of a person is looked up with one of them among the *others*, protected or not, and a
-photo program sorts them into people. ``before``, and ``alone``: each photo protected by itself.
+photo program sorts them into people. Three times over the same photos: ``before``, ``alone`` (each photo protected by
+itself) and ``album`` (as ``dedim run`` does it: each knows what is protected of its person already).
 
 By default the people are LFW's, as aligned crops; one photo each of other people makes the strangers. ``--data`` takes
 a folder ``person/photo.jpg`` of yours. ``--tune`` takes the other half of the people: choose settings on those.
@@ -11,6 +12,8 @@ a folder ``person/photo.jpg`` of yours. ``--tune`` takes the other half of the p
 Rank-1: share of photos for which no photo of somebody else, strangers among them, is strictly more similar than the
 best other photo of the person (ties go to the searcher). Groups: photos match from the similarity that 0.1 % of the
 pairs of strangers reach, and whatever a chain of matches connects is a group. Intervals are bootstrap 95 % over people.
+``same_person``: the line from which an album takes two originals for one person (`SAME_PERSON`), the guides' own at a
+false match rate of 0.001, and the shares of pairs of one person and of strangers that the album joins.
 Standard output holds the JSON object alone; progress goes to standard error.
 """
 
@@ -52,7 +55,9 @@ from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.metrics.retrieval import genuine_ranks
 from diffusers_dedim.metrics.verification import threshold_at_fmr
+from diffusers_dedim.pipeline.album import SAME_PERSON, Album
 from diffusers_dedim.pipeline.engine import StreamPhoto
+from diffusers_dedim.pipeline.guides import is_guide
 from diffusers_dedim.pipeline.output import FaceResult
 from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 
@@ -118,10 +123,13 @@ def run_albums(pipe: Any, recognisers: Sequence[Recogniser], options: argparse.N
         "photos_left_out": len(chosen) - len(photos),
         "strangers": len(judges[0].strangers),
         "lines": {judge.recogniser.name: number(judge.line, 3) for judge in judges},
+        "same_person": joins(judges, persons),
         "before": {"recognisers": {j.recogniser.name: search(j, j.plain, persons) for j in judges}},
     }
     say("albums", results["before"])
     kinds: dict[str, Any] = {"alone": {}}
+    if not options.no_album:
+        kinds["album"] = {"album": Album()}
     for name, settings in kinds.items():
         done = protect(pipe, photos, options, **settings)
         results[name] = summary(photos, done, judges)
@@ -210,6 +218,27 @@ def make_judge(recogniser: Recogniser, photos: Sequence[Probe], strangers: Seque
     upper = np.triu_indices(len(others), k=1)
     line = threshold_at_fmr((others @ others.T)[upper].astype(np.float64), FMR)
     return Judge(recogniser, plain, others, line)
+
+
+def joins(judges: Sequence[Judge], persons: Sequence[str]) -> dict[str, float | None]:
+    """Whom an album takes for one person by the guides' mean cosine, and which line would be theirs.
+
+    Args:
+        judges: the guides count.
+        persons: identity of each photo.
+    """
+    guides = [judge for judge in judges if is_guide(judge.recogniser.name)]
+    strangers = np.mean([judge.strangers @ judge.strangers.T for judge in guides], axis=0)
+    impostors = strangers[np.triu_indices(len(strangers), k=1)].astype(np.float64)
+    first, second = np.triu_indices(len(persons), k=1)
+    one_person = np.asarray(persons)[first] == np.asarray(persons)[second]
+    genuine = np.mean([judge.plain @ judge.plain.T for judge in guides], axis=0)[first, second][one_person]
+    return {
+        "line": SAME_PERSON,
+        "line_at_fmr_0.001": number(threshold_at_fmr(impostors, FMR), 3),
+        "joined": number((genuine >= SAME_PERSON).mean(), 3),
+        "strangers_joined": number((impostors >= SAME_PERSON).mean(), 5),
+    }
 
 
 def protect(pipe: Any, photos: Sequence[Probe], options: argparse.Namespace, **settings: Any) -> Protected:
@@ -328,6 +357,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--people", type=at_least(1), default=20, help="people with an album each (default 20)")
     add("--photos", type=_range, default=(2, 8), metavar="N..M", help="photos of each (default 2..8)")
     add("--method", default="dedim", help="such as dedim:strong or dedim@h=0.5 (default dedim)")
+    add("--no-album", action="store_true", help="leave out the albums whose photos know of each other")
     add("--tune", action="store_true", help="the other half of the people, for choosing settings")
     add("--data", type=Path, default=CROPS, help="parquet with image and person, or folder person/photo.jpg")
     add("--strangers", type=Path, default=CROPS, help="photos of other people, in the same forms")

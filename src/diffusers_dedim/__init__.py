@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Album": "pipeline.album",
     "DeDiMOutput": "pipeline.output",
     "DeDiMPipeline": "pipeline.pipeline_dedim",
     "DeDiMPreset": "pipeline.presets",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from diffusers_dedim.encoders import EncoderEnsemble as EncoderEnsemble
     from diffusers_dedim.models import LandmarkRegressor as LandmarkRegressor
     from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
+    from diffusers_dedim.pipeline.album import Album as Album
     from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput
     from diffusers_dedim.pipeline.output import FaceResult as FaceResult
     from diffusers_dedim.pipeline.persons import PersonChoice as PersonChoice

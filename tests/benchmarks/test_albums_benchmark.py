@@ -36,7 +36,7 @@ def records(*counts: int) -> list[Record]:
     ]
 
 
-def test_prints_what_finds_whom_before_and_after(
+def test_prints_what_finds_whom_before_alone_and_in_an_album(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
@@ -52,12 +52,14 @@ def test_prints_what_finds_whom_before_and_after(
     assert (found["people"], found["photos"], found["photos_left_out"]) == (2, 5, 0)
     assert found["strangers"] == 48  # two of the fifty have the names of those with an album
     assert set(found["lines"]) == {"white", "toy1"}
+    assert found["same_person"]["joined"] == 1
+    assert -1 < found["same_person"]["line_at_fmr_0.001"] < 1
     before = found["before"]["recognisers"]["toy1"]
     assert before["rank1_in_plain"]["mean"] == before["rank1_in_protected"]["mean"] == 1
     assert before["rank1_in_protected_by_photos"] == {"2": 1, "3": 1}
     assert before["together"]["mean"] == 1
     assert before["strangers_together"] == 0
-    for kind in ("alone",):
+    for kind in ("alone", "album"):
         done = found[kind]
         assert done["ssim"] < 1
         assert done["psnr"] > 10
@@ -67,6 +69,10 @@ def test_prints_what_finds_whom_before_and_after(
             assert 0 <= rates["rank1_in_protected"]["mean"] <= 1
             assert -1 <= rates["own_photo"] < 1
     assert found["command"].startswith("python -m benchmarks.albums --data ")
+    albums.main(list(map(str, [*words, "--no-album"])), load_pipeline=toy_pipeline)
+    alone = json.loads(capsys.readouterr().out)
+    assert "album" not in alone
+    assert alone["alone"]["recognisers"] == found["alone"]["recognisers"]
 
 
 def test_every_number_of_photos_is_had_as_often() -> None:

@@ -58,6 +58,15 @@ def test_run_protects_a_folder(pipe: FakePipeline, source: Path, tmp_path: Path)
     }
 
 
+def test_a_run_has_an_album_unless_it_is_refused(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
+    dedim("run", source, "-o", tmp_path / "out")
+    dedim("run", source, "-o", tmp_path / "alone", "--no-album")
+    assert [keywords["album"] is None for keywords in pipe.keywords] == [False, True]
+    both = dedim("run", source, "-o", tmp_path / "none", "--no-album", "--keep-album", tmp_path / "a")
+    assert both.exit_code == 2
+    assert "leave out one of --keep-album and --no-album" in " ".join(both.stderr.split())
+
+
 def test_failures_are_listed_and_the_status_is_1(pipe: FakePipeline, source: Path, tmp_path: Path) -> None:
     Image.fromarray(photo_array(fake.NOT_REACHED)).save(source / "c.png")
     (source / "d[red].jpg").write_bytes(b"")
@@ -336,4 +345,5 @@ def test_ray_is_given_the_run_and_a_missing_package_is_named(
     result = dedim(*words)
     assert result.exit_code == 2
     assert 'pip install "diffusers-dedim[ray]"' in result.stderr
-    assert "neither --report nor" in dedim(*words, "--report").stderr
+    for option in (("--report",), ("--keep-album", str(tmp_path / "a"))):
+        assert "no --report, --dry-run or --keep-album" in " ".join(dedim(*words, *option).stderr.split())

@@ -145,7 +145,7 @@ def test_settings_reach_the_pipeline_and_seeds_do_not_depend_on_the_batch(tmp_pa
     protect(source, tmp_path / "one", one, batch_size=1, **options)
     protect(source, tmp_path / "three", three, batch_size=3, **options)
     assert (one.calls, three.calls) == ([1, 1, 1], [3])
-    shared = {key: value for key, value in three.keywords[0].items() if key != "generator"}
+    shared = {key: value for key, value in three.keywords[0].items() if key not in ("generator", "album")}
     chosen = {"fallback": "leave-out", "select_faces": None}
     assert shared == {"preset": "paper", "threshold": 0.3, "max_rounds": 7, "small_faces": "skip", **chosen}
     seeds = [keywords["generator"][0].initial_seed() for keywords in one.keywords]

@@ -113,6 +113,15 @@ def run(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Faces at a time.", show_default="4, or 64 on an accelerator")
     ] = None,
+    no_album: Annotated[
+        bool, typer.Option("--no-album", help="Protect each photo by itself: a person's may find each other.")
+    ] = False,
+    keep_album: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep what later runs need to go on with the album: BIOMETRIC DATA."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, and stop.")] = False,
     ray: Annotated[
         int | None,
@@ -130,12 +139,14 @@ def run(
         settings = RunSettings(
             preset, threshold, max_rounds, small_faces.value, fallback.value, seed, weights or "bundled",
             ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
-            allow_partial,
+            allow_partial, album=ray is None and not no_album,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
             keep_times=keep_times, max_megapixels=max_megapixels, crf=crf,
         )  # fmt: skip
-        if (parquet and ray is None) or (ray is not None and (report or dry_run)):
-            raise DeDiMError("--parquet needs --ray WORKERS, and --ray has neither --report nor --dry-run")
+        if (parquet and ray is None) or (ray is not None and (report or dry_run or keep_album)):
+            raise DeDiMError(
+                "--parquet needs --ray WORKERS, which has no --report, --dry-run or --keep-album"
+            )
         _check_preset(settings)
         load = partial(_load, weights, device, guide)
         if ray is not None:
@@ -146,7 +157,9 @@ def run(
         else:
             from diffusers_dedim.runs.run import FolderRun  # imports PyTorch
 
-            folder_run = FolderRun(paths, out, settings, resume=resume, overwrite=overwrite)
+            folder_run = FolderRun(
+                paths, out, settings, resume=resume, overwrite=overwrite, keep_album=keep_album
+            )
             if report:
                 check_report(folder_run.out)
             if dry_run:

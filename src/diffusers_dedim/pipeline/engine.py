@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.sampling import SampleResult
-from diffusers_dedim.faces import AlignedFace, Face, FaceDetection, cover_face, inside_photo, paste_back
+from diffusers_dedim.faces import (
+    AlignedFace,
+    Face,
+    FaceDetection,
+    align_face,
+    cover_face,
+    inside_photo,
+    paste_back,
+)
 from diffusers_dedim.images.modes import as_written, is_neutral
+from diffusers_dedim.pipeline.album import Album, AlbumFace, AlbumQueue
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.inputs import (
@@ -149,6 +158,10 @@ class _OpenPhoto:
     gate: Tensor  # [N, 1, 112, 112], 0 where a pixel is to stay: beyond the photo, or covered
     tries: dict[int, Tries]  # of those that are to be changed
     awaited: int
+    reference: Tensor  # [N, D] or [N, K, D], embeddings of x_org
+    members: dict[int, AlbumFace] = field(
+        default_factory=dict
+    )  # of those that are to be changed, in an album
 
     def mask(self, settings: DeDiMPreset, row: int) -> Tensor:
         """Of a face, [1, 112, 112]."""
@@ -174,6 +187,8 @@ class PhotoStream:
         slots: faces that are sampled together; halved whenever memory does not suffice.
         isolate: what a photo provokes is in its result and the stream goes on; False raises it.
         on_face: called whenever a face's first try is over.
+        album: what is protected of each person already; gets what is protected here. Faces of a person it knows wait
+            for those on earlier photos. None tells nobody apart.
 
     Raises:
         ValueError: ``slots`` is below 1.
@@ -199,10 +214,12 @@ class PhotoStream:
         slots: int = 16,
         isolate: bool = True,
         on_face: Callable[[], object] | None = None,
+        album: Album | None = None,
     ) -> None:
         self.networks, self.settings = networks, settings
         self.policy = policy or FacePolicy()
         self.isolate, self.on_face = isolate, on_face
+        self._album = None if album is None else AlbumQueue(album)
         # the settings of each attempt; a queue for each that differs
         self._attempts = [settings] * min(3, 1 + settings.retries) + [stronger(settings)] * (
             settings.retries > 2
@@ -256,10 +273,14 @@ class PhotoStream:
             opened = self._open(photo, found)
             generators = {row: child_generator(photo.generator) for row in opened.tries}
             masks = {row: opened.mask(self.settings, row) for row in opened.tries}
+            if self._album is not None and generators:
+                entered = self._album.enter(opened.reference[list(generators)])
+                opened.members = dict(zip(generators, entered, strict=True))
         except Exception as error:
             return self._failed(photo, error)
         for row, generator in generators.items():
-            self._queue.add(QueuedFace((opened, row), opened.x_org[row], masks[row], generator))
+            face = QueuedFace((opened, row), opened.x_org[row], masks[row], generator)
+            self._queue.add(replace(face, member=opened.members.get(row)))
         return None if generators else self._close(opened)
 
     def _open(self, photo: StreamPhoto, found: FoundFaces) -> _OpenPhoto:
@@ -270,7 +291,8 @@ class PhotoStream:
         embeddings = in_parts(self.networks.face_encoder, x_org, slots)
         check_embeddings(embeddings, len(x_org))
         if isinstance(choice, EmbeddingChoice):
-            found = found.only(choice.choose(embeddings))
+            chosen = list(choice.choose(embeddings))
+            found, embeddings = found.only(chosen), embeddings[torch.tensor(chosen, dtype=torch.bool)]
             x_org = self._crops(found)
         landmarks = in_parts(self.networks.landmarker, x_org, slots)
         subjects, shape = list(found.subjects), photo.pixels.shape
@@ -285,7 +307,7 @@ class PhotoStream:
                     treatment = treatment_of(self.policy.fallback)
                     subjects[row] = replace(subjects[row], treatment=treatment, reason=reason)
         tries = {row: Tries() for row in changed if subjects[row].treatment == "changed"}
-        return _OpenPhoto(photo, found, subjects, x_org, landmarks, gate, tries, len(tries))
+        return _OpenPhoto(photo, found, subjects, x_org, landmarks, gate, tries, len(tries), embeddings)
 
     def _crops(self, found: FoundFaces) -> Tensor:
         return torch.stack([subject.aligned.crop for subject in found.subjects]).to(self.networks.device)
@@ -302,6 +324,7 @@ class PhotoStream:
             if opened.awaited == 0:
                 result = self._close(opened)
                 if result is not None:
+                    self._leave_album(opened, result)
                     yield result
 
     def _close(self, opened: _OpenPhoto) -> StreamResult | None:
@@ -334,6 +357,22 @@ class PhotoStream:
         aligned = tuple(subject.aligned for subject in opened.subjects)
         return StreamResult(opened.photo, pixels, tuple(records), small, unchosen, aligned=aligned)
 
+    @torch.no_grad()
+    def _leave_album(self, opened: _OpenPhoto, result: StreamResult) -> None:
+        """Let those who wait for faces of this photo know what became of them."""
+        for row, member in opened.members.items():
+            embedding = None
+            # what is covered, or will not be handed out as protected, nobody is found by
+            if (
+                result.error is None
+                and result.faces[row].treatment == "changed"
+                and result.faces[row].is_protected
+            ):
+                crop = align_face(result.pixels, opened.subjects[row].aligned.face).crop
+                embedding = self.networks.face_encoder(crop[None].to(opened.x_org))[0]
+            if self._album is not None:
+                self._album.leave(member, embedding)
+
     def _try_again(self, opened: _OpenPhoto, rows: Sequence[int]) -> None:
         """Queue faces of a photo for their next attempt (`rescue.ATTEMPTS`)."""
         opened.awaited = len(rows)
@@ -345,7 +384,9 @@ class PhotoStream:
             settings, name = self._attempts[len(each.names)], ATTEMPTS[len(each.names)]
             each.names.append(name)
             generator = child_generator(last.face.generator)
-            face = QueuedFace((opened, row), opened.x_org[row], opened.mask(settings, row), generator)
+            member = opened.members.get(row)
+            mask = opened.mask(settings, row)
+            face = QueuedFace((opened, row), opened.x_org[row], mask, generator, member=member)
             if name == ATTEMPTS[2]:
                 face = replace(face, x_0=best.crop, probability=best.probability_history[-1])
             self._queues[settings].add(face)

@@ -24,6 +24,7 @@ from diffusers_dedim.faces import Face, FaceDetection, FaceDetector, SmallFaces,
 from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
+from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.components import (
     OWN_COMPONENTS,
     ComposablePipeline,
@@ -166,6 +167,7 @@ class DeDiMPipeline(ComposablePipeline):
         select_faces: Choice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        album: Album | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
     ) -> DeDiMOutput | tuple[list[Any], list[FaceResult]]:
@@ -194,6 +196,8 @@ class DeDiMPipeline(ComposablePipeline):
                 refuses are left as they are, **unprotected**, and are not in the result. None: every face.
             batch_size: faces that are sampled together.
             generator: one for all, or one per photo.
+            album: what is protected of each person already, from earlier calls or photos; each face is told apart from
+                those of its person, and noted. None: every photo by itself.
             output_type: "pil" (RGB; RGBA where a PIL image came with transparency, and a colour photo's profile in
                 ``info["icc_profile"]``), or in [0, 1] "np" (float32 ``[H, W, 3]``) or "pt" (``[3, H, W]``).
             return_dict: False returns the tuple (images, faces).
@@ -235,6 +239,7 @@ class DeDiMPipeline(ComposablePipeline):
                 slots=batch_size,
                 isolate=False,
                 on_face=bar.update,
+                album=album,
             )
             items = (
                 StreamPhoto(index, photo, generators[index], found[index])
@@ -264,6 +269,7 @@ class DeDiMPipeline(ComposablePipeline):
         select_faces: Choice | None = None,
         batch_size: int = 16,
         generator: torch.Generator | None = None,
+        album: Album | None = None,
     ) -> Iterator[Any]:
         """Protect photos one after another, however many there are: faces of the next take the places of those done.
 
@@ -280,6 +286,7 @@ class DeDiMPipeline(ComposablePipeline):
                 come in ``small_faces`` and ``unchosen`` of the result, the others with their ``treatment``.
             batch_size: faces that are sampled together; halved whenever memory does not suffice.
             generator: draws for the photos in their order; a `StreamPhoto` brings its own.
+            album: as for the pipeline; a face waits for those of its person on earlier photos.
 
         Yields:
             A `StreamResult` for each photo. **Look at its error, and at ``is_protected`` of its faces.**
@@ -296,7 +303,7 @@ class DeDiMPipeline(ComposablePipeline):
         _check_call("pil", batch_size, False, None, None)
         networks = self._networks(guidance, callback_on_step_end, callback_on_step_end_tensor_inputs)
         policy = FacePolicy(small_faces, fallback, select_faces)
-        stream = PhotoStream(networks, settings, policy=policy, slots=batch_size)
+        stream = PhotoStream(networks, settings, policy=policy, slots=batch_size, album=album)
         return self._stream(
             stream, (stream_photo(item, index, generator) for index, item in enumerate(photos))
         )
@@ -358,6 +365,7 @@ class DeDiMPipeline(ComposablePipeline):
             threshold=settings.sampler_threshold,
             guidance=callback,
             error_correction=settings.error_correction,
+            avoid_limit=settings.avoid_limit,
             window=window_for(self.unet, (CROP_SIZE, CROP_SIZE)) if settings.denoise_window else None,
             pipeline=CallbackView(self, scheduler),
         )

@@ -42,6 +42,8 @@ class DeDiMPreset:
         views, smoothing, contrast_masking, cutoff_step_ratio: of `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
+        avoid_limit: in an album, cosine with a protected photo of the same person above which a face that is below the
+            threshold goes on; 1 for none.
         denoise_window: call the denoiser on a window around the mask alone (`WindowedDenoiser`), where that saves
             anything; False for the paper.
 
@@ -63,6 +65,7 @@ class DeDiMPreset:
     contrast_masking: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
+    avoid_limit: float = 1.0
     denoise_window: bool = False
     keep_eyes: float = 0.0
     least_contrast: float = 0.0
@@ -94,6 +97,8 @@ class DeDiMPreset:
             raise ValueError(
                 f"least_contrast: expected a standard deviation in [0, 1), got {self.least_contrast}."
             )
+        if not -1 <= self.avoid_limit <= 1:
+            raise ValueError(f"avoid_limit: expected a cosine in [-1, 1], got {self.avoid_limit}.")
         if not 0 <= self.keep_eyes <= 1:
             raise ValueError(f"keep_eyes: expected a share in [0, 1], got {self.keep_eyes}.")
         if self.retries not in range(4):
@@ -162,6 +167,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         contrast_masking=0.5,
         retries=3,
         denoise_window=True,
+        avoid_limit=0.0,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
     # -0.09 instead of -0.04 by foamliu, 0.01 instead of 0.05 by casia), for 0.7 dB and 0.007 of SSIM.
@@ -181,6 +187,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         contrast_masking=0.5,
         retries=3,
         denoise_window=True,
+        avoid_limit=0.0,
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from diffusers_dedim.diffusion.sampling import SampleResult
+from diffusers_dedim.pipeline.album import AlbumFace
 from diffusers_dedim.pipeline.device import is_out_of_memory
 
 
@@ -26,6 +27,8 @@ class QueuedFace:
         generator: of this face alone, so that its result does not depend on who is sampled beside it.
         x_0, probability: crop ``[3, H, W]`` and match probability at which earlier rounds ended, to go on from there;
             None for the beginning.
+        member: its place in an album: it waits for those of its person that came before it, and is told apart from
+            what became of them. None where there is no album.
     """
 
     owner: Any
@@ -34,6 +37,7 @@ class QueuedFace:
     generator: torch.Generator
     x_0: Tensor | None = None
     probability: float = 1.0
+    member: AlbumFace | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class SampledFace:
 
 
 class FaceQueue:
-    """Run Algorithm 2 on a stream of faces, round by round, always on as many of them as there are places.
+    """Run Algorithm 2 on a stream of faces, round by round, on as many of them as there are places.
 
     `sample_dedim` alone ends a batch with the face that takes longest. Here a face that is done leaves after its
     round and the next one begins in the following round, with its own round 1. Every face has its own generator
@@ -121,11 +125,19 @@ class FaceQueue:
 
     def run_round(self) -> list[SampledFace]:
         """Fill the free places, run one round, and return the faces that are done with it, if any."""
-        while self._waiting and len(self._active) < self.slots:
-            self._active.append(self._waiting.popleft())
+        self._fill()
         after = self._advance(self._active)
         self._active = [face for face in after if not self._done(face)]
         return [face for face in after if self._done(face)]
+
+    def _fill(self) -> None:
+        """Give the free places to the first that wait for nobody of their album."""
+        held: list[SampledFace] = []
+        while self._waiting and len(self._active) < self.slots:
+            item = self._waiting.popleft()
+            ready = item.face.member is None or item.face.member.ready
+            (self._active if ready else held).append(item)
+        self._waiting.extendleft(reversed(held))
 
     def _done(self, face: SampledFace) -> bool:
         return face.reached_threshold or face.error is not None or face.rounds >= self.max_rounds
@@ -168,6 +180,7 @@ class FaceQueue:
             max_rounds=1,
             x_0=torch.stack([item.crop for item in faces]),
             probability=x_org.new_tensor([item.probability_history[-1] for item in faces]),
+            **_to_avoid([item.face.member for item in faces], x_org),
         )
         return [
             SampledFace(
@@ -179,3 +192,16 @@ class FaceQueue:
             )
             for row, item in enumerate(faces)
         ]
+
+
+def _to_avoid(members: Sequence[AlbumFace | None], x_org: Tensor) -> dict[str, Tensor]:
+    """The sampler's ``avoid`` for faces, rows of zeros where one has fewer; nothing where nobody has any."""
+    avoid = [None if member is None else member.avoid for member in members]
+    known = [each for each in avoid if each is not None and len(each)]
+    if not known:
+        return {}
+    padded = x_org.new_zeros(len(members), max(map(len, known)), *known[0].shape[1:])
+    for row, each in enumerate(avoid):
+        if each is not None:
+            padded[row, : len(each)] = each.to(padded)
+    return {"avoid": padded}

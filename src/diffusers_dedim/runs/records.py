@@ -170,6 +170,8 @@ class RunSettings:
         keep_times: give the written files the dates of those they were made from.
         max_megapixels: largest photo that is decoded, in millions of pixels.
         crf: quality of the H.264 of videos, 0 (without loss) to 51.
+        album: tell a person's photos apart from one another (`Album`); a photo's result then depends on those before
+            it. Ray's workers have none.
 
     Raises:
         ValueError: a value outside its range.
@@ -191,6 +193,7 @@ class RunSettings:
     keep_times: bool = False
     max_megapixels: float = MAX_PIXELS / 1e6
     crf: int = DEFAULT_CRF
+    album: bool = True
 
     def __post_init__(self) -> None:
         check_quality(self.quality)

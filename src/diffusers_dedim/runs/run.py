@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_dedim.atomic import sha256, write_atomic
+from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
 from diffusers_dedim.prefetch import map_ahead
+from diffusers_dedim.runs.albums import AlbumKeeper
 from diffusers_dedim.runs.jobs import JobPlan, PhotoJob, RunError, is_video, plan_jobs, remove_temporaries
 from diffusers_dedim.runs.manifest import (
     MANIFEST_NAME,
@@ -58,6 +60,7 @@ def protect_photos(
     settings: RunSettings,
     batch_size: int | None = None,
     people: People | None = None,
+    album: Album | None = None,
 ) -> Iterator[Done]:
     """Protect photos as they come, in the order in which they are done.
 
@@ -67,6 +70,7 @@ def protect_photos(
         settings: of the run.
         batch_size: faces that go through the networks together; None for a number that suits the device.
         people: whom the settings name (`find_people`).
+        album: what is protected of each person already; gets what is protected here. None for none.
 
     Returns:
         Results whose photo's owner is the loaded one, and the records, each with the seconds since the one before:
@@ -81,6 +85,7 @@ def protect_photos(
         small_faces=settings.small_faces,
         fallback=settings.fallback,
         select_faces=people and people.choice(pipe),
+        album=album,
         batch_size=slots,
     )
     last = time.monotonic()
@@ -119,6 +124,8 @@ class FolderRun:
             without a protectable face, are not done again unless the input or output file has changed.
         overwrite: begin anew in a folder with the results of a run, which are replaced. Neither this nor ``resume``
             replaces a file that no run has written.
+        keep_album: file to read the run's album from, if it is there, and to keep it in: **biometric data** (`Album`).
+            None keeps it in memory alone.
 
     Raises:
         RunError: the inputs, the folder or the photos of a person do not allow the run; nothing has been written.
@@ -138,9 +145,11 @@ class FolderRun:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        keep_album: str | os.PathLike[str] | None = None,
     ) -> None:
         self.out: Path = Path(out)
         self.settings: RunSettings = settings or RunSettings()
+        self._keeper = AlbumKeeper.of(self.settings.album, keep_album)
         self.plan: JobPlan = plan_jobs(inputs, self.out)
         self._people = find_people(self.settings)
         self._described = self.settings.described()
@@ -192,9 +201,11 @@ class FolderRun:
         records = dict(self.finished)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            with lock_folder(self.out), closing(self._protect(pipe, batch_size)) as finished:
+            album = self._keeper.open(pipe if self.pending else None)
+            with lock_folder(self.out), album, closing(self._protect(pipe, batch_size)) as finished:
                 for record in finished:
                     records[record.name] = record
+                    self._keeper.tick()
                     if on_done is not None:
                         on_done(record)
         except OSError as error:
@@ -208,7 +219,11 @@ class FolderRun:
             len(self.finished),
             self.plan.other_files,
             time.monotonic() - started,
-            (*(self._manifest.notes if self._manifest else ()), *notes_of_replaced(self._earlier, records)),
+            (
+                *(self._manifest.notes if self._manifest else ()),
+                *notes_of_replaced(self._earlier, records),
+                *self._keeper.notes(resumed=bool(self.finished and self.pending)),
+            ),
         )
 
     def _protect(self, pipe: Pipeline, batch_size: int | None) -> Generator[PhotoRecord, None, None]:
@@ -263,7 +278,9 @@ class FolderRun:
         videos = [job for job in jobs if is_video(job.source)]
         photos = [job for job in jobs if not is_video(job.source)]
         loaded = map_ahead(partial(self._load, manifest), photos, threads=2, ahead=_PHOTOS_AHEAD)
-        protected = protect_photos(pipe, _set_aside(loaded, videos), self.settings, batch_size, self._people)
+        protected = protect_photos(
+            pipe, _set_aside(loaded, videos), self.settings, batch_size, self._people, self._keeper.album
+        )
         yield from map_ahead(settle, protected, threads=1, ahead=_PHOTOS_AHEAD)
         for job in videos:
             manifest.begin(job.name)

@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,7 @@ def run_ray(
     if output not in ("files", "parquet"):
         raise ValueError(f'output: expected "files" or "parquet", got {output!r}.')
     started, folder = time.monotonic(), Path(out).resolve()
+    settings = replace(settings, album=False)  # the workers do not know of each other's faces
     _start_ray(workers, accelerators)
     source = read_rows(inputs, folder, _MOST_DEATHS)
     find_people(settings)  # a mistake is an error here, not one in every worker

@@ -1,0 +1,112 @@
+"""The album of a run: in memory, or in a file where the user asks for that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.pipeline.album import Album
+from diffusers_dedim.runs.jobs import RunError, display_name
+
+_PHOTOS_BETWEEN = 25  # what a kill may lose of the file; a faces' embeddings are written in milliseconds
+
+NEW_ALBUM = (
+    "the album begins anew with this resumed run: the photos done before are not told apart from these "
+    "(--keep-album FILE keeps it from one run to the next)"
+)
+
+
+@dataclass(eq=False)
+class AlbumKeeper:
+    """Makes a run's album, and keeps its file.
+
+    Attributes:
+        album: while a run is under way; None where there is none.
+        path: where it is kept; None for nowhere.
+    """
+
+    wanted: bool
+    path: Path | None
+    album: Album | None = None
+    _guide: Any = None
+    _unsaved: int = 0
+
+    @classmethod
+    def of(cls, wanted: bool, path: str | os.PathLike[str] | None) -> AlbumKeeper:
+        """Check what was asked for.
+
+        Args:
+            wanted: whether there is to be an album.
+            path: file to keep it in, or None.
+
+        Raises:
+            RunError: a file without an album, a folder, or a file in a folder that is not there.
+        """
+        if path is None:
+            return cls(wanted, None)
+        file = Path(path)
+        if not wanted:
+            raise RunError(f"{file}: there is no album to keep; leave out one of --keep-album and --no-album")
+        if file.is_dir() or not file.parent.is_dir():
+            raise RunError(f"{file}: expected a file in a folder that is there, to keep the album in")
+        return cls(wanted, file)
+
+    @contextmanager
+    def open(self, pipe: Any) -> Iterator[None]:
+        """Have an album while a run is under way, and keep what it holds in the end, whatever the end is.
+
+        Args:
+            pipe: the pipeline; None where nothing is to be done.
+
+        Raises:
+            RunError: the file is no album, or one of another guide's, or cannot be written.
+        """
+        if not self.wanted or pipe is None:
+            yield
+            return
+        self._guide = getattr(pipe, "face_encoder", None)
+        self.album = self._load() if self.path is not None and self.path.exists() else Album()
+        try:
+            yield
+        finally:
+            self._save()
+            self.album = None
+
+    def tick(self) -> None:
+        """Say that a photo is done."""
+        self._unsaved += 1
+        if self._unsaved >= _PHOTOS_BETWEEN:
+            self._save()
+
+    def notes(self, *, resumed: bool) -> tuple[str, ...]:
+        """What the user should know of it.
+
+        Args:
+            resumed: whether photos were done by an earlier run.
+        """
+        if self.path is not None:
+            name = display_name(str(self.path))
+            return (
+                f"{name} holds what faces are known by, which is biometric data: keep it as the originals",
+            )
+        return (NEW_ALBUM,) if self.wanted and resumed else ()
+
+    def _load(self) -> Album:
+        try:
+            return Album.load(self.path or "", self._guide)
+        except DeDiMError as error:
+            raise RunError(str(error)) from error
+
+    def _save(self) -> None:
+        self._unsaved = 0
+        if self.path is None or self.album is None:
+            return
+        try:
+            self.album.save(self.path, self._guide)
+        except OSError as error:
+            raise RunError(f"{self.path}: the album cannot be kept ({error.strerror or error})") from error
