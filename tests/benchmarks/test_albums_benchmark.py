@@ -63,7 +63,7 @@ def test_prints_what_finds_whom_before_alone_and_in_an_album(
         done = found[kind]
         assert done["ssim"] < 1
         assert done["psnr"] > 10
-        assert done["unet_calls_per_face"] == 4
+        assert done["unet_calls_per_face"] >= 4
         assert done["failed"] == 0
         for rates in done["recognisers"].values():
             assert 0 <= rates["rank1_in_protected"]["mean"] <= 1
