@@ -167,7 +167,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         contrast_masking=0.5,
         retries=3,
         denoise_window=True,
-        avoid_limit=0.0,
+        avoid_limit=0.1,
     ),
     # python -m benchmarks.settings dedim dedim:strong: less is matched than with "fast" (cosine with the original
     # -0.09 instead of -0.04 by foamliu, 0.01 instead of 0.05 by casia), for 0.7 dB and 0.007 of SSIM.
@@ -187,7 +187,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         contrast_masking=0.5,
         retries=3,
         denoise_window=True,
-        avoid_limit=0.0,
+        avoid_limit=0.1,
     ),
 }
 
