@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,13 +78,22 @@ def forget_photos(demo: gr.Blocks, age: float) -> None:
             session.STATE_TTL_WHEN_CLOSED = age
 
 
-def keep_forgetting(demo: gr.Blocks, every: float, age: float) -> None:
-    """Call `forget_photos` every so many seconds, in the background, as long as the process runs."""
+def keep_forgetting(
+    demo: gr.Blocks, every: float, age: float, also: Callable[[float], object] = lambda age: None
+) -> None:
+    """Call `forget_photos` every so many seconds, in the background, as long as the process runs.
+
+    Args:
+        demo, age: see `forget_photos`.
+        every: seconds.
+        also: gets the age each time: forgets what is held elsewhere.
+    """
 
     def work() -> None:
         while True:
             time.sleep(every)
             forget_photos(demo, age)
+            also(age)
 
     threading.Thread(target=work, name="dedim-forget", daemon=True).start()
 

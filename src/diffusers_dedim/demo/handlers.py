@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from diffusers_dedim.demo import texts
+from diffusers_dedim.demo.albums import SessionAlbums
 from diffusers_dedim.demo.photos import (
     MAX_DEMO_PIXELS,
     OpenedPhoto,
@@ -70,12 +71,14 @@ class DemoHandlers:
         detector: photo -> faces; another one than the pipeline's, which may be at work at the same time.
         presets: names that may be asked for, the usual one first.
         max_pixels: largest photo.
+        albums: what is protected in each session, so that a visitor's photos are told apart.
     """
 
     protector: Protector
     detector: FaceDetection
     presets: tuple[str, ...] = ("fast",)
     max_pixels: int = MAX_DEMO_PIXELS
+    albums: SessionAlbums = field(default_factory=SessionAlbums)
     _detector_lock: threading.Lock = field(default_factory=threading.Lock)  # MTCNN keeps settings in itself
     _line: Line = field(default_factory=lambda: Line(QUEUE_SIZE))
     _running: dict[str, threading.Event] = field(default_factory=dict)
@@ -134,7 +137,14 @@ class DemoHandlers:
             other, note = self._open_other(other_path)
             with self._line.turn(stop, report):
                 result = self.protector(
-                    opened, chosen, preset, strength, other=other, report=report, stop=stop
+                    opened,
+                    chosen,
+                    preset,
+                    strength,
+                    other=other,
+                    report=report,
+                    stop=stop,
+                    album=self.albums.open(session),
                 )
         except ValueError as error:  # DeDiMError is one
             raise DemoError(texts.explain(error)) from None  # the traceback would name the user's file
@@ -169,7 +179,11 @@ class DemoHandlers:
         chosen = None if faces is None else _indices(faces)
         opened = self._open(path)
         chosen = opened.everybody if chosen is None else chosen
-        view = self.protect(opened, chosen, preset, strength, other_path, f"api-{secrets.token_hex(8)}")
+        session = f"api-{secrets.token_hex(8)}"
+        try:
+            view = self.protect(opened, chosen, preset, strength, other_path, session)
+        finally:
+            self.albums.close(session)  # a program says nothing of who it asks for
         if view.data is None:
             raise DemoError(f"Not protected, so there is no file: {view.result.reason}.")
         return view
@@ -181,8 +195,9 @@ class DemoHandlers:
             running.set()
 
     def leave(self, session: str) -> None:
-        """The session has ended: stop its run, and expect none."""
+        """The session has ended: stop its run, expect none, and forget whom it showed."""
         self.stop(session)
+        self.albums.close(session)
         self._running.pop(session, None)
 
     def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str, advice: str) -> ResultView:

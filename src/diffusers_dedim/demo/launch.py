@@ -61,7 +61,7 @@ def serve(
         end_by_signals()
     keep_deleting(make_private_folder(), *app.DELETE_CACHE)
     demo = app.build_demo(handlers, where)
-    keep_forgetting(demo, *app.DELETE_CACHE)
+    keep_forgetting(demo, *app.DELETE_CACHE, handlers.albums.forget)
     _, url, _ = demo.launch(
         server_port=port,
         share=share,

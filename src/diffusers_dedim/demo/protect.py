@@ -22,6 +22,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import Face
 from diffusers_dedim.images.files import decode_photo, encode_photo
 from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.output import FaceResult
 from diffusers_dedim.pipeline.presets import resolve_preset
 from diffusers_dedim.runs.records import judge
@@ -236,7 +237,7 @@ class Protector:
     def __call__(
         self, opened: OpenedPhoto, chosen: Sequence[int], preset: str, strength: str, *,
         other: OpenedPhoto | None = None, report: Progress = lambda share, words: None,
-        stop: threading.Event | None = None,
+        stop: threading.Event | None = None, album: Album | None = None,
     ) -> ProtectedPhoto:  # fmt: skip
         """Protect the chosen faces.
 
@@ -248,6 +249,8 @@ class Protector:
             other: another photo of the same person, for the scores.
             report: gets the progress.
             stop: ends the run once it is set.
+            album: what is protected of the same people already, to be told apart from; not where the call is wrapped:
+                what another process notes is lost.
 
         Raises:
             ValueError: an argument is out of range; `StoppedError`: stopped; otherwise as `DeDiMPipeline`.
@@ -264,13 +267,14 @@ class Protector:
             settings.max_rounds * (1 + settings.retries),
             self.max_seconds,
         )
+        known = {} if album is None or self.wrap is not None else {"album": album}
         start = time.monotonic()
         faces = [opened.faces[index] for index in chosen]
         image, results = self._call(
             opened.photo.pixels,
             faces,
             watcher if self.wrap is None else None,
-            {"preset": preset, "threshold": threshold},
+            {"preset": preset, "threshold": threshold, **known},
         )
         seconds = time.monotonic() - start
         data = encode_photo(opened.photo, image)
