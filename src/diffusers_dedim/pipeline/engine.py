@@ -159,9 +159,7 @@ class _OpenPhoto:
     tries: dict[int, Tries]  # of those that are to be changed
     awaited: int
     reference: Tensor  # [N, D] or [N, K, D], embeddings of x_org
-    members: dict[int, AlbumFace] = field(
-        default_factory=dict
-    )  # of those that are to be changed, in an album
+    members: dict[int, AlbumFace] = field(default_factory=dict)  # in an album, of those to be changed
 
     def mask(self, settings: DeDiMPreset, row: int) -> Tensor:
         """Of a face, [1, 112, 112]."""
