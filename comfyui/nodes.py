@@ -31,7 +31,7 @@ NOT_ANONYMOUS = (
     "It does not make anybody anonymous: people who know the person will recognise them, and other recognisers "
     "may too."
 )
-STOP, KEEP, BLACK = "stop", "pass it on unchanged", "give a black image"
+STOP, KEEP, BLUR, BLACK = "stop", "pass it on unchanged", "blur the face", "give a black image"
 # name -> preset, and what is added to its threshold (0.05 is 0.1 of cosine), as on the demo page
 STRENGTHS = {"gentler": ("fast", 0.05), "standard": ("fast", 0.0), "stronger": ("strong", 0.0)}
 _LARGEST_SEED = 2**64 - 1  # as ComfyUI's own samplers have it
@@ -121,7 +121,7 @@ class ProtectFaces:
                 "strength": (list(STRENGTHS), strength),
                 "seed": ("INT", seed),
                 "without_a_face": ([STOP, KEEP], no_face),
-                "not_protected": ([STOP, BLACK], missed),
+                "not_protected": ([STOP, BLUR, BLACK], missed),
             }
         }
 
@@ -141,7 +141,7 @@ class ProtectFaces:
             images: ``[B, H, W, 3]`` in [0, 1], or with an alpha as the fourth channel, which is kept.
             strength: a name of `STRENGTHS`.
             seed: each image draws with its own, made of this one and its number.
-            without_a_face, not_protected: what to do with such an image.
+            without_a_face, not_protected: what to do with such an image; a face under 40 px is blurred in any case.
 
         Returns:
             Images of the same shape, where nothing changed bit for bit those that came in; ``[B, H, W]``, 1 where a
@@ -154,7 +154,7 @@ class ProtectFaces:
         _check_images(images)
         rgb = images[..., :3].cpu().float()
         rows: dict[int, _Row] = {}
-        for number, result in _results(dedim, rgb, strength, seed):
+        for number, result in _results(dedim, rgb, strength, seed, not_protected):
             rows[number] = _judge(number, len(images), rgb[number], result, without_a_face, not_protected)
         ordered = [rows[number] for number in range(len(images))]
         out = torch.stack([row.image for row in ordered]).to(images)
@@ -185,7 +185,9 @@ def _check_images(images: Any) -> None:
         )
 
 
-def _results(pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int) -> Iterator[tuple[int, Any]]:
+def _results(
+    pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int, not_protected: str
+) -> Iterator[tuple[int, Any]]:
     """Protect the images; each with its number, in the order in which they are done."""
     from diffusers_dedim.pipeline.engine import StreamPhoto
     from diffusers_dedim.pipeline.inputs import generators, to_pixel_list
@@ -196,7 +198,11 @@ def _results(pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int) -> Iter
     photos = (StreamPhoto(number, each, draws[number]) for number, each in enumerate(pixels))
     progress = _Progress(len(rgb), PRESETS[preset].max_rounds * PRESETS[preset].num_inference_steps)
     stream = pipe.stream(
-        photos, preset=preset, threshold=PRESETS[preset].threshold + shift, callback_on_step_end=progress.step
+        photos,
+        preset=preset,
+        threshold=PRESETS[preset].threshold + shift,
+        callback_on_step_end=progress.step,
+        fallback="blur" if not_protected == BLUR else "leave-out",
     )
     try:
         for result in stream:
@@ -249,9 +255,9 @@ def _judge(number: int, count: int, image: Tensor, result: Any, no_face: str, mi
         raise result.error  # a lack of memory, a wrong weight: no property of the image
     reason = _reason(result)
     if reason:
-        if missed == STOP:
+        if missed != BLACK:
             raise NotProtectedError(
-                f"{where} is NOT protected: {reason} Try another seed or “stronger”, or set not_protected to "
+                f"{where} is NOT protected: {reason} Try another seed, or set not_protected to “{BLUR}” or "
                 f"“{BLACK}”."
             )
         status = f"NOT protected, given as a black image: {reason}"
@@ -267,22 +273,24 @@ def _reason(result: Any) -> str:
     """Why an image must not be called protected; empty where it may."""
     if result.error is not None:
         return str(result.error).partition(": ")[2] or str(result.error)
-    above = [face for face in result.faces if not face.reached_threshold]
+    above = [face for face in result.faces if not face.is_protected]
     if above:
         worst = max(face.similarity for face in above)
-        return f"{len(above)} of {len(result.faces)} faces still match (similarity {worst:.2f})."
+        reasons = ", ".join(dict.fromkeys(face.reason for face in above if face.reason))
+        why = f"; {reasons}" if reasons else ""
+        return f"{len(above)} of {len(result.faces)} faces still match (similarity {worst:.2f}{why})."
     return ""
 
 
 def _face_report(face: Any) -> dict[str, Any]:
-    report = {
+    return {
         "box": [round(float(value), 1) for value in face.box],
+        "treatment": face.treatment,  # changed, blurred or left
+        "reason": face.reason,
         "similarity": round(face.similarity, 3),
-        "protected": face.reached_threshold,
+        "protected": face.is_protected,
         "rounds": face.rounds,
     }
-    treatment = getattr(face, "treatment", None)
-    return report | ({"treatment": treatment} if treatment is not None else {})
 
 
 Node = Callable[..., Any]

@@ -206,6 +206,21 @@ def test_a_face_that_still_matches_never_leaves_the_node(
     assert not row["faces"][0]["protected"]
 
 
+def test_what_cannot_be_changed_is_blurred_where_that_is_wanted(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = sys.modules[f"{pack.__name__}.nodes"]
+    monkeypatch.setattr(nodes, "STRENGTHS", {"standard": ("fast", -0.9)})
+    faces = [[face_at(20, 15, 80), face_at(120, 80, 30)]]
+    out, changed, scores = protect(pack, photos(), faces, not_protected="blur the face")
+    large, small = json.loads(scores)["images"][0]["faces"]
+    assert (large["treatment"], small["treatment"]) == ("blurred", "blurred")
+    assert large["protected"]
+    assert "threshold" in large["reason"]
+    assert changed[0, 95, 135]  # the small one, too
+    assert out.std() > 0
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,23 @@ def test_no_face_is_an_error_and_lost_crops_are_too() -> None:
     crops = found.get("crops")
     with pytest.raises(ValueError, match=r"protected_crops: expected \[2, 3, 112, 112\], one for each of 2"):
         paste_changes([PHOTO], found.get("aligned_faces"), crops, crops[:1])
+
+
+def test_faces_that_cannot_be_changed_are_named() -> None:
+    modular = equipped(FindFaces())
+    lying = replace(FACES[0], reason="lies on its side")
+    modular.face_detector = lambda photo: [lying, FACES[1], face_at(0, 0, 20)]
+    with pytest.warns(
+        UserWarning, match=r"2 faces are left UNPROTECTED \(lies on its side, is under 40 px\)"
+    ):
+        state = modular(image=PHOTO, small_faces="skip")
+    assert [reason for _, _, reason in state.get("left_faces")] == ["lies on its side", "is under 40 px"]
+    assert len(state.get("crops")) == 1
+    modular.face_detector = lambda photo: [lying]
+    with pytest.raises(NoFaceError, match="1 faces are left UNPROTECTED"):
+        modular(image=PHOTO)
+    with pytest.raises(ValueError, match="small_faces: expected 'error' or 'skip', got 'blur'"):
+        modular(image=PHOTO, small_faces="blur")
 
 
 def test_the_blocks_load_from_a_folder_as_custom_code(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ between those of others (docs/composition.md).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.guidance import match_probability
-from diffusers_dedim.faces import AlignedFace, FaceDetector, align_face, choose_faces, paste_back
+from diffusers_dedim.errors import NoFaceError
+from diffusers_dedim.faces import AlignedFace, FaceDetector, align_face, paste_back
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.pipeline.components import OWN_COMPONENTS, class_named
 from diffusers_dedim.pipeline.inputs import from_pixels, take_photos
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import resolve_preset
+from diffusers_dedim.pipeline.rescue import FacePolicy, find_faces
 
 # A repository of a custom block holds its code in a file named as its module (here: this one).
 _HUB_CODE = '''"""For diffusers' `ModularPipelineBlocks.from_pretrained(..., trust_remote_code=True)`."""
@@ -67,13 +70,17 @@ def part(name: str) -> Any:
 class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships no types
     """Find the faces of photos and cut them out, aligned.
 
-    Inputs: ``image``, photos as for `DeDiMPipeline`; ``small_faces``, "error" or "skip"; ``select_faces``,
-    ``face -> bool``. Outputs: ``photos``, uint8 RGB ``[H, W, 3]`` each; ``beside``, what each photo has beside its
-    pixels; ``aligned_faces``, pairs of a photo's index and an `AlignedFace`; ``crops``, float32
-    ``[N, 3, 112, 112]`` in [0, 1], in steps of 1/255.
+    Inputs: ``image``, photos as for `DeDiMPipeline`; ``small_faces``, "error", or "skip", which leaves a face under
+    40 px as it is; ``select_faces``, ``face -> bool``.
+
+    Outputs: ``photos``, uint8 RGB ``[H, W, 3]`` each; ``beside``, what each photo has beside its pixels;
+    ``aligned_faces``, pairs of a photo's index and an `AlignedFace`; ``crops``, float32 ``[N, 3, 112, 112]`` in [0, 1],
+    in steps of 1/255; ``left_faces``, (photo index, `Face`, reason) of each that cannot be changed or is too small:
+    **unprotected**, and warned of, for blocks cover nothing.
 
     Raises:
-        NoFaceError, FaceTooSmallError: as the pipeline.
+        NoFaceError, FaceTooSmallError: as the pipeline, or no face of a photo can be changed.
+        ValueError: ``small_faces`` is another word.
 
     Example:
         >>> FindFaces().init_pipeline()(image=photo, output="crops").shape  # doctest: +SKIP
@@ -109,22 +116,41 @@ class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships
             OutputParam("beside", list, "What each photo has beside its pixels."),
             OutputParam("aligned_faces", list, "(photo index, AlignedFace) of each face."),
             OutputParam("crops", Tensor, "[N, 3, 112, 112] in [0, 1]."),
+            OutputParam("left_faces", list, "(photo index, Face, reason) of each that stays UNPROTECTED."),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         """Run the block."""
         block = self.get_block_state(state)
+        if block.small_faces not in ("error", "skip"):
+            raise ValueError(f"small_faces: expected 'error' or 'skip', got {block.small_faces!r}.")
+        policy = FacePolicy(block.small_faces, "leave-out", block.select_faces)
         block.photos, block.beside = take_photos(block.image)
-        block.aligned_faces = []
+        block.aligned_faces, block.left_faces = [], []
         for index, photo in enumerate(block.photos):
-            found = components.face_detector(photo)
-            large, _ = choose_faces(found, index, block.small_faces, block.select_faces)
-            block.aligned_faces += [(index, align_face(photo, face)) for face in large]
+            found = find_faces(photo, None, components.face_detector, policy, index)
+            changed = [each.aligned for each in found.subjects if each.treatment == "changed"]
+            left = [
+                (each.aligned.face, each.reason) for each in found.subjects if each.treatment != "changed"
+            ]
+            left += [(face, "is under 40 px") for face in found.small]
+            _warn_left(index, [reason for _, reason in left], len(changed))
+            block.aligned_faces += [(index, aligned) for aligned in changed]
+            block.left_faces += [(index, *each) for each in left]
         crops = torch.stack([aligned.crop for _, aligned in block.aligned_faces])
         # in the steps of a photo: what the sampler leaves as it is comes back to the bit
         block.crops = ((crops + 1) * 127.5).round().clamp(0, 255) / 255
         self.set_block_state(state, block)
         return components, state
+
+
+def _warn_left(index: int, reasons: Sequence[str], changed: int) -> None:
+    """Say aloud which faces of a photo stay as they are; raise where none is left to change."""
+    said = f"image {index}: {len(reasons)} faces are left UNPROTECTED ({', '.join(dict.fromkeys(reasons))})"
+    if not changed:
+        raise NoFaceError(f"{said}, and no other was found.")
+    if reasons:
+        warnings.warn(f"{said}.", stacklevel=2)
 
 
 class SampleFaces(ModularPipelineBlocks):  # type: ignore[misc]
