@@ -104,7 +104,7 @@ def test_a_pipeline_protects_the_person_alone_or_all_others(pipe: DeDiMPipeline)
     (result,) = pipe.stream([photo], preset=EASY, select_faces=not_me)
     assert [face.box[0] for face in result.faces] == [0]
     assert [face.box[0] for face in result.unchosen] == [128]
-    with pytest.raises(NoFaceError, match=r"select_faces chose none of the 1 faces found"):
+    with pytest.raises(NoFaceError, match=r"none of the 1 faces found is one to be protected"):
         pipe(crop_of(90), preset=EASY, select_faces=me)
 
 

@@ -133,7 +133,7 @@ class FoundFaces:
         pairs = list(zip(self.subjects, chosen, strict=True))
         if not any(chosen):
             raise NoFaceError(
-                f"select_faces chose none of the {len(pairs)} faces found, so nothing was protected."
+                f"none of the {len(pairs)} faces found is one to be protected, so nothing was changed."
             )
         refused = tuple(subject.aligned.face for subject, keep in pairs if not keep)
         kept = tuple(subject for subject, keep in pairs if keep)
