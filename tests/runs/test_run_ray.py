@@ -171,7 +171,7 @@ def test_a_real_pipeline_gets_its_faces_and_gives_what_a_folder_run_gives(cluste
     pair.paste(portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (256, 0))
     pair.save(source / "two.png")
     (source / "none.png").write_bytes(photo_bytes(0))
-    settings = RunSettings(max_rounds=1, threshold=0.99, seed=1)
+    settings = RunSettings(max_rounds=1, threshold=0.99, seed=1, album=False)
     alone = FolderRun([source], tmp_path / "alone", settings).execute(toy_pipeline())
     result = run([source], tmp_path / "out", blind_pipeline, settings=settings, workers=1)
     records = {record.name: record for record in result.records}
