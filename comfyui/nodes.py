@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusers_dedim import PRESETS, DeDiMPipeline
 from diffusers_dedim.errors import NoFaceError, NotProtectedError
+from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.device import fast_dtype
 
 try:
@@ -114,6 +115,10 @@ class ProtectFaces:
             "default": STOP,
             "tooltip": "An image with a face that still matches, or that cannot be protected.",
         }
+        album = {
+            "default": False,
+            "tooltip": "Keep a person's images of this batch apart from one another, too. Takes longer.",
+        }
         return {
             "required": {
                 "dedim": ("DEDIM",),
@@ -122,6 +127,7 @@ class ProtectFaces:
                 "seed": ("INT", seed),
                 "without_a_face": ([STOP, KEEP], no_face),
                 "not_protected": ([STOP, BLUR, BLACK], missed),
+                "album": ("BOOLEAN", album),
             }
         }
 
@@ -133,6 +139,7 @@ class ProtectFaces:
         seed: int,
         without_a_face: str,
         not_protected: str,
+        album: bool,
     ) -> tuple[Tensor, Tensor, str]:
         """Protect the batch.
 
@@ -142,6 +149,7 @@ class ProtectFaces:
             strength: a name of `STRENGTHS`.
             seed: each image draws with its own, made of this one and its number.
             without_a_face, not_protected: what to do with such an image; a face under 40 px is blurred in any case.
+            album: an image then depends on those before it.
 
         Returns:
             Images of the same shape, where nothing changed bit for bit those that came in; ``[B, H, W]``, 1 where a
@@ -154,7 +162,7 @@ class ProtectFaces:
         _check_images(images)
         rgb = images[..., :3].cpu().float()
         rows: dict[int, _Row] = {}
-        for number, result in _results(dedim, rgb, strength, seed, not_protected):
+        for number, result in _results(dedim, rgb, strength, seed, not_protected, album):
             rows[number] = _judge(number, len(images), rgb[number], result, without_a_face, not_protected)
         ordered = [rows[number] for number in range(len(images))]
         out = torch.stack([row.image for row in ordered]).to(images)
@@ -186,7 +194,7 @@ def _check_images(images: Any) -> None:
 
 
 def _results(
-    pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int, not_protected: str
+    pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int, not_protected: str, album: bool
 ) -> Iterator[tuple[int, Any]]:
     """Protect the images; each with its number, in the order in which they are done."""
     from diffusers_dedim.pipeline.engine import StreamPhoto
@@ -203,6 +211,7 @@ def _results(
         threshold=PRESETS[preset].threshold + shift,
         callback_on_step_end=progress.step,
         fallback="blur" if not_protected == BLUR else "leave-out",
+        album=Album() if album else None,
     )
     try:
         for result in stream:

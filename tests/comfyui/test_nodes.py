@@ -15,12 +15,13 @@ import pytest
 import torch
 from toys import face_at, tiny_preset, toy_pipeline
 
+from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.errors import NoFaceError, NotProtectedError
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 
 PACK = Path(__file__).parents[2] / "comfyui"
 NODES = {"DeDiMLoad", "DeDiMProtectFaces"}
-TYPES = {"IMAGE", "MASK", "STRING", "INT", "DEDIM"}
+TYPES = {"IMAGE", "MASK", "STRING", "INT", "BOOLEAN", "DEDIM"}
 
 
 class Interrupted(Exception):
@@ -106,7 +107,8 @@ def protect(pack: ModuleType, images: torch.Tensor, faces: Any = None, **setting
     pipe = toy_pipeline()
     found = iter(faces if faces is not None else [[face_at(20, 15, 80)]] * len(images))
     pipe.face_detector = lambda photo: next(found)
-    words = {"strength": "standard", "seed": 0, "without_a_face": "stop", "not_protected": "stop"}
+    words = {"strength": "standard", "seed": 0, "without_a_face": "stop"}
+    words |= {"not_protected": "stop", "album": False}
     return pack.NODE_CLASS_MAPPINGS["DeDiMProtectFaces"]().protect(pipe, images, **{**words, **settings})
 
 
@@ -167,6 +169,22 @@ def test_an_image_gets_the_same_result_alone_and_in_a_batch(pack: ModuleType) ->
     # another batch size adds in another order: a level, seldom
     assert (alone[0] - together[0]).abs().max() <= 1.5 / 255
     assert not torch.equal(protect(pack, images[:1], seed=6)[0], alone)
+
+
+def test_an_album_is_of_one_batch(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    stream = DeDiMPipeline.stream
+
+    def watched(pipe: Any, items: Any, **settings: Any) -> Any:
+        given.append(settings["album"])
+        return stream(pipe, items, **settings)
+
+    monkeypatch.setattr(DeDiMPipeline, "stream", watched)
+    for album in (False, True, True):
+        protect(pack, photos(), album=album)
+    assert given[0] is None
+    assert given[1] is not given[2]
+    assert [len(album) for album in given[1:]] == [1, 1]
 
 
 def test_alpha_is_kept(pack: ModuleType) -> None:
