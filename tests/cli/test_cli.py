@@ -185,6 +185,7 @@ def test_usage_errors_are_one_line_and_status_2(source: Path, tmp_path: Path) ->
         (["run", source, "-o", out, "--resume", "--overwrite"], "exclude each other"),
         (["run", source, "-o", out, "--batch-size", "0"], "--batch-size"),
         (["run", source, "-o", out, "--small-faces", "drop"], "--small-faces"),
+        (["run", source, "-o", out, "--crf", "52"], "--crf"),
         (["run", source], "--out"),
         (["run", "-o", out], "PATH"),
         (["sample", "-o", tmp_path / "a.jpg"], "a.jpg: the picture is written as PNG"),

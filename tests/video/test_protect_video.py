@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -110,6 +111,31 @@ def test_a_frame_without_a_face_is_as_it_was(pipe: DeDiMPipeline) -> None:
 def test_wrong_settings_are_refused_at_once(pipe: DeDiMPipeline, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         protect_frames(pipe, moving(1), **options)
+
+
+def test_a_person_can_be_chosen_by_the_recogniser(pipe: DeDiMPipeline) -> None:
+    class Nobody:
+        def choose(self, embeddings: torch.Tensor) -> list[bool]:
+            return [False] * len(embeddings)
+
+    class Everybody(Nobody):
+        def choose(self, embeddings: torch.Tensor) -> list[bool]:
+            return [True] * len(embeddings)
+
+    for choice, count in ((Nobody(), 0), (Everybody(), 1)):
+        (result,) = protect_frames(pipe, moving(1), preset=PRESET, select_faces=choice)
+        assert len(result.faces) == count
+
+
+def test_a_face_that_cannot_be_changed_is_covered(pipe: DeDiMPipeline) -> None:
+    pipe.face_detector = lambda pixels: [replace(face, reason="lies on its side") for face in detect(pixels)]
+    results = list(protect_frames(pipe, moving(2), preset=PRESET))
+    assert [(face.treatment, face.reason) for result in results for face in result.faces] == [
+        ("blurred", "lies on its side")
+    ] * 2
+    (result,) = protect_frames(pipe, moving(1), preset=PRESET, fallback="leave-out")
+    assert result.faces[0].treatment == "left"
+    assert not result.is_protected
 
 
 def test_wrong_frames_are_refused(pipe: DeDiMPipeline) -> None:

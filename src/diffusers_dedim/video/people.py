@@ -35,6 +35,7 @@ class Person:
         target: where the change is moving to, or None.
         gate: mask ``[1, 112, 112]`` in [0, 1] that the target was made with, or None.
         covered_for: frames for which the face stays covered before it is tried again, or 0.
+        settled_for: frames for which a face a little below h takes no round: the last one did not help, or 0.
         small: the face was too small in the last frame.
         seen: how many embeddings are in the mean.
     """
@@ -45,6 +46,7 @@ class Person:
     target: Tensor | None = None
     gate: Tensor | None = None
     covered_for: int = 0
+    settled_for: int = 0
     small: bool = False
     seen: int = 1
 

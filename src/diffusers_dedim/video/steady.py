@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ _SHORT = 0.4  # start of a short round, as a share of the preset's
 _SHORT_STEPS = 0.6
 _FEW_ROUNDS = 3
 _TRIES = 3  # a short round, a few whole ones from there, and all rounds from the beginning
-_STAYS_COVERED = 12  # frames
+_STAYS = 12  # frames for which what did not help is not tried again
 _GROWN = 1.15  # times the smallest size, from which on a face that was too small is changed
 
 
@@ -83,14 +83,14 @@ class _Worn:
     unet_calls: int = 0
     steps: tuple[float, ...] = _STEPS  # of the way to the target, that may still be tried
     tries: int = 0  # of the sampler
+    best: tuple[float, Tensor] = field(init=False)  # probability and crop
+
+    def __post_init__(self) -> None:
+        self.best = math.inf, self.crop
 
     @property
     def person(self) -> Person:
         return self.placed.person
-
-    @property
-    def may_go_on(self) -> bool:
-        return bool(self.steps) or self.tries < _TRIES
 
 
 class SteadyFaces:
@@ -151,13 +151,19 @@ class SteadyFaces:
         covered, records = self._set_aside(placed)
         worn = self._dress([each for each in placed if each not in covered], pixels.shape)
         result = self._paste(pixels, worn)
-        while short := [each for each in worn if each.probability >= self._line and each.may_go_on]:
+        while short := [each for each in worn if self._may_go_on(each)]:
             for each in short:
                 self._go_on(each)
             result = self._paste(pixels, worn)
+        if any(each.probability > each.best[0] for each in worn):  # another try was better than the last
+            for each in worn:
+                each.crop = each.best[1]
+            result = self._paste(pixels, worn)
         for each in worn:
-            if each.probability >= self._line and self.fallback != "leave-out":
-                each.person.covered_for = _STAYS_COVERED
+            if each.probability >= self._line and each.tries:
+                each.person.settled_for = _STAYS
+            if each.probability >= self.settings.threshold and self.fallback != "leave-out":
+                each.person.covered_for = _STAYS
                 covered.append(each.placed)
                 records.append(_record(each.placed, _treatment(self.fallback), each))
             else:
@@ -192,6 +198,7 @@ class SteadyFaces:
         worn = []
         for row, each in enumerate(placed):
             person = each.person
+            person.settled_for = max(0, person.settled_for - 1)
             if person.change is not None and person.target is not None:
                 person.change = torch.lerp(person.change, person.target, _DRIFT)
             worn.append(_Worn(each, x_org[row], mask[row], _wear(x_org[row], mask[row], person)))
@@ -209,6 +216,7 @@ class SteadyFaces:
         values = self._judge(new.to(self.device), worn)
         for each, value in zip(worn, values.tolist(), strict=True):
             each.probability = value
+            each.best = min(each.best, (value, each.crop), key=lambda pair: pair[0])
         return result
 
     def _judge(self, crops: Tensor, worn: Sequence[_Worn]) -> Tensor:
@@ -218,13 +226,21 @@ class SteadyFaces:
         mean = torch.stack([each.person.embedding for each in worn])
         return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
 
+    def _may_go_on(self, each: _Worn) -> bool:
+        """Whether a face has tries left: but for one short round, the margin below h is worth none."""
+        if each.probability < self._line:
+            return False
+        if each.probability < self.settings.threshold:
+            return each.tries < 1 and not each.person.settled_for
+        return bool(each.steps) or each.tries < _TRIES
+
     def _go_on(self, each: _Worn) -> None:
         """On to the target, if that is not reached yet; else to a new one."""
         if each.steps and _has_way_to_go(each.person):
             self._step(each)
             return
         each.steps = ()
-        if each.tries < _TRIES:
+        if self._may_go_on(each):
             self._sample(each)
 
     def _step(self, each: _Worn) -> None:
