@@ -57,7 +57,7 @@ def run(
         list[Path], typer.Argument(metavar="PATH...", help="Photos and videos, or folders of them.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results.")],
-    preset: Annotated[str, typer.Option(help="fast, strong or paper.")] = "fast",
+    preset: Annotated[str, typer.Option(help="gentle, fast, strong or paper.")] = "fast",
     weights: WeightsOption = None,
     guide: GuideOption = None,
     seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,

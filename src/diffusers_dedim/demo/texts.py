@@ -17,6 +17,7 @@ from diffusers_dedim.runs.report import data_uri, face_square
 
 PRESET_LABELS = {
     "fast": "Fast (recommended)",
+    "gentle": "Gentle (changes the face less, hides it less)",
     "strong": "Strong (aims lower and tries longer; changes the face more)",
     "paper": "As in the paper (many minutes a face)",
 }
@@ -143,8 +144,9 @@ def advise(preset: str, strength: str, presets: Sequence[str]) -> str:
     """
     if strength != "stronger":
         return "Try the strength “Stronger”."
-    if preset == "fast" and "strong" in presets:  # "paper" aims lower than "strong"
-        return f"Try the preset “{PRESET_LABELS['strong'].partition(' (')[0]}”."
+    next_one = {"gentle": "fast", "fast": "strong"}.get(preset)  # "paper" aims lower than "strong"
+    if next_one in presets:
+        return f"Try the preset “{PRESET_LABELS[next_one].partition(' (')[0]}”."
     return ""
 
 

@@ -176,7 +176,7 @@ class DeDiMPipeline(ComposablePipeline):
         Args:
             image: a photo or a list of photos of any size: PIL image of any mode, array ``[H, W, 3]`` or ``[H, W]``
                 (uint8, or floats in [0, 1]), or float tensor ``[3, H, W]`` in [0, 1]; or a batch of arrays or tensors.
-            preset: "fast", "strong", "paper" or a `DeDiMPreset`; the next five arguments override its values.
+            preset: "gentle", "fast", "strong", "paper" or a `DeDiMPreset`; the next five arguments override its values.
             start_timestep: the paper's t_0. num_inference_steps: denoising steps a round.
             guidance_scale: s ("paper") or the size of a push ("fast"); 0 for no guidance.
             max_rounds: L. threshold: h, a probability strictly between 0 and 1.
@@ -316,7 +316,7 @@ class DeDiMPipeline(ComposablePipeline):
         """`sample_dedim` with this pipeline's networks and a preset, for who has aligned crops, as video has.
 
         Args:
-            preset: "fast", "strong", "paper" or a `DeDiMPreset`.
+            preset: "gentle", "fast", "strong", "paper" or a `DeDiMPreset`.
 
         Returns:
             A function of ``x_org``, ``mask``, ``generators`` and ``max_rounds``, and what else `sample_dedim` takes.

@@ -70,7 +70,7 @@ def protect_frames(
         pipe: a `DeDiMPipeline`.
         frames: uint8 RGB arrays ``[H, W, 3]`` of one size, upright, 25 a second; or `Frame`, which brings its time. May
             be endless.
-        preset: "fast", "strong", "paper" or a `DeDiMPreset`.
+        preset: "gentle", "fast", "strong", "paper" or a `DeDiMPreset`.
         threshold: h, which overrides the preset's.
         small_faces: a face under 40 px is covered ("blur", "pixelate"), left as it is ("skip"), or an "error".
         fallback: one that does not come below h is covered ("blur", "pixelate") or left there ("leave-out").
