@@ -63,10 +63,10 @@ class AnimationReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         try:
             self._image = Image.open(self.path, formats=_FORMATS)
-            self.expected_frames = int(getattr(self._image, "n_frames", 1))
+            self.expected_frames: int = int(getattr(self._image, "n_frames", 1))
         except (OSError, ValueError, SyntaxError) as error:
             raise UnreadablePhotoError(f"{self.path}: not an animation that can be read ({error})") from error
         pixels = self._image.width * self._image.height * self.expected_frames
@@ -76,8 +76,8 @@ class AnimationReader:
                 f"{self.path}: too large: {self.expected_frames} frames of {self._image.width}x{self._image.height} "
                 f"are {pixels} pixels, limit {MAX_ANIMATION_PIXELS}; make a video of it"
             )
-        self.loops = int(self._image.info.get("loop", 1 if self._image.format == "GIF" else 0))
-        self.notes = (
+        self.loops: int = int(self._image.info.get("loop", 1 if self._image.format == "GIF" else 0))
+        self.notes: list[str] = (
             ["GIF is written as PNG, because 256 colours would undo the protection"]
             if self._image.format == "GIF"
             else []

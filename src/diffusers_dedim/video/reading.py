@@ -92,7 +92,7 @@ class VideoReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._av = import_extra("av", "a video", INSTALL_VIDEO)
         self.notes: list[str] = []
         try:
@@ -106,8 +106,8 @@ class VideoReader:
         if not videos:
             self.close()
             raise UnreadablePhotoError(f"{self.path}: holds no moving pictures")
-        self.stream = videos[0]
-        self.sound = list(self.container.streams.audio)
+        self.stream: Any = videos[0]
+        self.sound: list[Any] = list(self.container.streams.audio)
         left_out = len(self.container.streams) - 1 - len(self.sound)
         if left_out:
             self.notes.append(
@@ -115,7 +115,7 @@ class VideoReader:
             )
         self.stream.thread_type = "AUTO"
         self.rate: Fraction | None = self.stream.average_rate or self.stream.guessed_rate
-        self.colours = Colours()
+        self.colours: Colours = Colours()
         self.pixel_aspect: Fraction | None = self.stream.sample_aspect_ratio
         self._damaged = 0
 

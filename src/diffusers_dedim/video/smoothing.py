@@ -38,7 +38,9 @@ class OneEuro:
                 "cutoff, speed_cutoff, beta: expected Hz above 0 and a beta of 0 or more, got "
                 f"{cutoff}, {speed_cutoff}, {beta}."
             )
-        self.cutoff, self.beta, self.speed_cutoff = cutoff, beta, speed_cutoff
+        self.cutoff: float = cutoff
+        self.beta: float = beta
+        self.speed_cutoff: float = speed_cutoff
         self._points: NDArray[np.float64] | None = None
         self._speed: NDArray[np.float64] | None = None
 

@@ -126,8 +126,12 @@ class SteadyFaces:
         fallback: str = "blur",
         seed: int = 0,
     ) -> None:
-        self.face_encoder, self.settings, self.device = face_encoder, settings, device
-        self.small_faces, self.fallback, self.seed = small_faces, fallback, seed
+        self.face_encoder: nn.Module = face_encoder
+        self.settings: DeDiMPreset = settings
+        self.device: torch.device = device
+        self.small_faces: str = small_faces
+        self.fallback: str = fallback
+        self.seed: int = seed
         deep = deeper(settings)
         rounds = (1, min(_FEW_ROUNDS, deep.max_rounds), deep.max_rounds)
         self._tries = [

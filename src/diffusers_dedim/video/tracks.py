@@ -140,9 +140,13 @@ class FaceTracker:
     ) -> None:
         if every < 1:
             raise ValueError(f"detect_every: expected at least 1 frame, got {every}.")
-        self.detector, self.landmarker, self.face_encoder = detector, landmarker, face_encoder
-        self.device, self.every, self.select_faces = device, every, select_faces
-        self.people = people or People()
+        self.detector: FaceDetection = detector
+        self.landmarker: Callable[[Tensor], Tensor] = landmarker
+        self.face_encoder: nn.Module = face_encoder
+        self.device: torch.device = device
+        self.every: int = every
+        self.select_faces: Choice | None = select_faces
+        self.people: People = people or People()
         self._tracks: list[_Track] = []
         self._last_time: Fraction | None = None
 

@@ -55,7 +55,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], source: VideoReader, crf: int = DEFAULT_CRF) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         kind = _FORMATS.get(self.path.suffix.lower())
         if kind is None:
             raise ValueError(
