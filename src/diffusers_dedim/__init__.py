@@ -26,6 +26,7 @@ _HOMES = {
     "MobileFaceNet": "models",
     "PRESETS": "pipeline.presets",
     "PersonChoice": "pipeline.persons",
+    "VisibilityNet": "models",
     "make_scheduler": "diffusion.schedule",
     "protect_frames": "video.protect",
     "protect_video": "video.protect",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from diffusers_dedim.models import LandmarkRegressor as LandmarkRegressor
     from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
     from diffusers_dedim.pipeline.album import Album as Album
+    from diffusers_dedim.models import VisibilityNet as VisibilityNet
     from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput
     from diffusers_dedim.pipeline.output import FaceResult as FaceResult
     from diffusers_dedim.pipeline.persons import PersonChoice as PersonChoice

@@ -9,7 +9,7 @@ from diffusers_dedim.faces.align import ARCFACE_TEMPLATE
 from diffusers_dedim.training import augment as pose
 from diffusers_dedim.training.augment import turn_heads
 
-CENTRE = torch.tensor(pose._CENTRE)
+CENTRE = torch.tensor(pose.HEAD_CENTRE)
 TEMPLATE = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float32)[None] - CENTRE
 
 
@@ -73,7 +73,7 @@ def test_eyes_come_nearer_to_each_other_and_the_nose_moves_with_the_turn() -> No
 
 def test_the_turned_face_is_aligned_again() -> None:
     turned = pose._rotate(TEMPLATE, degrees(25, 10))
-    placed = pose._similarity(turned, TEMPLATE, turned)  # how alignment would move the five points
+    placed = pose.move_alike(turned, TEMPLATE, turned)  # how alignment would move the five points
     assert float((placed - TEMPLATE).norm(dim=-1).mean()) < 4
-    there_and_back = pose._similarity(TEMPLATE, turned, pose._similarity(turned, TEMPLATE, turned))
+    there_and_back = pose.move_alike(TEMPLATE, turned, pose.move_alike(turned, TEMPLATE, turned))
     assert float((there_and_back.mean(1) - turned.mean(1)).abs().max()) < 1e-3

@@ -1,4 +1,4 @@
-"""`dedim train unet|encoder|landmarks`: the fields of the settings classes are the options.
+"""`dedim train unet|encoder|landmarks|visibility`: the fields of the settings classes are the options.
 
 PyTorch is imported inside the commands, so that help and usage errors are quick.
 """
@@ -19,6 +19,7 @@ from diffusers_dedim.training.config import (
     LoopConfig,
     TrainConfig,
     UNetConfig,
+    VisibilityConfig,
     read_config,
 )
 
@@ -178,6 +179,17 @@ def landmarks(config: LandmarkConfig, resume: bool) -> dict[str, float]:
     return train(
         LandmarkTask(*crops, config, model=_initial(config, LandmarkRegressor)), config, resume=resume
     )
+
+
+@_command(VisibilityConfig)
+def visibility(config: VisibilityConfig, resume: bool) -> dict[str, float]:
+    """Train the network that tells a face from what covers it; validation: kinds of cover that were held back."""
+    from diffusers_dedim.models.visibility import VisibilityNet
+    from diffusers_dedim.training.loop import train
+    from diffusers_dedim.training.visibility import VisibilityTask
+
+    crops = _crops(config, require_landmarks=True)
+    return train(VisibilityTask(*crops, config, model=_initial(config, VisibilityNet)), config, resume=resume)
 
 
 if __name__ == "__main__":

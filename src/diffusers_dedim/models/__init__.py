@@ -1,8 +1,9 @@
-"""Our networks: the recogniser that guides, the landmark regressor, the denoiser, and where their weights are."""
+"""Our networks: recogniser, landmark regressor, visibility, denoiser, and where their weights are."""
 
 from diffusers_dedim.models.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.models.unet import make_unet
+from diffusers_dedim.models.visibility import VisibilityNet
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "NUM_LANDMARKS",
     "LandmarkRegressor",
     "MobileFaceNet",
+    "VisibilityNet",
     "make_unet",
 ]

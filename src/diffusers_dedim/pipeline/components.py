@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from diffusers_dedim.encoders.ensemble import EncoderEnsemble
 from diffusers_dedim.models.landmarks import LandmarkRegressor
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
+from diffusers_dedim.models.visibility import VisibilityNet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,15 +27,18 @@ if TYPE_CHECKING:
 OWN_COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "face_encoder": (MobileFaceNet, EncoderEnsemble),
     "landmarker": (LandmarkRegressor,),
+    "visibility": (VisibilityNet,),
 }
+OPTIONAL_COMPONENTS = ("visibility",)
+"""What a folder may lack: those that were saved before there was such a part load as they did."""
 _WHERE = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
 _PACKAGE = "diffusers_dedim"
 # diffusers takes a class it does not know from `<component>/<library>.py`, and only with trust_remote_code=True.
 _COMPONENT_CODE = '''"""Where diffusers finds this network's class when it is allowed to run code of the repository."""
 
-from diffusers_dedim import EncoderEnsemble, LandmarkRegressor, MobileFaceNet
+from diffusers_dedim import EncoderEnsemble, LandmarkRegressor, MobileFaceNet, VisibilityNet
 
-__all__ = ["EncoderEnsemble", "LandmarkRegressor", "MobileFaceNet"]
+__all__ = ["EncoderEnsemble", "LandmarkRegressor", "MobileFaceNet", "VisibilityNet"]
 '''
 # Exactly one subclass of DiffusionPipeline may be visible in this file.
 _PIPELINE_CODE = '''"""For diffusers' `from_pretrained(..., custom_pipeline="pipeline", trust_remote_code=True)`."""
@@ -44,23 +50,48 @@ __all__ = ["DeDiMPipeline"]
 
 
 def load_own_components(source: str, options: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Load recogniser and landmark model from their subfolders, but those that ``options`` has already.
+    """Load our parts from their subfolders, but those in ``options`` already and optional ones that are not there.
 
     Args:
         source: folder or Hub id.
         options: keywords of ``from_pretrained``; where to look (revision, variant, token, ...) is taken from them.
-            The type is not: both stay in float32, because their scores are reported.
+            The type is not: they stay in float32, because their scores are reported.
 
     Raises:
-        OSError: there is no such folder or repository, or it lacks one of the two.
+        OSError: there is no such folder or repository, or it lacks recogniser or landmark model.
         ValueError: a part is of a class that is none of ours, or not whole.
     """
     where = {name: options[name] for name in _WHERE if name in options}
     return {
         name: _own_class(source, name, classes, where).from_pretrained(source, subfolder=name, **where)
         for name, classes in OWN_COMPONENTS.items()
-        if name not in options
+        if name not in options and (name not in OPTIONAL_COMPONENTS or _is_there(source, name, where))
     }
+
+
+def _is_there(source: str, name: str, where: Mapping[str, Any]) -> bool:
+    """Whether a folder or repository has this part.
+
+    Raises:
+        OSError: the Hub cannot be asked; a part is not left out because a connection is.
+    """
+    if Path(source).is_dir():
+        return (Path(source) / name).is_dir()
+    where = {option: value for option, value in where.items() if option != "variant"}
+    try:
+        ModelMixin.load_config(source, subfolder=name, **where)
+    except OSError as error:
+        cause = error.__context__
+        unasked = isinstance(cause, LocalEntryNotFoundError)
+        if isinstance(cause, EntryNotFoundError) and (not unasked or _is_offline(where)):
+            return False
+        raise
+    return True
+
+
+def _is_offline(where: Mapping[str, Any]) -> bool:
+    """Whether what is not kept on this machine is not asked for, which is then the answer."""
+    return bool(where.get("local_files_only") or is_offline_mode())
 
 
 def _own_class(

@@ -26,6 +26,7 @@ from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.components import (
+    OPTIONAL_COMPONENTS,
     OWN_COMPONENTS,
     ComposablePipeline,
     as_component,
@@ -60,6 +61,9 @@ class DeDiMPipeline(ComposablePipeline):
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
             module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
         landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
+        visibility: maps such crops to the probability ``[N, 1, 112, 112]`` that a pixel shows the uncovered face;
+            what is covered keeps its bits. None: the bundled network beside the bundled landmark model, beside
+            another one none: then the whole mask is taken for visible.
 
     Example:
         >>> from diffusers_dedim import DeDiMPipeline
@@ -69,9 +73,9 @@ class DeDiMPipeline(ComposablePipeline):
         ...     out.images[0].save("protected.png")
     """
 
-    model_cpu_offload_seq = "landmarker->face_encoder->unet"
+    model_cpu_offload_seq = "landmarker->visibility->face_encoder->unet"
     _own_components: ClassVar[tuple[str, ...]] = tuple(OWN_COMPONENTS)
-    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker"]
+    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker", "visibility"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "sample",
         "prev_sample",
@@ -88,15 +92,18 @@ class DeDiMPipeline(ComposablePipeline):
         scheduler: SchedulerMixin,
         face_encoder: nn.Module | None = None,
         landmarker: nn.Module | None = None,
+        visibility: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
-        named = {"face_encoder": face_encoder, "landmarker": landmarker}
+        named = {"face_encoder": face_encoder, "landmarker": landmarker, "visibility": visibility}
         given = {name: part for name, part in named.items() if part is not None}
-        parts = given | load_own_components(str(BUNDLED_WEIGHTS), given)
+        own = {"visibility": None} | given if landmarker is not None else given
+        parts = given | load_own_components(str(BUNDLED_WEIGHTS), own)
         for module in (unet, *parts.values()):
             module.eval().requires_grad_(False)
         components = {name: as_component(part) for name, part in parts.items()}
+        components |= {name: None for name in OPTIONAL_COMPONENTS if name not in components}
         self.register_modules(unet=unet, scheduler=scheduler, **components)
         self.face_detector: FaceDetection = FaceDetector(any_turn=True)
         self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same
@@ -127,7 +134,9 @@ class DeDiMPipeline(ComposablePipeline):
         pipeline: DeDiMPipeline = super().from_pretrained(source, **kwargs)
         if kwargs.get("device_map") is not None:  # diffusers places what it loads, not what it is given
             for name in OWN_COMPONENTS:
-                getattr(pipeline, name).to(pipeline.device)
+                part = getattr(pipeline, name)
+                if part is not None:
+                    part.to(pipeline.device)
         return pipeline
 
     @classmethod

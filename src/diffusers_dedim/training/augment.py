@@ -55,7 +55,7 @@ def random_similarity(
 
 
 _ITERATIONS = 4  # of the fixed point; beside the nose, where the slope is above 1, a pixel or two is left
-_CENTRE = (56.0, 66.0)  # of the head in the 112-px crop
+HEAD_CENTRE = (56.0, 66.0)  # of the head in the 112-px crop
 _HEAD = (40.0, 34.0, 44.0)  # pixels: height, and spread along x and y, of a smooth bump
 _NOSE = (7.0, 8.0, 9.0, 5.0)  # height, spreads, and how far below the centre the tip lies
 
@@ -92,14 +92,16 @@ def turn_heads(
     draw = torch.randn(count, 2, generator=generator).clamp(-2, 2) * torch.tensor([yaw, pitch]).deg2rad()
     draw = draw * (torch.rand(count, 1, generator=generator) < share)
     size = images.shape[-1]
-    points = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float32).expand(count, -1, -1) - torch.tensor(_CENTRE)
+    points = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float32).expand(count, -1, -1) - torch.tensor(
+        HEAD_CENTRE
+    )
     turned = _rotate(points, draw)
     row = torch.linspace(0, size - 1, size // 2 + 1)  # the field is smooth: every other pixel is enough
     pixels = torch.stack(torch.meshgrid(row, row, indexing="xy"), -1).reshape(1, -1, 2) - torch.tensor(
-        _CENTRE
+        HEAD_CENTRE
     )
-    seen = _similarity(points, turned, pixels.expand(count, -1, -1))
-    source = (_unrotate(seen, draw) + torch.tensor(_CENTRE)).reshape(count, len(row), len(row), 2)
+    seen = move_alike(points, turned, pixels.expand(count, -1, -1))
+    source = (_unrotate(seen, draw) + torch.tensor(HEAD_CENTRE)).reshape(count, len(row), len(row), 2)
     if bend_share:
         source = source + _bends(count, len(row), generator, bend_share, bend)
     field = nn.functional.interpolate(
@@ -121,7 +123,7 @@ def smooth_noise(count: int, channels: int, size: int, generator: torch.Generato
     return nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
 
 
-def _depth(points: Tensor) -> Tensor:
+def head_depth(points: Tensor) -> Tensor:
     """Height of the head over the image plane at ``[N, K, 2]`` pixels from the centre, ``[N, K]``."""
     x, y = points.unbind(-1)
     height, wide, high = _HEAD
@@ -133,7 +135,7 @@ def _depth(points: Tensor) -> Tensor:
 def _rotate(points: Tensor, angles: Tensor) -> Tensor:
     """Where points of the head are seen after the turn."""
     yaw, pitch = angles[:, :1], angles[:, 1:]
-    (x, y), z = points.unbind(-1), _depth(points)
+    (x, y), z = points.unbind(-1), head_depth(points)
     high, deep = y * pitch.cos() - z * pitch.sin(), y * pitch.sin() + z * pitch.cos()
     return torch.stack([x * yaw.cos() + deep * yaw.sin(), high], -1)
 
@@ -143,14 +145,14 @@ def _unrotate(seen: Tensor, angles: Tensor) -> Tensor:
     yaw, pitch = angles[:, :1], angles[:, 1:]
     points = seen
     for _ in range(_ITERATIONS):
-        z = _depth(points)
+        z = head_depth(points)
         y = (seen[..., 1] + z * pitch.sin()) / pitch.cos()
         x = (seen[..., 0] - (y * pitch.sin() + z * pitch.cos()) * yaw.sin()) / yaw.cos()
         points = torch.stack([x, y], -1)
     return points
 
 
-def _similarity(source: Tensor, target: Tensor, points: Tensor) -> Tensor:
+def move_alike(source: Tensor, target: Tensor, points: Tensor) -> Tensor:
     """Move points by the least-squares similarity that takes ``source`` to ``target``, all ``[N, K, 2]``."""
     here, there, moved = (torch.view_as_complex(value.contiguous()) for value in (source, target, points))
     start, end = here.mean(1, keepdim=True), there.mean(1, keepdim=True)
@@ -238,7 +240,7 @@ def augment(images: Tensor, generator: torch.Generator, *, mix_share: float = 0.
     images = torch.lerp(
         images, images.roll(1, 0), torch.where(draw.chance(mix_share), draw.uniform(0, 0.5), 0.0)
     )
-    images = _soften(_relight(images, draw), draw)
+    images = soften(relight(images, generator), generator)
     for share in (0.25, 0.1):
         images = _cover(images, covers, draw, share)
     return images
@@ -291,8 +293,9 @@ class _Draw:
         return self.uniform(0, 1) < share
 
 
-def _relight(images: Tensor, draw: _Draw) -> Tensor:
-    """Change contrast and brightness, colour, the side the light comes from, and take the colour away."""
+def relight(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change contrast and brightness, colour, the side the light comes from, and take the colour away, of some."""
+    draw = _Draw(images, generator)
     grey = images.mean(1, keepdim=True)
     images = torch.lerp(grey, images, torch.where(draw.chance(0.3), draw.uniform(0.3, 1.5), 1.0))
     tint = torch.cat([draw.uniform(-0.12, 0.12) for _ in range(3)], 1)
@@ -305,8 +308,9 @@ def _relight(images: Tensor, draw: _Draw) -> Tensor:
     return torch.where(draw.chance(0.05), images.mean(1, keepdim=True).expand_as(images), images)
 
 
-def _soften(images: Tensor, draw: _Draw) -> Tensor:
+def soften(images: Tensor, generator: torch.Generator) -> Tensor:
     """Give a share of the images the detail of a photo two, or three and a half, times smaller."""
+    draw = _Draw(images, generator)
     images = images.clone()
     for share, size in ((0.15, 56), (0.05, 32)):
         chosen = draw.chance(share).flatten()

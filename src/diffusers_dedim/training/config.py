@@ -210,6 +210,20 @@ class LandmarkConfig(TrainConfig):
     val_images: int = setting(1500, "Validation faces.")
 
 
+@dataclass(frozen=True)
+class VisibilityConfig(TrainConfig):
+    """Settings of `dedim train visibility`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    ema_decay: float = 0.998
+    val_images: int = setting(500, "Validation faces.")
+
+
 def read_config(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     """Read settings from a TOML or JSON file, or from the ``config.json`` that an earlier run wrote.
 
