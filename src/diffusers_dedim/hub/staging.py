@@ -47,13 +47,15 @@ def stage_model(
     Args:
         repo_id: "user/name"; the card's usage names it.
         folder: empty folder to fill.
-        weights: pipeline folder with ``unet``, ``scheduler``, ``face_encoder`` and ``landmarker``; None for the
-            bundled one.
+        weights: pipeline folder with ``unet``, ``scheduler``, ``face_encoder``, ``landmarker`` and, unless it is
+            older, ``visibility``; None for the bundled one.
         card: model card to use; needed with ``weights``, whose figures are not those of the bundled cards.
 
     Raises:
         DeDiMError: a file is missing or damaged, the weights do not fit in float16, or the result does not load.
     """
+    from diffusers_dedim.pipeline.components import OPTIONAL_COMPONENTS
+
     if weights is not None and card is None:
         raise DeDiMError(
             "--card: weights of your own need a card of their own; the bundled cards give figures of the bundled "
@@ -62,7 +64,8 @@ def stage_model(
     kind, source = KINDS[model], weights or BUNDLED
     model_card = read_card(model, card)
     for part, target in kind.folders.items():
-        _copy_part(source / part, folder / target)
+        if part not in OPTIONAL_COMPONENTS or (source / part).is_dir():
+            _copy_part(source / part, folder / target)
     if kind.index == "model_index.json":
         _write_index(model, kind, source, folder)
     class_name = str(_read_json(folder / kind.index).get("_class_name") or kind.class_names[0])
@@ -179,7 +182,7 @@ def _write_index(model: Model, kind: ModelKind, source: Path, folder: Path) -> N
     index = {"_class_name": kind.class_names[0], **{name: old[name] for name in names}}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if model is Model.pipeline:
-        configs = {name: folder / name / "config.json" for name in OWN_COMPONENTS}
+        configs = {name: folder / name / "config.json" for name in OWN_COMPONENTS if (folder / name).is_dir()}
         classes = {name: class_named(_read_json(path), name, path).__name__ for name, path in configs.items()}
         write_loading_files(folder, classes)
 

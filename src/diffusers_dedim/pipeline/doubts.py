@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_dedim.faces import AlignedFace, contradictions, visible_gate, visible_share
+from diffusers_dedim.faces import AlignedFace, contradictions, landmark_mask, visible_gate, visible_share
+from diffusers_dedim.pipeline.device import in_parts
 
 MIN_VISIBLE = 0.4
 """Share of a mask that must be visible. What is left of a smaller one cannot carry a face away from itself without
@@ -25,10 +26,14 @@ class SecondLook:
         landmarker: crops ``[N, 3, 112, 112]`` in [-1, 1] -> 51 landmarks ``[N, 51, 2]``, crop px.
         visibility: such crops -> the probability ``[N, 1, 112, 112]`` that a pixel shows the uncovered face; None
             takes all for visible.
+        make_mask: landmarks -> mask ``[N, 1, 112, 112]`` in [0, 1]: of it enough must be visible.
+        batch_size: crops that a network gets at once, fewer where memory does not suffice.
     """
 
     landmarker: Callable[[Tensor], Tensor]
     visibility: Callable[[Tensor], Tensor] | None = None
+    make_mask: Callable[[Tensor], Tensor] = landmark_mask
+    batch_size: int = 16
 
     @torch.no_grad()
     def __call__(
@@ -45,10 +50,14 @@ class SecondLook:
             For each face why it must not be changed, in a few words, empty where it may; and the factor
             ``[N, 1, 112, 112]`` of its mask that leaves out what is not visible.
         """
-        reasons = contradictions(aligned, landmarks, self.landmarker(crops.flip(3)))
+        mirrored = in_parts(self.landmarker, crops.flip(3), self.batch_size)
+        reasons = contradictions(aligned, landmarks, mirrored)
         if self.visibility is None:
             return reasons, torch.ones_like(crops[:, :1])
-        return reasons, visible_gate(self.visibility(crops), landmarks).to(crops)
+        seen = in_parts(self.visibility, crops, self.batch_size)
+        gate = visible_gate(seen, landmarks).to(crops)
+        hidden = hidden_reasons(self.make_mask(landmarks), gate)
+        return [reason or other for reason, other in zip(reasons, hidden, strict=True)], gate
 
 
 def hidden_reasons(mask: Tensor, gate: Tensor) -> list[str]:
@@ -56,7 +65,7 @@ def hidden_reasons(mask: Tensor, gate: Tensor) -> list[str]:
 
     Args:
         mask: ``[N, 1, 112, 112]`` in [0, 1].
-        gate: its factor, 0 where a pixel is covered, beside the face or beyond the photo.
+        gate: its factor, 0 where a pixel is covered or beside the face.
 
     Returns:
         A reason in a few words for each face; empty where enough is visible.

@@ -35,6 +35,7 @@ from diffusers_dedim.pipeline.components import (
     write_loading_files,
 )
 from diffusers_dedim.pipeline.device import fast_dtype, mapped_device
+from diffusers_dedim.pipeline.doubts import SecondLook
 from diffusers_dedim.pipeline.engine import Networks, PhotoStream, StreamPhoto, stream_photo
 from diffusers_dedim.pipeline.inputs import (
     OUTPUT_TYPES,
@@ -350,8 +351,9 @@ class DeDiMPipeline(ComposablePipeline):
             chained = chain_callbacks(callbacks, callback_inputs, self._callback_tensor_inputs)
             return self._sampler(settings, chained, bar)
 
+        look = SecondLook(self.landmarker, self.visibility)
         return Networks(
-            self.face_detector, self.landmarker, self.face_encoder, sample, self._execution_device
+            self.face_detector, self.landmarker, self.face_encoder, sample, self._execution_device, look
         )
 
     def _sampler(
