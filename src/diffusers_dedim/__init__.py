@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from diffusers_dedim.encoders import EncoderEnsemble as EncoderEnsemble
     from diffusers_dedim.models import LandmarkRegressor as LandmarkRegressor
     from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
-    from diffusers_dedim.pipeline.album import Album as Album
     from diffusers_dedim.models import VisibilityNet as VisibilityNet
+    from diffusers_dedim.pipeline.album import Album as Album
     from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput
     from diffusers_dedim.pipeline.output import FaceResult as FaceResult
     from diffusers_dedim.pipeline.persons import PersonChoice as PersonChoice

@@ -297,9 +297,12 @@ class PhotoStream:
         gate = torch.stack([inside_photo(each.aligned, shape) for each in subjects]).to(x_org)
         changed = [row for row, subject in enumerate(subjects) if subject.treatment == "changed"]
         if self.networks.second_look is not None and changed:
-            aligned = [subjects[row].aligned for row in changed]
-            reasons, factor = self.networks.second_look(aligned, x_org[changed], landmarks[changed])
-            gate[changed] *= factor
+            reasons: list[str] = []
+            for rows in (changed[start : start + slots] for start in range(0, len(changed), slots)):
+                aligned = [subjects[row].aligned for row in rows]
+                doubts, factor = self.networks.second_look(aligned, x_org[rows], landmarks[rows])
+                reasons += doubts
+                gate[rows] *= factor
             for row, reason in zip(changed, reasons, strict=True):
                 if reason:
                     treatment = treatment_of(self.policy.fallback)
