@@ -107,8 +107,8 @@ def _plain_temple(
     temple = (along > begin[:, None, None]).float()[:, None]
     eye = around * (1 - temple)
     share = (hidden * eye).sum((1, 2, 3), keepdim=True) / eye.sum((1, 2, 3), keepdim=True).clamp_min(1)
-    hint: Tensor = around * temple * (share < _PLAIN)
-    return hint
+    plain: Tensor = around * temple * (share < _PLAIN)
+    return plain
 
 
 def _widen(marked: Tensor, reach: int) -> Tensor:

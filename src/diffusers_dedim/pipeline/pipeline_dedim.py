@@ -103,8 +103,8 @@ class DeDiMPipeline(ComposablePipeline):
         parts = given | load_own_components(str(BUNDLED_WEIGHTS), own)
         for module in (unet, *parts.values()):
             module.eval().requires_grad_(False)
-        components = {name: as_component(part) for name, part in parts.items()}
-        components |= {name: None for name in OPTIONAL_COMPONENTS if name not in components}
+        components: dict[str, nn.Module | None] = dict.fromkeys(OPTIONAL_COMPONENTS)
+        components |= {name: as_component(part) for name, part in parts.items()}
         self.register_modules(unet=unet, scheduler=scheduler, **components)
         self.face_detector: FaceDetection = FaceDetector(any_turn=True)
         self._trained_levels = scheduler.alphas_cumprod  # a scheduler put in later must have the same

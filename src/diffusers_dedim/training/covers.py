@@ -285,12 +285,13 @@ def texture(scene: Scene) -> _Floats:
         + scene.uniform(0, 0.25) * smooth_field(rng, 3)
         + scene.uniform(0, 0.05) * rng.standard_normal((CROP_SIZE, CROP_SIZE))
     )
-    return np.clip(colour * light[..., None], 0, 255).astype(np.float32)
+    return np.asarray(np.clip(colour * light[..., None], 0, 255), np.float32)
 
 
 def flat(colour: Any) -> _Floats:
     """One colour everywhere, ``[112, 112, 3]``."""
-    return np.broadcast_to(np.asarray(colour, np.float32).clip(0, 255), (CROP_SIZE, CROP_SIZE, 3)).copy()
+    clipped = np.asarray(colour, np.float32).clip(0, 255)
+    return np.array(np.broadcast_to(clipped, (CROP_SIZE, CROP_SIZE, 3)), np.float32)
 
 
 def smooth_field(rng: np.random.Generator, cells: int) -> _Floats:
@@ -323,7 +324,8 @@ def _drawn(paint: Callable[..., None]) -> _Floats:
         return [((x + 0.5) * _FINE, (y + 0.5) * _FINE) for x, y in points]
 
     paint(ImageDraw.Draw(picture), fine)
-    return np.asarray(picture.reduce(_FINE), np.float32) / np.float32(255)
+    drawn = np.asarray(picture.reduce(_FINE), np.float32)
+    return np.asarray(drawn / 255, np.float32)
 
 
 def _turned(local: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
