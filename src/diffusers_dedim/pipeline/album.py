@@ -22,7 +22,7 @@ from diffusers_dedim.atomic import write_atomic
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.errors import DeDiMError
 
-SAME_PERSON = 0.25
+SAME_PERSON = 0.3
 """Mean cosine of the guides from which two originals count as one person.
 
 Well below their false match rate of 0.001, because the two mistakes do not cost the same: a stranger who is taken for
