@@ -144,7 +144,7 @@ def advise(preset: str, strength: str, presets: Sequence[str]) -> str:
     """
     if strength != "stronger":
         return "Try the strength “Stronger”."
-    next_one = {"gentle": "fast", "fast": "strong"}.get(preset)  # "paper" aims lower than "strong"
+    next_one = {"gentle": "fast", "fast": "strong"}.get(preset, "")  # "paper" aims lower than "strong"
     if next_one in presets:
         return f"Try the preset “{PRESET_LABELS[next_one].partition(' (')[0]}”."
     return ""
