@@ -43,14 +43,16 @@ class VisibilityNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         channels = [max(4, round(width * count)) for count in _CHANNELS]
         stem = _convolution(3, channels[0], 7, stride=_PATCH)
         steps = [_convolution(finer, coarser, 3, stride=2) for finer, coarser in pairwise(channels)]
-        self.down = nn.ModuleList(
+        self.down: nn.ModuleList = nn.ModuleList(
             nn.Sequential(entry, _Residual(count), _Residual(count))
             for entry, count in zip([stem, *steps], channels, strict=True)
         )
         upwards = channels[::-1]
-        self.lateral = nn.ModuleList(_convolution(coarser, finer, 1) for coarser, finer in pairwise(upwards))
-        self.up = nn.ModuleList(_Residual(count) for count in upwards[1:])
-        self.head = nn.Conv2d(channels[0], _PATCH**2, 3, padding=1)
+        self.lateral: nn.ModuleList = nn.ModuleList(
+            _convolution(coarser, finer, 1) for coarser, finer in pairwise(upwards)
+        )
+        self.up: nn.ModuleList = nn.ModuleList(_Residual(count) for count in upwards[1:])
+        self.head: nn.Conv2d = nn.Conv2d(channels[0], _PATCH**2, 3, padding=1)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Estimate what is visible.
