@@ -48,7 +48,7 @@ class VisibilityTask(FaceTask):
         *,
         model: VisibilityNet | None = None,
     ) -> None:
-        self.model: VisibilityNet = model or VisibilityNet()
+        self.model: nn.Module = model or VisibilityNet()
         super().__init__(train_data, val_data, config)
         self.config = config
 
