@@ -5,6 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from toy_clips import PRESET, detect, moving, picture, sound_of, write_clip
 from toys import face_at, tiny_preset, toy_pipeline
 
 from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, NotProtectedError, UnreadablePhotoError
 from diffusers_dedim.video.protect import protect_frames, protect_video
 from diffusers_dedim.video.reading import Frame, VideoReader
@@ -67,6 +69,40 @@ def test_a_face_that_stays_above_the_threshold_is_covered(pipe: DeDiMPipeline, c
     results = list(protect_frames(pipe, moving(3), preset=NEVER, fallback=cover, seed=0))
     assert [face.treatment for result in results for face in result.faces] == [treatment] * 3
     assert all(result.is_protected for result in results)
+
+
+def fail_at_first(pipe: DeDiMPipeline, failures: int) -> list[int]:
+    """Let the first calls of the sampler change nothing and the others make whole rounds; returns a count of calls."""
+    whole, calls = pipe.sampler(PRESET), [0]
+
+    def sample(x_org: torch.Tensor, mask: torch.Tensor, **options: Any) -> SampleResult:
+        calls[0] += 1
+        if calls[0] > failures:
+            return whole(x_org, mask, **options | {"max_rounds": PRESET.max_rounds})
+        return SampleResult(options["x_0"], [[1.0, 1.0]], [1], [1], [False])
+
+    pipe.sampler = lambda settings: sample
+    return calls
+
+
+def test_a_frame_above_the_threshold_covers_no_other_frame(pipe: DeDiMPipeline) -> None:
+    """From the beginning, a short round, a few, from the beginning again: all in vain; the next frame is tried anew."""
+    calls = fail_at_first(pipe, 4)
+    results = list(protect_frames(pipe, moving(4), preset=PRESET, seed=0))
+    assert [result.faces[0].treatment for result in results] == ["blurred", "changed", "changed", "changed"]
+    assert all(result.faces[0].reached_threshold for result in results[1:])
+    assert calls[0] == 5
+
+
+@pytest.mark.parametrize(("retries", "all_tries"), [(0, 3), (3, 4)])
+def test_what_fails_again_and_again_costs_one_round_a_frame(
+    pipe: DeDiMPipeline, retries: int, all_tries: int
+) -> None:
+    """All tries, five frames with one each, all again; with retries one of the tries pushes further."""
+    calls = fail_at_first(pipe, 1000)
+    results = list(protect_frames(pipe, moving(7), preset=replace(PRESET, retries=retries), seed=0))
+    assert [result.faces[0].treatment for result in results] == ["blurred"] * 7
+    assert calls[0] == 1 + all_tries + 5 + all_tries
 
 
 def test_or_it_is_left_there_and_said(pipe: DeDiMPipeline) -> None:

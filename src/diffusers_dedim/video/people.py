@@ -34,7 +34,8 @@ class Person:
             Where the mask is below 1 it is that much smaller already.
         target: where the change is moving to, or None.
         gate: mask ``[1, 112, 112]`` in [0, 1] that the target was made with, or None.
-        covered_for: frames for which the face stays covered before it is tried again, or 0.
+        tired_for: frames for which a face above h gets one short round each and no more: all tries failed, or 0.
+        draw: number of the noise that rounds begin with: the same until a round does not help.
         settled_for: frames for which a face a little below h takes no round: the last one did not help, or 0.
         small: the face was too small in the last frame.
         seen: how many embeddings are in the mean.
@@ -45,7 +46,8 @@ class Person:
     change: Tensor | None = None
     target: Tensor | None = None
     gate: Tensor | None = None
-    covered_for: int = 0
+    tired_for: int = 0
+    draw: int = 0
     settled_for: int = 0
     small: bool = False
     seen: int = 1

@@ -19,7 +19,7 @@ from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.pipeline.output import Treatment
 from diffusers_dedim.pipeline.presets import DeDiMPreset
-from diffusers_dedim.pipeline.rescue import ABOVE
+from diffusers_dedim.pipeline.rescue import ABOVE, stronger
 from diffusers_dedim.video.people import Person
 from diffusers_dedim.video.tracks import PlacedFace
 
@@ -34,8 +34,9 @@ _STEPS = (0.25, 0.5, 0.75, 1.0)  # of the way to the target, where the frame nee
 _SHORT = 0.4  # start of a short round, as a share of the preset's
 _SHORT_STEPS = 0.6
 _FEW_ROUNDS = 3
-_TRIES = 3  # a short round, a few whole ones from there, and all rounds from the beginning
-_STAYS = 12  # frames for which what did not help is not tried again
+_BEGINNING = 2  # place of the try from the beginning, after short rounds and before stronger ones
+_RESTS = 6  # frames from one time that all tries failed to the next that all are made; between them one short round
+_STAYS = 12  # frames for which a round for the margin alone is not tried again, after one that did not help
 _GROWN = 1.15  # times the smallest size, from which on a face that was too small is changed
 
 
@@ -99,7 +100,9 @@ class SteadyFaces:
     A frame begins with the change that its person wears. Where the face matches below h with it no denoiser is called.
     Else the change goes on to the target that the last round set, as little of that way as the frame needs; else a
     short round is run from there, always with the person's own noise, whose result is the next target; else whole
-    rounds. What matches all the same is covered, or left, as ``fallback`` says.
+    rounds, all of them from the beginning, and, with ``retries``, some that push further. A target gives way to a
+    better one only. What matches all the same is covered in this frame, or left, as ``fallback`` says; the next one
+    begins with the best change so far and, for some frames, adds one short round at most.
 
     Args:
         sampler: see `Sampler`.
@@ -133,10 +136,10 @@ class SteadyFaces:
         self.fallback: str = fallback
         self.seed: int = seed
         deep = deeper(settings)
-        rounds = (1, min(_FEW_ROUNDS, deep.max_rounds), deep.max_rounds)
-        self._tries = [
-            (sampler(each), most) for each, most in zip((shorter(deep), deep, deep), rounds, strict=True)
-        ]
+        tries = [(shorter(deep), 1), (deep, min(_FEW_ROUNDS, deep.max_rounds)), (deep, deep.max_rounds)]
+        if settings.retries:
+            tries.append((stronger(deep), deep.max_rounds))
+        self._tries = [(sampler(each), most) for each, most in tries]
         self._line = settings.threshold - min(CODING_MARGIN, settings.threshold / 4)
 
     @torch.no_grad()
@@ -167,7 +170,7 @@ class SteadyFaces:
             if each.probability >= self._line and each.tries:
                 each.person.settled_for = _STAYS
             if each.probability >= self.settings.threshold and self.fallback != "leave-out":
-                each.person.covered_for = _STAYS
+                each.person.tired_for = each.person.tired_for or _RESTS
                 covered.append(each.placed)
                 records.append(_record(each.placed, _treatment(self.fallback), each))
             else:
@@ -186,8 +189,7 @@ class SteadyFaces:
                     f"a face of {size:.0f} px is smaller than {MIN_FACE_SIZE} px and cannot be changed; use a larger "
                     "video, or small_faces='blur' to make such faces unrecognisable."
                 )
-            if person.small or person.covered_for or each.aligned.face.reason:
-                person.covered_for = max(0, person.covered_for - 1)
+            if person.small or each.aligned.face.reason:
                 aside.append(each)
                 records.append(_record(each, "left" if word == "skip" else _treatment(word)))
         return aside, records
@@ -203,6 +205,7 @@ class SteadyFaces:
         for row, each in enumerate(placed):
             person = each.person
             person.settled_for = max(0, person.settled_for - 1)
+            person.tired_for = max(0, person.tired_for - 1)
             if person.change is not None and person.target is not None:
                 person.change = torch.lerp(person.change, person.target, _DRIFT)
             worn.append(_Worn(each, x_org[row], mask[row], _wear(x_org[row], mask[row], person)))
@@ -236,7 +239,8 @@ class SteadyFaces:
             return False
         if each.probability < self.settings.threshold:
             return each.tries < 1 and not each.person.settled_for
-        return bool(each.steps) or each.tries < _TRIES
+        most = 1 if each.person.tired_for else len(self._tries)
+        return bool(each.steps) or each.tries < most
 
     def _go_on(self, each: _Worn) -> None:
         """On to the target, if that is not reached yet; else to a new one."""
@@ -262,17 +266,17 @@ class SteadyFaces:
         each.steps = (1.0,) if place < len(values) - 1 else ()
 
     def _sample(self, each: _Worn) -> None:
-        """Run a round, or rounds, and set a new target."""
+        """Run a round, or rounds; where they end lower than the target does, they set a new one."""
         person, first = each.person, each.person.target is None
-        number = _TRIES - 1 if first else each.tries
+        number = _BEGINNING if first else each.tries
         each.tries += not first
         sample, rounds = self._tries[number]
-        start = each.x_org if number == _TRIES - 1 else _wear(each.x_org, each.mask, person, person.target)
+        standing = _wear(each.x_org, each.mask, person, person.target)
+        start = each.x_org if number == _BEGINNING else standing
         originals = torch.stack([each.placed.embedding, person.embedding])
         values = match_probability(self.face_encoder(start[None]).expand_as(originals), originals)
-        seed = (
-            hash((self.seed, person.number, number, first)) % 2**62
-        )  # of whole numbers: the same in every process
+        # of whole numbers: the same in every process
+        seed = hash((self.seed, person.number, number, first, person.draw)) % 2**62
         result = sample(
             each.x_org[None],
             each.mask[None],
@@ -282,9 +286,13 @@ class SteadyFaces:
             probability=values.amax()[None],
             reference=originals[values.argmax()][None],
         )
-        person.target, person.gate = result.crops[0] - each.x_org, each.mask
         each.rounds += result.rounds[0]
         each.unet_calls += result.unet_calls[0]
+        new, old = self._judge(torch.stack([result.crops[0], standing]), [each, each]).tolist()
+        if new >= old and not first:
+            person.draw += 1
+            return
+        person.target, person.gate = result.crops[0] - each.x_org, each.mask
         each.steps = _STEPS
         if first:
             person.change = person.target
