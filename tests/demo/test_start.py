@@ -31,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr(launch, "serve", lambda handlers, **options: calls.append((handlers, options)))
     monkeypatch.setattr(launch, "load_unseen", lambda: None)
-    monkeypatch.setattr(common, "load_pipeline", lambda weights, device: BoxPipeline(lambda _: []))
+    monkeypatch.setattr(common, "load_pipeline", lambda *_: BoxPipeline(lambda _: []))
     return calls
 
 

@@ -194,7 +194,10 @@ def test_small_faces_and_none(finding: DeDiMPipeline, photo: PixelArray) -> None
     [
         ("blur", r"method: expected one of \['original', 'gaussian-blur', .*got 'blur'"),
         ("fgsm:strong", "method: expected one of .*got 'fgsm:strong'"),
-        ("dedim:slow", r"method: expected a preset out of \['fast', 'paper', 'strong'\], got 'dedim:slow'"),
+        (
+            "dedim:slow",
+            r"method: expected a preset out of \['fast', 'gentle', 'paper', 'strong'\], got 'dedim:slow'",
+        ),
         (
             "tip-im:mild",
             r"method: expected a preset out of \['published', 'strong', 'weak'\], got 'tip-im:mild'",

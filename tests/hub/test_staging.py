@@ -37,7 +37,7 @@ def test_the_cards_are_fit_for_the_hub(model: Model) -> None:
         "LICENSE.md",
         "#training-data-of-all-three",
     }
-    assert "## Training data of all three" in again.text
+    assert "## Training data" in again.text
     assert "## Rules" not in again.text
     assert '"me/x"' in again.text
     assert "REPO_ID" not in text

@@ -21,7 +21,7 @@ EVAL_RESULTS = ".eval_results"  # folder that the Hub reads results from
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.-]+)\)")
 _SHARED_CARD = "README.md"
-_SHARED_SECTIONS = ("Parameters", "Training data of all three")
+_SHARED_SECTIONS = ("Parameters", "Training data")
 _LICENCE_FILE = "LICENSE.md"
 
 

@@ -28,7 +28,7 @@ class OneEuro:
     Example:
         >>> smooth = OneEuro()
         >>> first = smooth(np.array([[0.0, 0.0], [1.0, 0.0]]), 1 / 25)
-        >>> smooth(np.array([[0.1, 0.0], [1.1, 0.0]]), 1 / 25)[0, 0] < 0.1
+        >>> bool(smooth(np.array([[0.1, 0.0], [1.1, 0.0]]), 1 / 25)[0, 0] < 0.1)
         True
     """
 
