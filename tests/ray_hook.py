@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 KILLS_DECODER = (7, 7, 7)
 KILLS_PIPELINE = (6, 6, 6)
@@ -14,8 +15,8 @@ def install() -> None:
 
     decode_photo = records.decode_photo
 
-    def deadly(data: bytes) -> object:
-        photo = decode_photo(data)
+    def deadly(data: bytes, *rest: Any) -> object:
+        photo = decode_photo(data, *rest)
         if tuple(photo.pixels[0, 0]) == KILLS_DECODER:
             os.kill(os.getpid(), signal.SIGKILL)
         return photo

@@ -39,17 +39,18 @@ class DiesOnce(FakePipeline):
 
     def __init__(self, marker: Path) -> None:
         super().__init__()
-        self.marker = marker
+        self.marker, self.done = marker, 0
 
-    def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
-        if len(self.calls) == 1:
+    def _protect(self, pixels: np.ndarray, *rest: Any) -> Any:
+        self.done += 1
+        if self.done == 3:
             try:
                 self.marker.touch(exist_ok=False)
             except FileExistsError:
                 pass
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(photos, **keywords)
+        return super()._protect(pixels, *rest)
 
 
 class DiesOfSome(FakePipeline):
@@ -127,7 +128,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> N
     source, marker = photo_folder(tmp_path / "in", 16), tmp_path / "died"
     result = run([source], tmp_path / "out", partial(DiesOnce, marker))
     expected = [f"{index:02}.png" for index in range(16)]
-    assert marker.exists()
+    assert marker.exists(), [record.reason for record in result.failures]
     assert len(result.protected) == 16
     assert written(tmp_path / "out") == expected
     assert sorted(names_in_manifest(tmp_path / "out")) == expected

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from huggingface_hub import is_offline_mode
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from diffusers_dedim.encoders.ensemble import EncoderEnsemble
@@ -72,26 +71,22 @@ def load_own_components(source: str, options: Mapping[str, Any]) -> dict[str, nn
 def _is_there(source: str, name: str, where: Mapping[str, Any]) -> bool:
     """Whether a folder or repository has this part.
 
+    Where the Hub cannot be reached, what is kept of the repository on this machine is the answer: a part that it has
+    was fetched with the others.
+
     Raises:
-        OSError: the Hub cannot be asked; a part is not left out because a connection is.
+        OSError: there is no such repository, or the Hub answers with something else.
     """
     if Path(source).is_dir():
         return (Path(source) / name).is_dir()
     where = {option: value for option, value in where.items() if option != "variant"}
     try:
-        ModelMixin.load_config(source, subfolder=name, **where)
+        OWN_COMPONENTS[name][0].load_config(source, subfolder=name, **where)
     except OSError as error:
-        cause = error.__context__
-        unasked = isinstance(cause, LocalEntryNotFoundError)
-        if isinstance(cause, EntryNotFoundError) and (not unasked or _is_offline(where)):
+        if isinstance(error.__context__, EntryNotFoundError):  # there, or among what is kept of it here
             return False
         raise
     return True
-
-
-def _is_offline(where: Mapping[str, Any]) -> bool:
-    """Whether what is not kept on this machine is not asked for, which is then the answer."""
-    return bool(where.get("local_files_only") or is_offline_mode())
 
 
 def _own_class(
