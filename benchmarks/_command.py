@@ -124,6 +124,26 @@ def print_run(
         options.json.write_text(text + "\n")
 
 
+def run_with_pipeline(
+    module: str,
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    measure: Callable[[Any, argparse.Namespace], dict[str, Any]],
+    arguments: Sequence[str] | None,
+    load_pipeline: Callable[[], Any] | None,
+) -> None:
+    """`print_run` of a benchmark that needs a pipeline and no recogniser beside its own.
+
+    Args:
+        module, arguments: see `print_run`.
+        parse: words -> options: ``device`` and, where it has it, ``weights``.
+        measure: (pipeline, options) -> what the JSON object holds.
+        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
+    """
+    print_run(
+        module, parse, lambda options: measure(open_pipeline(options, load_pipeline), options), arguments
+    )
+
+
 def run_benchmark(
     module: str,
     parse: Callable[[Sequence[str]], argparse.Namespace],

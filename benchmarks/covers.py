@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks._command import LFW, ROOT, at_least, make_parser, number, open_pipeline, print_run, say
+from benchmarks._command import LFW, ROOT, at_least, make_parser, number, run_with_pipeline, say
 from diffusers_dedim.evaluation import read_protocol
 from diffusers_dedim.evaluation.gallery import central_face
 from diffusers_dedim.faces import Face, align_face, estimate_similarity, visible_gate, visible_share
@@ -183,17 +183,8 @@ def _turn(photo: Pixels, face: Face, seed: int) -> Case:
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
-
-    def run(options: argparse.Namespace) -> dict[str, Any]:
-        return measure_covers(open_pipeline(options, load_pipeline), options)
-
-    print_run("benchmarks.covers", _parse, run, arguments)
+    """Run the benchmark and print its JSON object; for the arguments see `run_with_pipeline`."""
+    run_with_pipeline("benchmarks.covers", _parse, measure_covers, arguments, load_pipeline)
 
 
 def measure_covers(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:

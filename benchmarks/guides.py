@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks._command import FACES, SHARED, at_least, make_parser, number, open_pipeline, print_run, say
+from benchmarks._command import FACES, SHARED, at_least, make_parser, number, run_with_pipeline, say
 from benchmarks._faces import Pixels, crop_probes, protect_once, to_crops
 from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.evaluation import ArrayCache, Probe
@@ -48,17 +48,8 @@ JUDGES = (
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
-
-    def measure(options: argparse.Namespace) -> dict[str, Any]:
-        return run_guides(open_pipeline(options, load_pipeline), options)
-
-    print_run("benchmarks.guides", _parse, measure, arguments)
+    """Run the benchmark and print its JSON object; for the arguments see `run_with_pipeline`."""
+    run_with_pipeline("benchmarks.guides", _parse, run_guides, arguments, load_pipeline)
 
 
 def run_guides(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:

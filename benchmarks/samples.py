@@ -42,8 +42,7 @@ from benchmarks._command import (
     at_least,
     make_parser,
     number,
-    open_pipeline,
-    print_run,
+    run_with_pipeline,
     say,
 )
 from diffusers_dedim.cli.sample import draw_faces, face_grid
@@ -97,17 +96,8 @@ class Features:
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a fake here.
-    """
-
-    def run(options: argparse.Namespace) -> dict[str, Any]:
-        return run_samples(open_pipeline(options, load_pipeline), options)
-
-    print_run("benchmarks.samples", _parse, run, arguments)
+    """Run the benchmark and print its JSON object; for the arguments see `run_with_pipeline`."""
+    run_with_pipeline("benchmarks.samples", _parse, run_samples, arguments, load_pipeline)
 
 
 def run_samples(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks._command import LFW, at_least, make_parser, number, open_pipeline, print_run, say
+from benchmarks._command import LFW, at_least, make_parser, number, run_with_pipeline, say
 from diffusers_dedim.evaluation import read_protocol
 from diffusers_dedim.evaluation.gallery import central_face
 from diffusers_dedim.faces import Face, FaceDetection, FaceDetector, align_face, contradictions, turn_back
@@ -33,17 +33,8 @@ Pixels = NDArray[np.uint8]
 
 
 def main(arguments: Sequence[str] | None = None, load_pipeline: Callable[[], Any] | None = None) -> None:
-    """Run the benchmark and print its JSON object.
-
-    Args:
-        arguments: command line without the program; ``sys.argv`` by default.
-        load_pipeline: makes the pipeline; ``--weights`` or the bundled one by default. Tests put a toy here.
-    """
-
-    def run(options: argparse.Namespace) -> dict[str, Any]:
-        return measure_turns(open_pipeline(options, load_pipeline), options)
-
-    print_run("benchmarks.turned", _parse, run, arguments)
+    """Run the benchmark and print its JSON object; for the arguments see `run_with_pipeline`."""
+    run_with_pipeline("benchmarks.turned", _parse, measure_turns, arguments, load_pipeline)
 
 
 def measure_turns(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:

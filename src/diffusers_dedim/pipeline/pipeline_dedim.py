@@ -234,12 +234,13 @@ class DeDiMPipeline(ComposablePipeline):
         photos, beside = take_photos(image)
         generators = photo_generators(generator, len(photos))
         given = [None] * len(photos) if faces is None else faces_of_photos(faces, len(photos))
-        found: list[FoundFaces] = []
-        for index, photo in enumerate(photos):
-            seen = [whole_crop(photo)] if aligned else given[index]
-            found.append(find_faces(photo, seen, self.face_detector, policy, index))
-            # stacklevel 4: past __call__ and its no_grad wrapper, the user's line
-            _warn_small(found[-1], index, small_faces, stacklevel=5)
+        found = [
+            find_faces(photo, [whole_crop(photo)] if aligned else seen, self.face_detector, policy, index)
+            for index, (photo, seen) in enumerate(zip(photos, given, strict=True))
+        ]
+        for index, each in enumerate(found):
+            # past __call__ and its no_grad wrapper, the user's line
+            _warn_small(each, index, small_faces, stacklevel=5)
         with self.progress_bar(total=sum(each.changed for each in found)) as bar:
             callbacks = (guidance, callback_on_step_end, callback_on_step_end_tensor_inputs)
             stream = PhotoStream(
@@ -251,10 +252,7 @@ class DeDiMPipeline(ComposablePipeline):
                 on_face=bar.update,
                 album=album,
             )
-            items = (
-                StreamPhoto(index, photo, generators[index], found[index])
-                for index, photo in enumerate(photos)
-            )
+            items = map(StreamPhoto, range(len(photos)), photos, generators, found)
             done = {result.photo.owner: result for result in stream.protect(items)}
         results = [
             replace(face, image_index=index) for index in range(len(photos)) for face in done[index].faces
