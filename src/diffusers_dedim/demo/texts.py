@@ -250,7 +250,7 @@ def _bar(score: Score) -> ScoreBar:
     def place(value: float) -> float:
         return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 1)
 
-    who = "This tool's own recogniser" if score.recogniser == GUIDE_NAME else score.recogniser
+    who = "This tool's own guides" if score.recogniser == GUIDE_NAME else score.recogniser
     against = "against the photo as it was" if score.against == "itself" else "against your second photo"
     return ScoreBar(
         who,
