@@ -171,9 +171,9 @@ PRESETS: dict[str, DeDiMPreset] = {
     # dedim evaluate --limit 175: rank-1 by both guides 0.00, casia 0.01, FaceNet 0.01, dlib 0.00,
     # mbf_w2 0.17; PSNR 32.9, SSIM 0.948; 34 denoiser calls a face. How it was chosen: D16 to D21 in docs/paper.md.
     "fast": _FAST,
-    # python -m benchmarks.settings dedim:gentle dedim dedim:strong, 24 UTKFace faces, cosine with the original by casia,
-    # FaceNet, mbf_w2: gentle 0.16, 0.21, 0.31 at SSIM 0.961 and 34.6 dB; fast 0.03, 0.08, 0.22 at 0.950 and 33.3;
-    # strong -0.08, -0.02, 0.16 at 0.940 and 32.2.
+    # python -m benchmarks.settings dedim:gentle dedim dedim:strong, 24 UTKFace faces, cosine with the original by
+    # casia, FaceNet, mbf_w2: gentle 0.16, 0.21, 0.31 at SSIM 0.961 and 34.6 dB; fast 0.03, 0.08, 0.22 at 0.950
+    # and 33.3; strong -0.08, -0.02, 0.16 at 0.940 and 32.2.
     "gentle": replace(_FAST, threshold=0.64),
     "strong": replace(_FAST, threshold=0.48, max_rounds=20),
 }
