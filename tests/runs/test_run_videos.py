@@ -101,6 +101,17 @@ def test_what_cannot_be_protected_is_listed_and_the_others_are_done(
     assert not (tmp_path / "out" / "empty.mp4").exists()
 
 
+@pytest.mark.parametrize("album", [True, False])
+def test_a_person_wears_one_face_in_all_videos_of_a_run(run, album: bool) -> None:
+    rounds = {
+        record.name: record.faces[0].rounds
+        for record in run(RunSettings(seed=0, album=album)).records
+        if record.name != "photo.png"
+    }
+    assert rounds["clip.mp4"] > 0
+    assert (rounds["dance.gif.png"] == 0) == album
+
+
 def test_videos_have_their_place(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.webm", "c.txt"):
         (tmp_path / name).write_bytes(b"x")

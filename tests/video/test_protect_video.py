@@ -17,6 +17,9 @@ from toys import face_at, tiny_preset, toy_pipeline
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, NotProtectedError, UnreadablePhotoError
+from diffusers_dedim.pipeline.album import Album
+from diffusers_dedim.pipeline.doubts import HIDDEN
+from diffusers_dedim.video.people import People
 from diffusers_dedim.video.protect import protect_frames, protect_video
 from diffusers_dedim.video.reading import Frame, VideoReader
 from diffusers_dedim.video.steady import deeper, shorter
@@ -172,6 +175,67 @@ def test_a_face_that_cannot_be_changed_is_covered(pipe: DeDiMPipeline) -> None:
     (result,) = protect_frames(pipe, moving(1), preset=PRESET, fallback="leave-out")
     assert result.faces[0].treatment == "left"
     assert not result.is_protected
+
+
+class Seen(torch.nn.Module):
+    """Says that the rows of a crop from one on are covered."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__()
+        self.row = row
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        seen = torch.ones_like(crops[:, :1])
+        seen[:, :, self.row :] = 0
+        return seen
+
+
+def test_what_is_covered_keeps_its_bits(pipe: DeDiMPipeline) -> None:
+    pipe.visibility = Seen(80)
+    results = list(protect_frames(pipe, moving(6), preset=PRESET, seed=0))
+    assert all(result.faces[0].reached_threshold for result in results)
+    for result in results:
+        covered = 30 + 64 * 80 // 112
+        assert np.array_equal(result.pixels[covered:], result.frame.pixels[covered:])
+        assert not np.array_equal(result.pixels[:covered], result.frame.pixels[:covered])
+
+
+def test_a_face_of_which_too_little_is_visible_falls_back(pipe: DeDiMPipeline) -> None:
+    pipe.visibility = Seen(45)
+    results = list(protect_frames(pipe, moving(3), preset=PRESET, seed=0))
+    assert {(face.treatment, face.reason) for result in results for face in result.faces} == {
+        ("blurred", HIDDEN)
+    }
+
+
+def test_people_are_known_in_the_next_video_and_wear_the_same_face(pipe: DeDiMPipeline) -> None:
+    album = Album()
+    people = People(album=album)
+    first = list(protect_frames(pipe, moving(4), preset=PRESET, seed=0, people=people))
+    assert sum(face.rounds for result in first for face in result.faces) > 0
+    (noted,) = album
+    assert noted.result is not None
+    second = list(protect_frames(pipe, moving(4), preset=PRESET, seed=5, people=people))
+    assert sum(face.rounds for result in second for face in result.faces) == 0
+    assert {face.person for result in second for face in result.faces} == {0}
+    changes = [result.pixels.astype(int) - result.frame.pixels for result in (first[-1], second[-1])]
+    assert np.abs(changes[0] - changes[1]).max() <= 2
+
+
+def test_somebody_new_is_told_apart_from_protected_photos(pipe: DeDiMPipeline) -> None:
+    album, seen = Album(same_person=-0.99), []
+    album.add(torch.eye(16)[0], torch.eye(16)[1])
+    whole = pipe.sampler(PRESET)
+
+    def sample(*crops: torch.Tensor, **options: Any) -> SampleResult:
+        seen.append(options["avoid"])
+        return whole(*crops, **options)
+
+    pipe.sampler = lambda settings: sample
+    list(protect_frames(pipe, moving(1), preset=PRESET, seed=0, people=People(album=album)))
+    assert torch.equal(seen[0], torch.eye(16)[1][None, None])
+    list(protect_frames(pipe, moving(1), preset=PRESET, seed=0))
+    assert seen[-1] is None
 
 
 def test_wrong_frames_are_refused(pipe: DeDiMPipeline) -> None:

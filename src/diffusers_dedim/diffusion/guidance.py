@@ -288,7 +288,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         x_org = callback_kwargs["x_org"]
         blend = mask * x_0 + (1 - mask) * x_org
         known = callback_kwargs["reference"], step_index, callback_kwargs.get("avoid")
-        with _autocast_as(getattr(pipeline, "unet", None), blend.device):
+        with autocast_as(getattr(pipeline, "unet", None), blend.device):
             gradients, weights = self._similarity_gradients(pipeline.face_encoder, blend, *known)
         where = mask * _local_contrast(x_org) ** self.contrast_masking if self.contrast_masking else mask
         step = self.step_size * self._direction(gradients, weights, mask, where)
@@ -364,11 +364,20 @@ def _balanced(others: Tensor, own: Tensor) -> Tensor:
     return (shares * others).sum(1) * values.amax(1) / own.clamp_min(_LEAST_HINGE)
 
 
-def _autocast_as(unet: Any, device: torch.device) -> torch.autocast:
+def autocast_as(unet: Any, device: torch.device) -> torch.autocast:
     """Compute in the denoiser's number type where that is half as wide: a push need not be more exact than it.
 
     On a CPU that computes in bfloat16 a gradient takes two thirds of the time, and points the same way up to a
     cosine of .96 to .98 with that of float32 at the original face, where it is least certain.
+
+    Args:
+        unet: the denoiser; anything without a ``dtype`` computes in float32.
+        device: where the networks compute.
+
+    Example:
+        >>> with autocast_as(None, torch.device("cpu")):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
     """
     dtype = getattr(unet, "dtype", None)
     half = dtype in (torch.bfloat16, torch.float16)

@@ -89,7 +89,9 @@ def _hidden(probability: Tensor) -> Tensor:
     sure = (probability < _SURE).float()
     hidden = _widen(-_widen(-sure, _CORE // 2), _CORE // 2)
     for _ in range(_REACH):
-        hidden = _widen(hidden, 1) * likely
+        last, hidden = hidden, _widen(hidden, 1) * likely
+        if torch.equal(hidden, last):
+            break
     return hidden
 
 

@@ -35,6 +35,7 @@ class AlbumKeeper:
     album: Album | None = None
     _guide: Any = None
     _unsaved: int = 0
+    _seen: Any = None  # the people of the run's videos
 
     @classmethod
     def of(cls, wanted: bool, path: str | os.PathLike[str] | None) -> AlbumKeeper:
@@ -75,13 +76,21 @@ class AlbumKeeper:
             yield
         finally:
             self._save()
-            self.album = None
+            self.album = self._seen = None
 
     def tick(self) -> None:
         """Say that a photo is done."""
         self._unsaved += 1
         if self._unsaved >= _PHOTOS_BETWEEN:
             self._save()
+
+    def seen_in_videos(self) -> Any:
+        """The `People` of the videos done so far, who wear the same face in the next one; None without an album."""
+        if self.album is not None and self._seen is None:
+            from diffusers_dedim.video.people import People  # PyTorch, which a dry run does without
+
+            self._seen = People(album=self.album)
+        return self._seen
 
     def notes(self, *, resumed: bool) -> tuple[str, ...]:
         """What the user should know of it.

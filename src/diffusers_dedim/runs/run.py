@@ -288,7 +288,13 @@ class FolderRun:
 
     def _protect_video(self, pipe: Pipeline, job: PhotoJob) -> PhotoRecord:
         record = protect_video_job(
-            pipe, job, self.settings, self.out, people=self._people, on_frame=self._on_frame
+            pipe,
+            job,
+            self.settings,
+            self.out,
+            people=self._people,
+            seen=self._keeper.seen_in_videos(),
+            on_frame=self._on_frame,
         )
         written = None if record.output is None else self.out / record.output
         return without_results(record, (path for path in _targets(job) if path != written))

@@ -22,6 +22,7 @@ from diffusers_dedim.runs.records import (
 if TYPE_CHECKING:
     from diffusers_dedim.pipeline.output import FaceResult
     from diffusers_dedim.runs.people import People
+    from diffusers_dedim.video.people import People as VideoPeople
     from diffusers_dedim.video.report import PersonReport, VideoReport
 
 _PIECE = 2**20  # bytes that are read at a time
@@ -46,6 +47,7 @@ def protect_video_job(
     out: Path,
     *,
     people: People | None = None,
+    seen: VideoPeople | None = None,
     on_frame: OnFrame | None = None,
 ) -> PhotoRecord:
     """Protect a video of a run and write it, if it may be called protected; say so, or why not.
@@ -56,6 +58,7 @@ def protect_video_job(
         settings: of the run.
         out: the output folder.
         people: whom the settings name (`find_people`).
+        seen: who was seen in the run's earlier videos, and wears the same face in this one; None for nobody.
         on_frame: see `OnFrame`.
     """
     started = time.monotonic()
@@ -64,7 +67,7 @@ def protect_video_job(
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
     try:
-        report, target = _protect(pipe, job, settings, people, on_frame)
+        report, target = _protect(pipe, job, settings, people, seen, on_frame)
         if times is not None:
             os.utime(target, ns=times)
     except MemoryError:
@@ -90,7 +93,12 @@ def protect_video_job(
 
 
 def _protect(
-    pipe: Any, job: PhotoJob, settings: RunSettings, people: People | None, on_frame: OnFrame | None
+    pipe: Any,
+    job: PhotoJob,
+    settings: RunSettings,
+    people: People | None,
+    seen: VideoPeople | None,
+    on_frame: OnFrame | None,
 ) -> tuple[VideoReport, Path]:
     """What happened, and where the file is."""
     from diffusers_dedim.video.protect import protect_video  # PyTorch, which a dry run does without
@@ -114,6 +122,7 @@ def _protect(
         fallback=_fallback(settings),
         select_faces=people and people.choice(pipe),
         seed=seed_of(settings.seed, job.name),
+        people=seen,
     )
     if settings.allow_partial and not report.unprotected_frames:
         target = target.replace(job.target)
@@ -126,7 +135,7 @@ def _fallback(settings: RunSettings) -> str:
 
 
 def seed_of(seed: int | None, name: str) -> int | None:
-    """A video's own seed, from the run's and its name: neither the others nor a resume change its result.
+    """A video's own seed, from the run's and its name; without an album neither the others nor a resume change it.
 
     Example:
         >>> seed_of(None, "a.mp4") is None, seed_of(0, "a.mp4") == seed_of(0, "b.mp4")

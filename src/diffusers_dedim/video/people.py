@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.pipeline.album import Album
 
 SAME_PERSON = 0.5
 """Cosine of an embedding with a person's mean from which on the two are one person."""
@@ -38,6 +39,10 @@ class Person:
         draw: number of the noise that rounds begin with: the same until a round does not help.
         settled_for: frames for which a face a little below h takes no round: the last one did not help, or 0.
         small: the face was too small in the last frame.
+        hidden: too little of it was visible in the last frame.
+        avoid: embeddings ``[M, D]`` or ``[M, K, D]`` of protected photos of this person, which the change leads away
+            from too; None for none.
+        result: embedding of the face in the last frame in which it ended below h, or None.
         seen: how many embeddings are in the mean.
     """
 
@@ -50,6 +55,9 @@ class Person:
     draw: int = 0
     settled_for: int = 0
     small: bool = False
+    hidden: bool = False
+    avoid: Tensor | None = None
+    result: Tensor | None = None
     seen: int = 1
 
     def meet(self, embedding: Tensor) -> None:
@@ -74,8 +82,13 @@ def likeness(embedding: Tensor, other: Tensor) -> float:
 class People:
     """Everybody who was seen; a face that comes back is told by its embedding.
 
+    Given to one video after another it makes a person wear one changed face in all of them. What it holds are
+    embeddings, biometric data: it lives in memory alone.
+
     Args:
         same_person: cosine with a person's mean from which on a face is that person's.
+        album: protected photos, which the faces of somebody new are told apart from; gets what becomes of the people of
+            each video. None for none.
 
     Raises:
         ValueError: it is no cosine.
@@ -88,10 +101,11 @@ class People:
         0
     """
 
-    def __init__(self, same_person: float = SAME_PERSON) -> None:
+    def __init__(self, same_person: float = SAME_PERSON, album: Album | None = None) -> None:
         if not -1 < same_person < 1:
             raise ValueError(f"same_person: expected a cosine between -1 and 1, got {same_person}.")
-        self.same_person = same_person
+        self.same_person: float = same_person
+        self.album: Album | None = album
         self._known: list[Person] = []
         self._count = 0
 
@@ -107,8 +121,18 @@ class People:
         cosine, found = max(alike, key=lambda pair: pair[0], default=(-1.0, None))
         if found is None or cosine < self.same_person:
             found = Person(self._count, embedding)
+            if self.album is not None and len(self.album):
+                avoid = self.album.avoid(embedding.float().cpu())
+                found.avoid = avoid.to(embedding) if len(avoid) else None
             self._count += 1
         else:
             self._known.remove(found)
         self._known = [*self._known, found][-_MOST_PEOPLE:]
         return found
+
+    def end_video(self) -> None:
+        """A video is done: note in the album, if there is one, what became of its people."""
+        for person in self._known:
+            if self.album is not None and person.result is not None:
+                self.album.add(person.embedding.float().cpu(), person.result.float().cpu())
+            person.result = None

@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from diffusers_dedim.diffusion.guidance import match_probability
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError
-from diffusers_dedim.faces import MIN_FACE_SIZE, align_face, inside_photo, paste_back
+from diffusers_dedim.faces import (
+    MIN_FACE_SIZE,
+    align_face,
+    inside_photo,
+    landmark_mask,
+    paste_back,
+    visible_share,
+)
 from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.find import TOO_SMALL
+from diffusers_dedim.pipeline.doubts import HIDDEN, MIN_VISIBLE
 from diffusers_dedim.pipeline.output import Treatment
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.rescue import ABOVE, stronger
 from diffusers_dedim.video.people import Person
-from diffusers_dedim.video.tracks import PlacedFace
+from diffusers_dedim.video.tracks import Network, PlacedFace
 
 Sampler = Callable[[DeDiMPreset], Callable[..., SampleResult]]
 """Settings -> `sample_dedim` with the networks bound, as `DeDiMPipeline.sampler` gives it."""
@@ -37,7 +45,9 @@ _FEW_ROUNDS = 3
 _BEGINNING = 2  # place of the try from the beginning, after short rounds and before stronger ones
 _RESTS = 6  # frames from one time that all tries failed to the next that all are made; between them one short round
 _STAYS = 12  # frames for which a round for the margin alone is not tried again, after one that did not help
-_GROWN = 1.15  # times the smallest size, from which on a face that was too small is changed
+_GROWN = (
+    1.15  # times the smallest size, or the least that must be visible, from which on a face is changed again
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,12 @@ class _Worn:
     unet_calls: int = 0
     steps: tuple[float, ...] = _STEPS  # of the way to the target, that may still be tried
     tries: int = 0  # of the sampler
-    best: tuple[float, Tensor] = field(init=False)  # probability and crop
+    best: tuple[float, Tensor, Tensor | None] = field(
+        init=False
+    )  # probability, crop, and embedding in the frame
 
     def __post_init__(self) -> None:
-        self.best = math.inf, self.crop
+        self.best = math.inf, self.crop, None
 
     @property
     def person(self) -> Person:
@@ -109,6 +121,8 @@ class SteadyFaces:
         face_encoder: crops ``[N, 3, 112, 112]`` in [-1, 1] -> unit embeddings; judges.
         settings: of Algorithm 2.
         device: where the networks compute.
+        quick: the same recogniser where a small error does no harm: how far a change must go, whether a round helped.
+            None for itself.
         small_faces: what becomes of a face under 40 px: "blur", "pixelate", "skip" (left as it is) or "error".
         fallback: what becomes of one that cannot be brought below h: "blur", "pixelate", or "leave-out", which leaves
             it above.
@@ -125,11 +139,13 @@ class SteadyFaces:
         settings: DeDiMPreset,
         *,
         device: torch.device,
+        quick: Network | None = None,
         small_faces: str = "blur",
         fallback: str = "blur",
         seed: int = 0,
     ) -> None:
         self.face_encoder: nn.Module = face_encoder
+        self.quick: Network = quick or face_encoder
         self.settings: DeDiMPreset = settings
         self.device: torch.device = device
         self.small_faces: str = small_faces
@@ -175,6 +191,8 @@ class SteadyFaces:
                 records.append(_record(each.placed, _treatment(self.fallback), each))
             else:
                 records.append(_record(each.placed, "changed", each, self.settings.threshold))
+                if each.probability < self.settings.threshold:
+                    each.person.result = each.best[2]
         return self._cover(result, covered), records
 
     def _set_aside(self, placed: Sequence[PlacedFace]) -> tuple[list[PlacedFace], list[FrameFace]]:
@@ -183,13 +201,14 @@ class SteadyFaces:
         for each in placed:
             person, size = each.person, each.aligned.face.size
             person.small = size < MIN_FACE_SIZE * (_GROWN if person.small else 1)
+            person.hidden = _visible(each) < MIN_VISIBLE * (_GROWN if person.hidden else 1)
             word = self.small_faces if person.small else self.fallback
             if person.small and word == "error":
                 raise FaceTooSmallError(
                     f"a face of {size:.0f} px is smaller than {MIN_FACE_SIZE} px and cannot be changed; use a larger "
                     "video, or small_faces='blur' to make such faces unrecognisable."
                 )
-            if person.small or each.aligned.face.reason:
+            if person.small or person.hidden or each.aligned.face.reason:
                 aside.append(each)
                 records.append(_record(each, "left" if word == "skip" else _treatment(word)))
         return aside, records
@@ -201,6 +220,8 @@ class SteadyFaces:
         x_org = torch.stack([each.aligned.crop for each in placed]).to(self.device)
         mask = self.settings.make_mask(torch.stack([each.landmarks for each in placed]))
         mask = mask * torch.stack([inside_photo(each.aligned, shape) for each in placed]).to(mask)
+        seen = [torch.ones_like(mask[0]) if each.gate is None else each.gate for each in placed]
+        mask = mask * torch.stack(seen).to(mask)
         worn = []
         for row, each in enumerate(placed):
             person = each.person
@@ -220,15 +241,15 @@ class SteadyFaces:
             support = (each.mask > 0).float().cpu()
             result = paste_back(result, each.placed.aligned, each.crop.cpu(), support)
         new = torch.stack([align_face(result, each.placed.aligned.face).crop for each in worn])
-        values = self._judge(new.to(self.device), worn)
-        for each, value in zip(worn, values.tolist(), strict=True):
+        embeddings = self.face_encoder(new.to(self.device))
+        values = self._judge(embeddings, worn).tolist()
+        for each, value, embedding in zip(worn, values, embeddings, strict=True):
             each.probability = value
-            each.best = min(each.best, (value, each.crop), key=lambda pair: pair[0])
+            each.best = min(each.best, (value, each.crop, embedding), key=lambda known: known[0])
         return result
 
-    def _judge(self, crops: Tensor, worn: Sequence[_Worn]) -> Tensor:
+    def _judge(self, embeddings: Tensor, worn: Sequence[_Worn]) -> Tensor:
         """Match probability ``[N]`` with the frame's own original or the person's mean, the higher one."""
-        embeddings = self.face_encoder(crops)
         own = torch.stack([each.placed.embedding for each in worn])
         mean = torch.stack([each.person.embedding for each in worn])
         return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
@@ -258,7 +279,7 @@ class SteadyFaces:
             return
         changes = [torch.lerp(person.change, person.target, share) for share in each.steps]
         crops = torch.stack([_wear(each.x_org, each.mask, person, change) for change in changes])
-        values = self._judge(crops, [each] * len(crops)).tolist()
+        values = self._judge(self.quick(crops), [each] * len(crops)).tolist()
         line = self._line - _CROP_MARGIN
         place = next((row for row, value in enumerate(values) if value < line), len(values) - 1)
         person.change, each.crop = changes[place], crops[place]
@@ -274,7 +295,7 @@ class SteadyFaces:
         standing = _wear(each.x_org, each.mask, person, person.target)
         start = each.x_org if number == _BEGINNING else standing
         originals = torch.stack([each.placed.embedding, person.embedding])
-        values = match_probability(self.face_encoder(start[None]).expand_as(originals), originals)
+        values = match_probability(self.quick(start[None]).expand_as(originals), originals)
         # of whole numbers: the same in every process
         seed = hash((self.seed, person.number, number, first, person.draw)) % 2**62
         result = sample(
@@ -285,10 +306,12 @@ class SteadyFaces:
             x_0=start[None],
             probability=values.amax()[None],
             reference=originals[values.argmax()][None],
+            avoid=None if person.avoid is None else person.avoid[None],
         )
         each.rounds += result.rounds[0]
         each.unet_calls += result.unet_calls[0]
-        new, old = self._judge(torch.stack([result.crops[0], standing]), [each, each]).tolist()
+        ends = self.quick(torch.stack([result.crops[0], standing]))
+        new, old = self._judge(ends, [each, each]).tolist()
         if new >= old and not first:
             person.draw += 1
             return
@@ -355,5 +378,19 @@ def _record(
         unet_calls=worn.unet_calls if worn else 0,
         treatment=treatment,
         reached_threshold=reached,
-        reason="" if reached else TOO_SMALL if placed.person.small else placed.aligned.face.reason or ABOVE,
+        reason="" if reached else _reason(placed),
     )
+
+
+def _reason(placed: PlacedFace) -> str:
+    """Why a face was not changed, or not below h."""
+    if placed.person.small:
+        return TOO_SMALL
+    return placed.aligned.face.reason or (HIDDEN if placed.person.hidden else ABOVE)
+
+
+def _visible(placed: PlacedFace) -> float:
+    """Share of a face that is visible, 0 to 1."""
+    if placed.gate is None:
+        return 1.0
+    return float(visible_share(landmark_mask(placed.landmarks[None]), placed.gate[None])[0])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusers_dedim.faces import (
     ARCFACE_TEMPLATE,
@@ -18,12 +18,18 @@ from diffusers_dedim.faces import (
     Face,
     FaceDetection,
     align_face,
+    contradictions,
     estimate_similarity,
+    visible_gate,
 )
+from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.rescue import Choice, EmbeddingChoice
+from diffusers_dedim.video.looks import Cuts, Looks
 from diffusers_dedim.video.people import STILL_THERE, People, Person, likeness
 from diffusers_dedim.video.reading import Frame
 from diffusers_dedim.video.smoothing import OneEuro
+
+Network = Callable[[Tensor], Tensor]
 
 # The five points as means of the 51 landmarks: eyes, tip of the nose, corners of the mouth.
 _POINTS = ((19, 20, 21, 22, 23, 24), (25, 26, 27, 28, 29, 30), (13,), (31,), (37,))
@@ -31,9 +37,8 @@ _BIAS_SHARE = 0.2  # of a new detection in what tells the detector's points from
 _LANDMARK_SHARE = 0.5  # of a new frame in the landmarks
 _OVERLAP = 0.2  # intersection over union of two boxes that may be one face
 _NEAR = 0.3  # centres nearer than this share of the size are one face
-_CUT, _CUT_RATIO = 20.0, 4.0  # levels of 255 between two frames, and times the usual, that make a cut
-_USUAL_SHARE = 0.1
-_THUMBNAIL = 32
+_CROPS_AT_ONCE = 16  # that go through the networks together
+_GATE_SHARE = 0.3  # of what is in sight again; what is covered counts at once
 _RATE = Fraction(1, 25)  # s from frame to frame where nobody says
 
 
@@ -46,12 +51,14 @@ class PlacedFace:
         aligned: cut out of the frame by the smoothed points.
         landmarks: ``[51, 2]``, crop px.
         embedding: of the original crop, ``[D]``, or ``[K, D]`` of an ensemble.
+        gate: factor ``[1, 112, 112]`` of the mask, 0 where the face is covered; None where nobody looked.
     """
 
     person: Person
     aligned: AlignedFace
     landmarks: Tensor
     embedding: Tensor
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,7 @@ class _Track:
     latest: Tensor  # embedding
     smooth: OneEuro = field(default_factory=OneEuro)
     landmarks: Tensor | None = None  # smoothed, crop px: the mask must not tremble either
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +123,12 @@ class FaceTracker:
     although it was found later. At most ``every`` + 1 frames are held.
 
     Args:
-        detector: photo -> its faces.
+        detector: photo -> its faces; asked as `Looks` does.
         landmarker: crops ``[N, 3, 112, 112]`` in [-1, 1] -> ``[N, 51, 2]``, crop px.
         face_encoder: such crops -> unit embeddings.
         device: where the networks compute.
+        visibility: such crops -> the probability ``[N, 1, 112, 112]`` that a pixel shows the uncovered face; None takes
+            all for visible.
         every: frames from one look of the detector to the next, at least 1.
         select_faces: says of each face that is found, or by its embedding, whether it is to be protected; None for all.
         people: who was seen before; None for nobody.
@@ -130,19 +140,21 @@ class FaceTracker:
     def __init__(
         self,
         detector: FaceDetection,
-        landmarker: Callable[[Tensor], Tensor],
-        face_encoder: nn.Module,
+        landmarker: Network,
+        face_encoder: Network,
         device: torch.device,
         *,
+        visibility: Network | None = None,
         every: int = 5,
         select_faces: Choice | None = None,
         people: People | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"detect_every: expected at least 1 frame, got {every}.")
-        self.detector: FaceDetection = detector
-        self.landmarker: Callable[[Tensor], Tensor] = landmarker
-        self.face_encoder: nn.Module = face_encoder
+        self.looks: Looks = Looks(detector)
+        self.landmarker: Network = landmarker
+        self.face_encoder: Network = face_encoder
+        self.visibility: Network | None = visibility
         self.device: torch.device = device
         self.every: int = every
         self.select_faces: Choice | None = select_faces
@@ -157,7 +169,7 @@ class FaceTracker:
             frames: uint8 RGB pictures of one size; may be endless.
         """
         buffer: list[Frame] = []
-        cuts = _Cuts()
+        cuts = Cuts()
         for frame in frames:
             if cuts.between(frame) and buffer:
                 yield from self._settle(buffer, last=True)
@@ -183,7 +195,8 @@ class FaceTracker:
         if end == 0:
             paths: list[_Path] = [(track, {0: track.finding}) for track in self._tracks]
         else:
-            paths = self._paths(buffer, self._detect(buffer[end].pixels))
+            expected = [track.finding.face for track in self._tracks]
+            paths = self._paths(buffer, self._detect(buffer[end].pixels, expected))
         yield from self._emit(buffer if last else buffer[:-1], paths)
         for track, path in paths:
             track.finding = path.get(end, track.finding)
@@ -213,67 +226,80 @@ class FaceTracker:
     def _emit(
         self, buffer: Sequence[Frame], paths: Sequence[_Path]
     ) -> Iterator[tuple[Frame, list[PlacedFace]]]:
-        for index, frame in enumerate(buffer):
-            seconds = float(_RATE)
-            if frame.time is not None and self._last_time is not None:
-                seconds = max(1e-3, float(frame.time - self._last_time))
-            self._last_time = frame.time
-            shown: list[tuple[_Track, Finding]] = []
-            for (
-                track,
-                path,
-            ) in paths:  # one that was lost may be found again, and followed back to where it was lost
-                if index in path and not any(_near(path[index], other) for _, other in shown):
-                    shown.append((track, path[index]))
-            faces = []
-            for track, finding in shown:
-                unit = finding.face.size
-                faces.append(finding.moved(track.smooth(finding.points, seconds, unit)).face)
-            yield frame, self._place(frame, [track for track, _ in shown], faces)
+        """The frames with their faces, which the networks see all together."""
+        shown = [self._shown(index, frame, paths) for index, frame in enumerate(buffer)]
+        faces = [(frame, *each) for frame, found in zip(buffer, shown, strict=True) for each in found]
+        placed = iter(self._place(faces))
+        for frame, found in zip(buffer, shown, strict=True):
+            yield frame, [next(placed) for _ in found]
 
-    def _place(self, frame: Frame, tracks: Sequence[_Track], faces: Sequence[Face]) -> list[PlacedFace]:
-        inside = [
-            (track, face) for track, face in zip(tracks, faces, strict=True) if _inside(face, frame.pixels)
-        ]
-        if not inside:
+    def _shown(self, index: int, frame: Frame, paths: Sequence[_Path]) -> list[tuple[_Track, Face]]:
+        """The faces of a frame by their smoothed points."""
+        seconds = float(_RATE)
+        if frame.time is not None and self._last_time is not None:
+            seconds = max(1e-3, float(frame.time - self._last_time))
+        self._last_time = frame.time
+        findings: list[tuple[_Track, Finding]] = []
+        # one that was lost may be found again, and followed back to where it was lost
+        for track, path in paths:
+            if index in path and not any(_near(path[index], other) for _, other in findings):
+                findings.append((track, path[index]))
+        shown = []
+        for track, finding in findings:
+            smooth = track.smooth(finding.points, seconds, finding.face.size)
+            shown.append((track, finding.moved(smooth).face))
+        return [(track, face) for track, face in shown if _inside(face, frame.pixels)]
+
+    def _place(self, faces: Sequence[tuple[Frame, _Track, Face]]) -> list[PlacedFace]:
+        """Faces, frame after frame, with what the networks say of them."""
+        if not faces:
             return []
-        aligned = [align_face(frame.pixels, face) for _, face in inside]
-        _, landmarks, embeddings = self._look(aligned)
+        aligned = [align_face(frame.pixels, face) for frame, _, face in faces]
+        crops, landmarks, embeddings = self._look(aligned)
+        gates: Tensor | None = None
+        if self.visibility is not None:
+            gates = visible_gate(in_parts(self.visibility, crops, _CROPS_AT_ONCE), landmarks)
         placed = []
-        for row, (track, _) in enumerate(inside):
+        for row, (_, track, _) in enumerate(faces):
             track.latest = embeddings[row]
             track.person.meet(embeddings[row])
             last = track.landmarks
             track.landmarks = (
                 landmarks[row] if last is None else torch.lerp(last, landmarks[row], _LANDMARK_SHARE)
             )
-            placed.append(PlacedFace(track.person, aligned[row], track.landmarks, embeddings[row]))
+            if gates is not None:
+                track.gate = _reopened(track.gate, gates[row])
+            placed.append(
+                PlacedFace(track.person, aligned[row], track.landmarks, embeddings[row], track.gate)
+            )
         return placed
 
-    def _detect(self, pixels: NDArray[np.uint8]) -> list[_Detected]:
+    def _detect(self, pixels: NDArray[np.uint8], expected: Sequence[Face] | None = None) -> list[_Detected]:
         """Faces of a frame that are to be protected."""
         choice = self.select_faces
-        faces = self.detector(pixels)
+        faces = self.looks(pixels, expected)
         if choice is not None and not isinstance(choice, EmbeddingChoice):
             faces = [face for face in faces if choice(face)]
         if not faces:
             return []
         aligned = [align_face(pixels, face) for face in faces]
         with torch.no_grad():
-            _, landmarks, embeddings = self._look(aligned)
+            crops, landmarks, embeddings = self._look(aligned)
+            reasons = contradictions(aligned, landmarks, self.landmarker(crops.flip(3)))
         chosen = choice.choose(embeddings) if isinstance(choice, EmbeddingChoice) else [True] * len(aligned)
         found = []
         for row, each in enumerate(aligned):
             ours = _five(landmarks[row])
             theirs = each.face.landmarks @ each.to_crop[:, :2].T + each.to_crop[:, 2]
-            found.append(_Detected(Finding.of(each.face), theirs - ours, embeddings[row]))
+            face = replace(each.face, reason=each.face.reason or reasons[row])
+            found.append(_Detected(Finding.of(face), theirs - ours, embeddings[row]))
         return [each for each, is_chosen in zip(found, chosen, strict=True) if is_chosen]
 
     def _look(self, aligned: Sequence[AlignedFace]) -> tuple[Tensor, Tensor, Tensor]:
         """Crops ``[N, 3, 112, 112]``, their landmarks ``[N, 51, 2]`` and embeddings."""
         crops = torch.stack([each.crop for each in aligned]).to(self.device)
-        landmarks: Tensor = self.landmarker(crops)
-        return crops, landmarks, self.face_encoder(crops)
+        landmarks = in_parts(self.landmarker, crops, _CROPS_AT_ONCE)
+        return crops, landmarks, in_parts(self.face_encoder, crops, _CROPS_AT_ONCE)
 
     def _begin(self, found: _Detected, elsewhere: Sequence[Person]) -> _Track:
         person = self.people.find(found.embedding, elsewhere)
@@ -316,7 +342,7 @@ class FaceTracker:
         ]
         if priors:
             settled = self._refine([buffer[index].pixels for index in inner], priors, track.bias)
-            path |= {index: each[0] for index, each in zip(inner, settled, strict=True) if each is not None}
+            path |= {index: each for index, each in zip(inner, settled, strict=True) if each is not None}
         return path
 
     def _onwards(
@@ -326,52 +352,33 @@ class FaceTracker:
         path = {start: track.finding}
         finding = track.finding
         for index in indices:
-            (seen,) = self._refine([buffer[index].pixels], [finding], track.bias)
-            if seen is None:
+            pixels = buffer[index].pixels
+            (seen,) = self._refine([pixels], [finding], track.bias)
+            if seen is None or not _inside(seen.face, pixels):
                 break
-            finding, embedding = seen
+            finding = seen
+            _, _, embeddings = self._look([align_face(pixels, finding.face)])
             known = (track.person.embedding, track.latest)
-            if max(likeness(embedding, each) for each in known) < STILL_THERE:
+            if max(likeness(embeddings[0], each) for each in known) < STILL_THERE:
                 break
             path[index] = finding
         return path
 
     def _refine(
         self, frames: Sequence[NDArray[np.uint8]], priors: Sequence[Finding], bias: NDArray[np.float64]
-    ) -> list[tuple[Finding, Tensor] | None]:
+    ) -> list[Finding | None]:
         """Where the landmarks say that faces are that are expected somewhere; None for one outside its frame."""
         rows = [row for row, prior in enumerate(priors) if _inside(prior.face, frames[row])]
-        result: list[tuple[Finding, Tensor] | None] = [None] * len(priors)
+        result: list[Finding | None] = [None] * len(priors)
         if not rows:
             return result
         aligned = [align_face(frames[row], priors[row].face) for row in rows]
-        _, landmarks, embeddings = self._look(aligned)
+        landmarks = self.landmarker(torch.stack([each.crop for each in aligned]).to(self.device))
         for place, row in enumerate(rows):
             crop = aligned[place].to_crop
             points = (_five(landmarks[place]) + bias - crop[:, 2]) @ np.linalg.inv(crop[:, :2]).T
-            result[row] = priors[row].moved(points), embeddings[place]
+            result[row] = priors[row].moved(points)
         return result
-
-
-class _Cuts:
-    """Tells where a video goes on with another picture."""
-
-    def __init__(self) -> None:
-        self._last: NDArray[np.float32] | None = None
-        self._usual = 0.0
-
-    def between(self, frame: Frame) -> bool:
-        """Whether there is a cut between the last frame and this one."""
-        rows, columns = (np.linspace(0, side - 1, _THUMBNAIL).astype(int) for side in frame.pixels.shape[:2])
-        small = frame.pixels[rows][:, columns].mean(2, dtype=np.float32)
-        last, self._last = self._last, small
-        if last is None:
-            return False
-        difference = float(np.abs(small - last).mean())
-        cut = difference > max(_CUT, _CUT_RATIO * self._usual)
-        if not cut:
-            self._usual += _USUAL_SHARE * (difference - self._usual)
-        return cut
 
 
 def _shares(buffer: Sequence[Frame]) -> list[float]:
@@ -380,6 +387,11 @@ def _shares(buffer: Sequence[Frame]) -> list[float]:
     if None in times or times[-1] <= times[0]:
         return [index / (len(buffer) - 1) for index in range(len(buffer))]
     return [float((time - times[0]) / (times[-1] - times[0])) for time in times]
+
+
+def _reopened(last: Tensor | None, gate: Tensor) -> Tensor:
+    """The factor of a mask: what is covered counts at once, what is in sight again comes back slowly."""
+    return gate if last is None else torch.minimum(gate, torch.lerp(last, gate, _GATE_SHARE))
 
 
 def _five(landmarks: Tensor) -> NDArray[np.float64]:
