@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_dedim import PRESETS, DeDiMPipeline
+from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.errors import NoFaceError, NotProtectedError
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.device import fast_dtype
+from diffusers_dedim.pipeline.presets import resolve_preset
 
 try:
     import comfy.model_management as model_management
@@ -33,8 +34,11 @@ NOT_ANONYMOUS = (
     "may too."
 )
 STOP, KEEP, BLUR, BLACK = "stop", "pass it on unchanged", "blur the face", "give a black image"
-# name -> preset, and what is added to its threshold (0.05 is 0.1 of cosine), as on the demo page
-STRENGTHS = {"gentler": ("fast", 0.05), "standard": ("fast", 0.0), "stronger": ("strong", 0.0)}
+STRENGTHS = {
+    "gentler": "gentle",
+    "standard": "fast",
+    "stronger": "strong",
+}  # name -> preset, as on the demo page
 _LARGEST_SEED = 2**64 - 1  # as ComfyUI's own samplers have it
 
 
@@ -200,15 +204,14 @@ def _results(
     from diffusers_dedim.pipeline.engine import StreamPhoto
     from diffusers_dedim.pipeline.inputs import generators, to_pixel_list
 
-    preset, shift = STRENGTHS[strength]
+    preset = resolve_preset(STRENGTHS[strength])
     pixels = to_pixel_list(rgb.permute(0, 3, 1, 2))
     draws = generators(seed, [str(number) for number in range(len(rgb))]) or []
     photos = (StreamPhoto(number, each, draws[number]) for number, each in enumerate(pixels))
-    progress = _Progress(len(rgb), PRESETS[preset].max_rounds * PRESETS[preset].num_inference_steps)
+    progress = _Progress(len(rgb), preset.max_rounds * preset.num_inference_steps)
     stream = pipe.stream(
         photos,
         preset=preset,
-        threshold=PRESETS[preset].threshold + shift,
         callback_on_step_end=progress.step,
         fallback="blur" if not_protected == BLUR else "leave-out",
         album=Album() if album else None,
