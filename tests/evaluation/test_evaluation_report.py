@@ -14,12 +14,9 @@ from diffusers_dedim.evaluation.figures import calls_figure, det_figure, to_svg,
 from diffusers_dedim.evaluation.report import (
     BLOCK_BEGIN,
     BLOCK_END,
-    PAPER,
     render_block,
     render_markdown,
     render_report,
-    table_1,
-    to_markdown,
 )
 from diffusers_dedim.evaluation.results import (
     DataEntry,
@@ -29,6 +26,7 @@ from diffusers_dedim.evaluation.results import (
     RecogniserEntry,
     VerificationRate,
 )
+from diffusers_dedim.evaluation.tables import PAPER, dodging_table, table_1, to_markdown
 from diffusers_dedim.metrics.intervals import Estimate
 
 EVIL = "<script>alert(1)</script>"
@@ -47,7 +45,7 @@ def rate(method: str, recogniser: str, rank1: float) -> RateEntry:
         (rank1, 1.0),
         some,
         (
-            VerificationRate(0.001, 0.4, Estimate(1 - rank1, 0.0, 1.0), 0.0),
+            VerificationRate(0.001, 0.4, Estimate(1 - rank1, 0.0, 1.0), Estimate(0.001, 0.0, 0.002)),
             VerificationRate(0.01, problem="too few"),
         ),
         ((0.001, 1.0), (0.1, 0.5), (1.0, 0.0)),
@@ -119,6 +117,30 @@ def test_table_1_has_the_papers_numbers_beside_ours(evaluation: Evaluation) -> N
     text = to_markdown(table)
     assert "| *dedim (paper)* | *0.008* |  |  | *0.124* |" in text
     assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_dodging_stands_apart_from_impersonation(evaluation: Evaluation) -> None:
+    first = replace(evaluation.methods[0], dodging=Estimate(0.4, 0.3, 0.5))
+    entry = replace(evaluation.rates[0], own_photo=Estimate(0.2, 0.1, 0.3), dodging=Estimate(0.4, 0.35, 0.45))
+    table = dodging_table(
+        replace(evaluation, methods=(first, *evaluation.methods[1:]), rates=(entry, *evaluation.rates[1:]))
+    )
+    assert [row[:2] for row in table.rows[:4]] == [
+        ("original", "white box"),
+        ("original", "foamliu"),
+        ("original", "dlib"),
+        ("original", "mean of foamliu, dlib"),
+    ]
+    dash = "\N{EN DASH}"
+    assert table.rows[0][2:] == (
+        "0.200 [0.100, 0.300]",
+        "0.400 [0.350, 0.450]",
+        "0.0010 [0.0000, 0.0020]",
+        dash,
+    )
+    assert table.rows[3][2:] == ("", "0.400 [0.300, 0.500]", "", "")
+    assert "## Dodging, and impersonation apart from it" in render_markdown(evaluation)
+    assert "the privacy P of HiFD" in render_report(evaluation)
 
 
 def test_the_papers_numbers_are_as_printed() -> None:

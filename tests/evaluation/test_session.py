@@ -47,7 +47,7 @@ def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
     session.run(tmp_path / "out", lambda entry: told.append(entry.method))
     found = results(tmp_path / "out")
     assert told == ["original", "swap"]
-    assert found["schema"] == "diffusers-dedim/evaluation/1"
+    assert found["schema"] == "diffusers-dedim/evaluation/2"
     pairs = [(entry["method"], entry["recogniser"], entry["white_box"]) for entry in found["rates"]]
     assert pairs == [
         ("original", "white", True),
@@ -85,6 +85,24 @@ def test_results_hold_an_entry_a_method_and_recogniser(tmp_path: Path) -> None:
         "panel.png",
     }
     assert Image.open(tmp_path / "out" / "panel.png").size == (130 + 3 * 236 - 12, 2 * 254)
+
+
+def test_the_own_photo_is_what_the_photo_was(tmp_path: Path) -> None:
+    transforms = {"back": lambda photos: [np.roll(photo, -1, axis=2) for photo in photos]}
+    make_session(tmp_path, Methods(), ("original", "swap"), transforms=transforms).run(tmp_path / "out")
+    found = results(tmp_path / "out")
+    rates = {(each["method"], each["recogniser"]): each for each in found["rates"]}
+    for recogniser in ("white", "other"):
+        own = rates["original", recogniser]["own_photo"]
+        assert own["value"] == pytest.approx(1, abs=1e-6)  # float32 embeddings
+        changed = rates["swap", recogniser]
+        assert changed["own_photo"]["value"] < 0.9
+        assert changed["dodging"]["value"] == pytest.approx((1 - changed["own_photo"]["value"]) / 2, abs=1e-6)
+        assert changed["dodging"]["low"] <= changed["dodging"]["value"] <= changed["dodging"]["high"]
+    # of the recognisers that do not guide
+    assert found["methods"][1]["dodging"] == rates["swap", "other"]["dodging"]
+    back = [each["own_photo"]["value"] for each in found["robustness"] if each["method"] == "swap"]
+    assert back == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_a_kill_loses_one_piece_and_resuming_gives_the_same(tmp_path: Path) -> None:

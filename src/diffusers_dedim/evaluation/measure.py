@@ -46,7 +46,7 @@ from diffusers_dedim.evaluation.pieces import (
     restore_photos,
     split_probes,
 )
-from diffusers_dedim.evaluation.probes import Probe, score_photos
+from diffusers_dedim.evaluation.probes import Probe, embed_all, score_photos
 from diffusers_dedim.evaluation.rates import Subject, impostor_scores, rate_entry
 from diffusers_dedim.evaluation.results import MethodEntry, RateEntry
 from diffusers_dedim.evaluation.robustness import uses_denoiser
@@ -284,6 +284,7 @@ class Evaluator:
                 persons,
                 searched.take(kind),
                 impostors[recogniser.name],
+                join_arrays(scored, f"own_photo_{index}"),
             )
             for kind in GALLERIES[self.settings.gallery]
             for index, recogniser in enumerate(self.bench.recognisers)
@@ -299,6 +300,11 @@ class Evaluator:
         }
         effort, seconds = join_arrays(protected, "effort"), float(join_arrays(protected, "seconds").sum())
         means = [_finite_mean(column) for column in effort.T]
+        counted = [place for place, each in enumerate(self.bench.recognisers) if not is_guide(each.name)]
+        own = [
+            join_arrays(scored, f"own_photo_{place}")
+            for place in counted or range(len(self.bench.recognisers))
+        ]
         lost = np.flatnonzero(~join_arrays(scored, "detected")).tolist()
         return MethodEntry(
             method=method,
@@ -314,6 +320,7 @@ class Evaluator:
             rounds=means[0],
             unet_calls=means[1],
             reached_threshold=means[2],
+            dodging=bootstrap_mean((1 - np.mean(own, axis=0)) / 2, persons),
             undetected=tuple(f"{self.probes[index].person} ({self.probes[index].name})" for index in lost),
         )
 
@@ -331,8 +338,9 @@ def score_chunk(
         transform: name of what was done to them after protection; quality is not measured then.
 
     Returns:
-        ``similarities_0``, ... float64 ``[P, G]`` one a recogniser; ``detected`` bool ``[P]``; and, without
-        transform, ``psnr``, ``ssim``, ``haarpsi``, ``landmark_shift`` and ``lpips`` (nan without it), ``[P]``.
+        ``similarities_0``, ... float64 ``[P, G]`` one a recogniser; ``own_photo_0``, ... ``[P]`` cosine with the
+        original; ``detected`` bool ``[P]``; and, without transform, ``psnr``, ``ssim``, ``haarpsi``,
+        ``landmark_shift`` and ``lpips`` (nan without it), ``[P]``.
     """
 
     def score() -> Arrays:
@@ -340,6 +348,11 @@ def score_chunk(
         found: Arrays = {
             f"similarities_{index}": scores.similarities[recogniser.name]
             for index, recogniser in enumerate(bench.recognisers)
+        }
+        originals = _embed_originals(chunk, bench)
+        found |= {
+            f"own_photo_{index}": (scores.embeddings[each.name] * originals[f"original_{index}"]).sum(1)
+            for index, each in enumerate(bench.recognisers)
         }
         found["detected"] = scores.detected
         if transform:
@@ -351,6 +364,17 @@ def score_chunk(
         return found
 
     return bench.cache.get(("scores", identity, transform, chunk.fingerprint, bench.fingerprint), score)
+
+
+def _embed_originals(chunk: Chunk, bench: Bench) -> Arrays:
+    """``original_0``, ... float64 ``[P, D]``, one a recogniser: worked out once for all methods and transforms."""
+
+    def embed() -> Arrays:
+        photos, faces = [probe.photo for probe in chunk.probes], [probe.face for probe in chunk.probes]
+        embeddings = embed_all(photos, faces, bench.recognisers)
+        return {f"original_{index}": embeddings[each.name] for index, each in enumerate(bench.recognisers)}
+
+    return bench.cache.get(("originals", chunk.fingerprint, bench.fingerprint), embed)
 
 
 @cache

@@ -70,6 +70,7 @@ class ProbeScores:
 
     Attributes:
         similarities: recogniser name -> ``[P, G]`` cosine in [-1, 1]; -inf where the gallery face is missing.
+        embeddings: recogniser name -> ``[P, D]`` unit vectors of the protected photos, float64.
         ranks: recogniser name -> ``[P]``, rank of the own person (ties go to the searcher).
         rank1: recogniser name -> share of probes found first.
         psnr: ``[P]`` dB; inf where the crop did not change.
@@ -82,6 +83,7 @@ class ProbeScores:
     """
 
     similarities: dict[str, NDArray[np.float64]]
+    embeddings: dict[str, NDArray[np.float64]]
     ranks: dict[str, NDArray[np.int64]]
     rank1: dict[str, float]
     psnr: NDArray[np.float64]
@@ -158,19 +160,37 @@ def search_gallery(
     Raises:
         ValueError: the gallery was not embedded with one of the recognisers, or the counts disagree.
     """
+    _check_embedded(gallery, recognisers)
+    if len(photos) != len(probes):
+        raise ValueError(f"photos: expected one for each of {len(probes)} probes, got {len(photos)}.")
+    return _compare(embed_all(photos, faces, recognisers), gallery)
+
+
+def embed_all(
+    photos: Sequence[PixelArray], faces: Sequence[Face], recognisers: Sequence[Recogniser]
+) -> dict[str, NDArray[np.float64]]:
+    """Embed one face of each photo by every recogniser: name -> unit vectors ``[P, D]`` in float64."""
+    return {
+        recogniser.name: embed_faces(recogniser.encoder, photos, faces).astype(np.float64)
+        for recogniser in tqdm(recognisers, desc="search", leave=False)
+    }
+
+
+def _compare(embeddings: dict[str, NDArray[np.float64]], gallery: Gallery) -> dict[str, NDArray[np.float64]]:
     similarities = {}
-    for recogniser in tqdm(recognisers, desc="search", leave=False):
+    for name, rows in embeddings.items():
+        scores = rows @ gallery.embeddings[name].T.astype(np.float64)
+        similarities[name] = np.where(np.isnan(scores), -np.inf, scores)
+    return similarities
+
+
+def _check_embedded(gallery: Gallery, recognisers: Sequence[Recogniser]) -> None:
+    for recogniser in recognisers:
         if recogniser.name not in gallery.embeddings:
             raise ValueError(
                 f"recognisers: the gallery has no embeddings by {recogniser.name!r}, "
                 f"only by {sorted(gallery.embeddings)}; embed it with the same recognisers."
             )
-        embeddings = embed_faces(recogniser.encoder, photos, faces).astype(np.float64)
-        scores = embeddings @ gallery.embeddings[recogniser.name].T.astype(np.float64)
-        similarities[recogniser.name] = np.where(np.isnan(scores), -np.inf, scores)
-    if len(photos) != len(probes):
-        raise ValueError(f"photos: expected one for each of {len(probes)} probes, got {len(photos)}.")
-    return similarities
 
 
 def score_photos(
@@ -204,13 +224,16 @@ def score_photos(
         )
     ]
     faces = [face or probe.face for probe, face in zip(probes, found, strict=True)]
-    similarities = search_gallery(probes, protected, faces, gallery, recognisers)
+    _check_embedded(gallery, recognisers)
+    embeddings = embed_all(protected, faces, recognisers)
+    similarities = _compare(embeddings, gallery)
     persons = [probe.person for probe in probes]
     before = torch.stack([align_face(probe.photo, probe.face).crop for probe in probes])
     pairs = zip(probes, protected, strict=True)
     after = torch.stack([align_face(photo, probe.face).crop for probe, photo in pairs])
     return ProbeScores(
         similarities=similarities,
+        embeddings=embeddings,
         ranks={name: genuine_ranks(s, persons, gallery.persons) for name, s in similarities.items()},
         rank1={name: rank_k_rate(s, persons, gallery.persons, k=1) for name, s in similarities.items()},
         psnr=psnr(before, after).numpy(),

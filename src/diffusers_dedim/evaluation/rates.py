@@ -12,7 +12,7 @@ from diffusers_dedim.evaluation.gallery import Gallery
 from diffusers_dedim.evaluation.results import RateEntry, VerificationRate
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.retrieval import cmc, genuine_ranks
-from diffusers_dedim.metrics.verification import det_curve, match_rate, threshold_at_fmr
+from diffusers_dedim.metrics.verification import det_curve, threshold_at_fmr
 
 FALSE_MATCH_RATES = (0.001, 0.01)
 _CMC_RANKS = 20
@@ -62,7 +62,12 @@ def impostor_scores(gallery: Gallery, recogniser: str) -> Scores:
 
 
 def rate_entry(
-    subject: Subject, similarities: Scores, persons: Sequence[str], gallery: Gallery, impostors: Scores
+    subject: Subject,
+    similarities: Scores,
+    persons: Sequence[str],
+    gallery: Gallery,
+    impostors: Scores,
+    own_photo: Scores,
 ) -> RateEntry:
     """Retrieval and verification of one method by one recogniser.
 
@@ -74,6 +79,7 @@ def rate_entry(
         persons: identity of each probe.
         gallery: its persons name the columns.
         impostors: from `impostor_scores`, of the same recogniser.
+        own_photo: ``[P]`` cosine of each probe with its own photo as it was.
 
     Raises:
         ValueError: as `genuine_ranks`.
@@ -83,7 +89,7 @@ def rate_entry(
     comparable = np.isfinite(similarities)
     rows = np.nonzero(same & comparable)[0].tolist()
     genuine, owners = similarities[same & comparable], [persons[row] for row in rows]
-    strangers = similarities[~same & comparable]
+    strangers = np.where(~same & comparable, similarities, np.nan)
     best = np.where(same & comparable, similarities, -np.inf).max(axis=1)
     det = det_curve(genuine, impostors).tolist() if len(genuine) and len(impostors) else []
     return RateEntry(
@@ -101,25 +107,33 @@ def rate_entry(
         ),
         similarity=bootstrap_mean(best, persons),
         verification=tuple(
-            _verification(fmr, genuine, owners, strangers, impostors) for fmr in FALSE_MATCH_RATES
+            _verification(fmr, genuine, owners, impostors, (strangers, persons)) for fmr in FALSE_MATCH_RATES
         ),
         det=tuple((fmr, fnmr) for fmr, fnmr in det),
         not_compared=int(np.isneginf(best).sum()),
+        own_photo=bootstrap_mean(own_photo, persons),
+        dodging=bootstrap_mean((1 - own_photo) / 2, persons),
     )
 
 
 def _verification(
-    fmr: float, genuine: Scores, owners: Sequence[str], strangers: Scores, impostors: Scores
+    fmr: float,
+    genuine: Scores,
+    owners: Sequence[str],
+    impostors: Scores,
+    strangers: tuple[Scores, Sequence[str]],
 ) -> VerificationRate:
+    """Rates at the threshold of ``fmr``; ``strangers``: ``[P, G]``, nan where not compared, and the probes' people."""
     if len(genuine) == 0:
         return VerificationRate(fmr, problem="no probe has a gallery image with a face to compare with.")
     try:
         threshold = threshold_at_fmr(impostors, fmr)
     except ValueError as error:
         return VerificationRate(fmr, problem=str(error))
+    scores, persons = strangers
+    compared = np.isfinite(scores).sum(1)
+    matched = (scores >= threshold).sum(1)  # nan is no match
+    shares = np.divide(matched, compared, out=np.full(len(scores), np.nan), where=compared > 0)
     return VerificationRate(
-        fmr,
-        threshold,
-        bootstrap_mean(genuine < threshold, owners),
-        match_rate(strangers, threshold) if len(strangers) else None,
+        fmr, threshold, bootstrap_mean(genuine < threshold, owners), bootstrap_mean(shares, persons)
     )

@@ -22,9 +22,10 @@ from diffusers_dedim.metrics.intervals import Estimate
 _SOURCE = Path(__file__).resolve().parent
 _PACKAGES = ("diffusers", "facenet-pytorch", "numpy", "onnxruntime", "piq", "scikit-learn", "scipy")
 
-SCHEMA = "diffusers-dedim/evaluation/1"
+SCHEMA = "diffusers-dedim/evaluation/2"
 # an array of numbers as `json.dumps` indents it; text holds no raw line break, so none of it is taken for one
 _NUMBERS = re.compile(r"\[\n\s*((?:-?\d[\d.e+-]*|null)(?:,\n\s*(?:-?\d[\d.e+-]*|null))*)\n\s*\]")
+_UNKNOWN = Estimate(None)
 _DIGITS = 6  # of the numbers written: well below any interval's width, and the file stays readable
 
 
@@ -122,6 +123,8 @@ class MethodEntry:
         reached_threshold: share of faces that ended below the method's threshold; None where it has none.
         undetected: probes in which the face detector does not find the face any more: a failure of utility, not a
             success. They are in every rate all the same, matched in the original's box.
+        dodging: the mean of `RateEntry.dodging` over the recognisers that do not guide, each probe's mean first; over
+            those that guide where there are no others.
     """
 
     method: str
@@ -138,6 +141,7 @@ class MethodEntry:
     unet_calls: float | None
     reached_threshold: float | None
     undetected: tuple[str, ...]
+    dodging: Estimate = _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ class RateEntry:
         det: ``[fmr, fnmr]`` pairs, FMR rising.
         not_compared: probes whose own person has no gallery image with a face: never found, and left out of FNMR.
         gallery: "unprotected", or "protected": the own person's images there are protected by the same method.
+        own_photo: mean cosine of a probe with its own photo as it was, unprotected and unchanged.
+        dodging: mean of (1 - that cosine) / 2, in [0, 1]; the privacy P of HiFD ("How Private is Private? A Comparative
+            Study for Face De-Identification"; github.com/TILab-Hi/HiFD), by this recogniser.
     """
 
     method: str
@@ -172,6 +179,8 @@ class RateEntry:
     det: tuple[tuple[float, float], ...]
     not_compared: int
     gallery: str = "unprotected"
+    own_photo: Estimate = _UNKNOWN
+    dodging: Estimate = _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -182,15 +191,15 @@ class VerificationRate:
         fmr: the nominal false match rate, of impostors among the unprotected gallery images.
         threshold: similarity from which a comparison matches there; None where it could not be set.
         fnmr: false non-match rate of the probes against their own gallery images.
-        impostor_match_rate: share of comparisons of probes with *other* people's gallery images that match:
-            protection must not buy its FNMR with matches to strangers.
+        impostor_match_rate: share of comparisons of probes with *other* people's gallery images that match, each
+            probe's share first: protection must not buy its FNMR with matches to strangers (impersonation).
         problem: why the rate is missing, else empty.
     """
 
     fmr: float
     threshold: float | None = None
     fnmr: Estimate | None = None
-    impostor_match_rate: float | None = None
+    impostor_match_rate: Estimate | None = None
     problem: str = ""
 
 
