@@ -33,7 +33,7 @@ from benchmarks._command import (
     run_benchmark,
     say,
 )
-from benchmarks._faces import Pixels, choose_strangers, protect_once, to_crops
+from benchmarks._faces import Pixels, choose_strangers, to_crops
 from diffusers_dedim.encoders import OnnxEncoder, PhotoEncoder, Recogniser
 from diffusers_dedim.evaluation import (
     ArrayCache,
@@ -46,6 +46,7 @@ from diffusers_dedim.evaluation import (
     search_gallery,
 )
 from diffusers_dedim.evaluation.adaptive import AdaptedEncoder, fit_adaptive_encoder, fit_adaptive_head
+from diffusers_dedim.evaluation.crops import protect_once
 from diffusers_dedim.evaluation.experiment import TARGETS
 from diffusers_dedim.faces import Face, FaceDetector
 from diffusers_dedim.metrics.intervals import bootstrap_mean

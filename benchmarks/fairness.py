@@ -27,9 +27,10 @@ from benchmarks._command import (
     number,
     run_benchmark,
 )
-from benchmarks._faces import Protected, crop_probes, measure_change, protect_once, spread
+from benchmarks._faces import measure_change, spread
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import ArrayCache, Probe
+from diffusers_dedim.evaluation.crops import Protected, crop_probes, protect_once
 from diffusers_dedim.evaluation.fairness import GroupMeans, group_means, read_labels, utkface_groups
 from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.training.data import FaceCrops

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from benchmarks._command import FACES, SHARED, at_least, make_parser, number, run_with_pipeline, say
-from benchmarks._faces import Pixels, crop_probes, protect_once, to_crops
+from benchmarks._faces import Pixels, to_crops
 from diffusers_dedim.encoders import OnnxEncoder
 from diffusers_dedim.evaluation import ArrayCache, Probe
+from diffusers_dedim.evaluation.crops import crop_probes, protect_once
 from diffusers_dedim.faces import landmark_mask
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.pipeline.guides import name_guides

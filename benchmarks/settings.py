@@ -26,9 +26,10 @@ from benchmarks._command import (
     run_benchmark,
     say,
 )
-from benchmarks._faces import crop_probes, measure_change, spread, to_crops, whole_crops
+from benchmarks._faces import measure_change, spread, to_crops
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.evaluation import Probe, protect_probes
+from diffusers_dedim.evaluation.crops import crop_probes, whole_crops
 from diffusers_dedim.evaluation.fairness import read_labels
 from diffusers_dedim.evaluation.methods import make_method
 from diffusers_dedim.evaluation.panels import make_panel

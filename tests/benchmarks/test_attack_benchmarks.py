@@ -19,7 +19,7 @@ from toys import ToyEncoder
 from benchmarks import _command, _faces, adaptive, fairness, settings
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import Recogniser
-from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe
+from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, crops
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
 
 PEOPLE = 12
@@ -109,11 +109,11 @@ def test_the_attack_prints_one_json_object(attack, tmp_path: Path) -> None:
     assert {"seed", "commit", "torch", "threads"} <= set(results)
     assert json.loads((tmp_path / "r.json").read_text()) == results
     # the attacker's own photos are crops, and no noise is shared with the victims'
-    crops, photos = pipe.calls[:2], pipe.calls[2:]
+    taught, photos = pipe.calls[:2], pipe.calls[2:]
     assert all(call["preset"] == "paper" for call in pipe.calls)
-    assert {face.box for call in crops for found in call["found"] for face in found} == {WHOLE.box}
+    assert {face.box for call in taught for found in call["found"] for face in found} == {WHOLE.box}
     assert {len(found) for call in photos for found in call["found"]} == {2}  # found in the photo
-    seeds = [{g.initial_seed() for call in calls for g in call["generator"]} for calls in (crops, photos)]
+    seeds = [{g.initial_seed() for call in calls for g in call["generator"]} for calls in (taught, photos)]
     assert seeds[0].isdisjoint(seeds[1])
 
 
@@ -126,7 +126,7 @@ def test_tip_im_gets_targets_who_are_not_the_attackers_people(
         given.append((name, targets, seed, first))
         return lambda photos: pipe(photos, generator=[])
 
-    monkeypatch.setattr(_faces, "make_method", make_method)
+    monkeypatch.setattr(crops, "make_method", make_method)
     monkeypatch.setattr(adaptive, "TARGETS", 3)
     results, _ = attack("--black-box", "toy1", "--method", "tip-im", "--people", "6")
     assert results["people"] == 9 - 1 - 3  # drawn, less a lookalike, less the targets
@@ -180,11 +180,11 @@ def test_protected_photos_are_kept_for_the_same_code_and_settings_only(
     photos = [toy.photo_of("red"), toy.photo_of("blue")[:100]]
     probes = [Probe("?", photo, toy.CENTRAL) for photo in photos]
 
-    def protect(code: str = "abc", **settings: Any) -> tuple[_faces.Protected, int]:
-        monkeypatch.setattr(_faces, "method_code", lambda: code)
+    def protect(code: str = "abc", **settings: Any) -> tuple[crops.Protected, int]:
+        monkeypatch.setattr(crops, "method_code", lambda: code)
         before = len(pipe.calls)
         settings = {"method": "dedim:fast", "seed": 0, "batch_size": 1, **settings}
-        done = _faces.protect_once(pipe, probes, cache, **settings)
+        done = crops.protect_once(pipe, probes, cache, **settings)
         return done, len(pipe.calls) - before
 
     first, calls = protect()
@@ -212,18 +212,18 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     probes = [Probe("?", np.roll(toy.photo_of("red"), place), toy.CENTRAL) for place in range(3)]
     settings = {"cache": ArrayCache(tmp_path), "method": "dedim:fast", "seed": 0, "batch_size": 1}
     with pytest.raises(KeyboardInterrupt):
-        _faces.protect_once(Killed(), probes, **settings)
+        crops.protect_once(Killed(), probes, **settings)
     pipe = Swap()
-    assert len(_faces.protect_once(pipe, probes, **settings).photos) == 3
+    assert len(crops.protect_once(pipe, probes, **settings).photos) == 3
     (call,) = pipe.calls
     whole = Swap()
-    _faces.protect_once(whole, probes, **{**settings, "cache": ArrayCache(tmp_path / "other")})
+    crops.protect_once(whole, probes, **{**settings, "cache": ArrayCache(tmp_path / "other")})
     assert call["generator"][0].initial_seed() == whole.calls[2]["generator"][0].initial_seed()
 
 
 def test_a_method_of_photos_takes_crops_whole(pipe: DeDiMPipeline, crop: np.ndarray, tmp_path: Path) -> None:
     detector = pipe.face_detector
-    done = _faces.protect_once(
+    done = crops.protect_once(
         pipe,
         [Probe("?", crop, WHOLE)] * 2,
         ArrayCache(tmp_path),
@@ -301,7 +301,7 @@ def test_matches_are_counted_at_the_strangers_threshold() -> None:
 def test_faces_that_did_not_change_have_no_psnr() -> None:
     photo = toy.photo_of("red")[:112, :112]
     probes = [Probe(str(index), photo, WHOLE) for index in range(2)]
-    done = _faces.Protected((photo, photo[::-1].copy()), np.array([False, True]), 1.0)
+    done = crops.Protected((photo, photo[::-1].copy()), np.array([False, True]), 1.0)
     values = fairness.measure(probes, done, [])
     assert values["changed"].tolist() == [0, 1]
     assert np.isnan(values["psnr"][0])

@@ -72,6 +72,9 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Search again after JPEG, blur and the like.")
     ] = False,
+    purifier: Annotated[
+        Path | None, typer.Option(help="Folder of dedim train purifier: one more attacker for --robustness.")
+    ] = None,
     targets: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +106,8 @@ def evaluate(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     settings = EvaluationSettings(tuple(names), seed, chunk, gallery.value)
+    if purifier is not None and not robustness:
+        raise DeDiMError("--purifier: it is one of the attackers of --robustness; give that too.")
     check_folder(out, resume=resume)
     experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
     boxes = load_black_boxes(black_box or [])
@@ -116,7 +121,7 @@ def evaluate(
         FaceDetector(device=str(pipe.device)),
         boxes,
         _read_targets(targets, seed),
-        _load_transforms(pipe, seed) if robustness else None,
+        _load_transforms(pipe, seed, purifier) if robustness else None,
         Lpips(lpips) if lpips else None,
         [Record(str(file), file.stem, "panel", file) for file in panel or []],
         cache,
@@ -180,9 +185,9 @@ def _load_pipeline(weights: str | None, device: str | None, white_box: Sequence[
     return guided_by(pipe, white_box) if white_box else pipe
 
 
-def _load_transforms(pipe: Any, seed: int) -> dict[str, Any]:
-    module = import_extra("diffusers_dedim.evaluation.robustness", "--robustness")
-    transforms: dict[str, Any] = module.make_transforms(pipe, seed=seed)
+def _load_transforms(pipe: Any, seed: int, purifier: Path | None) -> dict[str, Any]:
+    module = import_extra("diffusers_dedim.evaluation.purification", "--robustness")
+    transforms: dict[str, Any] = module.make_attacks(pipe, seed=seed, purifier=purifier)
     return transforms
 
 

@@ -1,4 +1,4 @@
-"""`dedim train unet|encoder|landmarks|visibility`: the fields of the settings classes are the options.
+"""`dedim train unet|encoder|landmarks|visibility|purifier`: the fields of the settings classes are the options.
 
 PyTorch is imported inside the commands, so that help and usage errors are quick.
 """
@@ -17,6 +17,7 @@ from diffusers_dedim.training.config import (
     EncoderConfig,
     LandmarkConfig,
     LoopConfig,
+    PurifierConfig,
     TrainConfig,
     UNetConfig,
     VisibilityConfig,
@@ -190,6 +191,39 @@ def visibility(config: VisibilityConfig, resume: bool) -> dict[str, float]:
 
     crops = _crops(config, require_landmarks=True)
     return train(VisibilityTask(*crops, config, model=_initial(config, VisibilityNet)), config, resume=resume)
+
+
+@_command(PurifierConfig)
+def purifier(config: PurifierConfig, resume: bool) -> dict[str, float]:
+    """Train an attacker's network that takes the protection off again, for dedim evaluate --robustness --purifier.
+
+    It protects strangers' faces first, or takes pairs from a folder with protected and original faces.
+    Validation: PSNR and the guides' cosine with the original, of held-out faces, before and after.
+    """
+    import torch
+
+    from diffusers_dedim.cli.common import load_pipeline
+    from diffusers_dedim.encoders.ensemble import FusedEncoder
+    from diffusers_dedim.evaluation.crops import make_pairs
+    from diffusers_dedim.training.loop import train
+    from diffusers_dedim.training.purifier import PAIR_PARTS, FacePairs, PurifierNet, PurifierTask
+
+    pipe, pairs = load_pipeline(config.weights, None), Path(config.data)
+    pipe.set_progress_bar_config(disable=True)
+    if not any(pairs.glob(f"{PAIR_PARTS[0]}*")):
+        folder = Path(config.output_dir) / "pairs"
+        pairs = make_pairs(
+            pipe, config.data, folder, count=config.pairs, method=config.method, seed=config.seed
+        )
+    torch.manual_seed(config.seed)
+    task = PurifierTask(
+        FacePairs(pairs),
+        FacePairs(pairs, "val"),
+        config,
+        FusedEncoder(pipe.face_encoder),
+        model=_initial(config, PurifierNet),
+    )
+    return train(task, config, resume=resume)
 
 
 if __name__ == "__main__":

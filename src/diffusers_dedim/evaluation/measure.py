@@ -266,6 +266,7 @@ class Evaluator:
         transform = self.transforms[name]
         if uses_denoiser(name):  # the method itself may not
             identity = f"{identity} {self._fingerprints[True]}"
+        identity += str(getattr(transform, "fingerprint", ""))  # of a network that is not the pipeline's
         return score_chunk(chunk, lambda: transform(restore_photos(chunk, done)), bench, identity, name)
 
     def _rates(

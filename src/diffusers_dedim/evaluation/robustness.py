@@ -165,16 +165,33 @@ def sdedit(
 def _purify_photo(
     pipe: Any, photo: PixelArray, start_timestep: int, steps: int, seed: int, aligned: bool
 ) -> PixelArray:
-    found: list[Face] = [] if aligned else pipe.face_detector(photo)
-    faces = [whole_crop(photo)] if aligned else [align_face(photo, face) for face in found]
+    def wash(crops: Tensor) -> Tensor:
+        parent = torch.Generator().manual_seed(_content_seed(photo, seed))
+        return sdedit(pipe, crops, start_timestep, steps, [child_generator(parent) for _ in crops])
+
+    return change_faces(None if aligned else pipe.face_detector, photo, wash)
+
+
+def change_faces(
+    detector: Callable[[PixelArray], list[Face]] | None, photo: PixelArray, change: Callable[[Tensor], Tensor]
+) -> PixelArray:
+    """Change the whole aligned crop of every face, and put it back into its photo.
+
+    Args:
+        detector: photo -> faces; None where the photo is an aligned crop.
+        photo: uint8 RGB ``[H, W, 3]``.
+        change: crops ``[N, 3, 112, 112]`` in [-1, 1] -> as many.
+
+    Returns:
+        A new photo; a copy where no face was found.
+    """
+    faces = [whole_crop(photo)] if detector is None else [align_face(photo, face) for face in detector(photo)]
     result: PixelArray = photo.copy()
     if not faces:
         return result
-    parent = torch.Generator().manual_seed(_content_seed(photo, seed))
     crops = torch.stack([face.crop for face in faces])
-    noise = [child_generator(parent) for _ in faces]
     everything = torch.ones_like(crops[0, :1])
-    for face, crop in zip(faces, sdedit(pipe, crops, start_timestep, steps, noise), strict=True):
+    for face, crop in zip(faces, change(crops), strict=True):
         result = paste_back(result, face, crop, everything)
     return result
 

@@ -17,7 +17,7 @@ from typing import Any
 from diffusers_dedim.extras import import_extra
 
 # Not handed to a tracker, which may send what it gets elsewhere: paths can name people and projects.
-PATH_SETTINGS = ("output_dir", "data", "teacher", "initial_weights")
+PATH_SETTINGS = ("output_dir", "data", "teacher", "initial_weights", "weights")
 
 
 def setting(default: Any, description: str) -> Any:
@@ -32,7 +32,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a positive number": (lambda value: 0 < value < math.inf, "learning_rate min_snr_gamma scale"),
     "at least 1": (
         lambda value: value >= 1,
-        "max_steps batch_size gradient_accumulation_steps log_every val_images",
+        "max_steps batch_size gradient_accumulation_steps log_every val_images pairs",
     ),
     "at least 0": (
         lambda value: value >= 0,
@@ -40,7 +40,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "a number from 0 on": (
         lambda value: 0 <= value < math.inf,
-        "weight_decay feature_weight relation_weight max_noise",
+        "weight_decay feature_weight relation_weight max_noise identity_weight",
     ),
     "a number from 0 to 1": (
         lambda value: 0 <= value <= 1,
@@ -222,6 +222,27 @@ class VisibilityConfig(TrainConfig):
     learning_rate: float = 3e-3
     ema_decay: float = 0.998
     val_images: int = setting(500, "Validation faces.")
+
+
+@dataclass(frozen=True)
+class PurifierConfig(TrainConfig):
+    """Settings of `dedim train purifier`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    minutes: float = 10.0
+    batch_size: int = 16
+    ema_decay: float = 0.998
+    precision: str = "no"
+    pairs: int = setting(400, "Faces of strangers that are protected first, to learn from.")
+    method: str = setting("dedim", "What protects them: dedim:PRESET, dedim@h=0.5, fgsm, ...")
+    weights: str | None = setting(
+        None, "Pipeline that protects and whose guides judge; none: the bundled one."
+    )
+    identity_weight: float = setting(0.5, "Weight of 1 - cosine with the original by the guides.")
+    val_images: int = setting(64, "Pairs of the held-out tenth that are measured.")
 
 
 def read_config(path: str | Path, known: Collection[str]) -> dict[str, Any]:
