@@ -4,9 +4,11 @@
 
 The attacker protects crops of the training faces (never LFW), teaches each recogniser to place a protected face
 where its original was, and searches the gallery for the protected LFW probes. Training faces that resemble
-anybody in the gallery are left out. Standard output holds the JSON object alone; progress goes to standard
-error. Rates count a probe as found when no gallery image of another person is strictly more similar than its own
-person's (ties go to the searcher); intervals are bootstrap 95 % over people.
+anybody in the gallery are left out. He does so once for each way of protecting his people (``--attackers``): as the
+victims do (plain), with settings or guides drawn for each face, in albums. ``rows`` is one table of all of it, which
+``dedim evaluate --adaptive FILE`` puts on its page. Standard output holds the JSON object alone; progress and the
+table go to standard error. Rates count a probe as found when no gallery image of another person is strictly more
+similar than its own person's (ties go to the searcher); intervals are bootstrap 95 % over people.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks._attackers import WAYS, Lesson, Protector, check_way, known_ways
 from benchmarks._command import (
     CROP_RECOGNISERS,
     FACES,
@@ -45,9 +48,15 @@ from diffusers_dedim.evaluation import (
     same_face,
     search_gallery,
 )
-from diffusers_dedim.evaluation.adaptive import AdaptedEncoder, fit_adaptive_encoder, fit_adaptive_head
-from diffusers_dedim.evaluation.crops import protect_once
+from diffusers_dedim.evaluation.adaptive import (
+    AdaptedEncoder,
+    fit_adaptive_encoder,
+    fit_adaptive_head,
+    read_rows,
+)
 from diffusers_dedim.evaluation.experiment import TARGETS
+from diffusers_dedim.evaluation.mates import find_mates
+from diffusers_dedim.evaluation.tables import adaptive_table, to_markdown
 from diffusers_dedim.faces import Face, FaceDetector
 from diffusers_dedim.metrics.intervals import bootstrap_mean
 from diffusers_dedim.metrics.retrieval import genuine_ranks, rank_k_rate
@@ -65,6 +74,7 @@ class Victims:
         probes: originals. photos: protected. faces: as the attacker's detector finds them on ``photos``.
         records, gallery: the gallery's photos, and their embeddings by the plain recognisers.
         detector, cache: of the gallery's embedding.
+        undetected: how many faces are not found any more; they are searched where they were.
     """
 
     probes: Sequence[Probe]
@@ -74,6 +84,7 @@ class Victims:
     gallery: Gallery
     detector: FaceDetector
     cache: ArrayCache
+    undetected: int
 
     def rank1(self, recogniser: Recogniser, gallery: Gallery, *, protected: bool = True) -> dict[str, Any]:
         """Share of the protected photos, or of the originals, that are found first in a gallery."""
@@ -91,6 +102,7 @@ class People:
 
     originals: Tensor
     protected: Tensor
+    names: list[str]
     held_out: int
 
 
@@ -106,38 +118,86 @@ def run_adaptive(pipe: Any, recognisers: Sequence[Recogniser], options: argparse
         raise ValueError(
             f"--black-box: {framing} frame faces in whole photos; the attack is fitted to crops."
         )
+    ways = options.attackers or known_ways(options.method, pipe)
+    if options.victims == "drawn" and not options.attackers:
+        ways = ["drawn"]  # who knows the method does as its users do
+    for way in {options.victims, *ways}:
+        check_way(way, options.method, pipe)
     detector, cache = FaceDetector(device=options.device), ArrayCache(options.cache)
     probes, gallery = read_people(options, recognisers, detector)
     training, targets, lookalikes = choose_people(recognisers, gallery, options)
-    settings = {"method": options.method, "batch_size": options.batch_size, "targets": targets}
-    # another seed than the probes': or face k of either set would be diffused with the same noise
-    taught = protect_once(pipe, training, cache, seed=options.seed + 1, aligned=True, **settings)
-    done = protect_once(pipe, probes, cache, seed=options.seed, **settings)
-    pairs = zip(done.photos, probes, strict=True)
-    found = [same_face(photo, probe.face, detector) for photo, probe in pairs]
-    faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
-    records = read_protocol(options.data).gallery
-    victims = Victims(probes, done.photos, faces, records, gallery, detector, cache)
-    originals, protected = to_crops([person.photo for person in training]), to_crops(taught.photos)
-    people = People(originals, protected, max(2, round(HELD_OUT * len(training))))
+    protector = Protector(pipe, cache, options.method, options.seed, options.batch_size, targets)
+    victims = protect_victims(protector, probes, gallery, detector, options)
+    rows, lessons = plain_rows(recognisers, victims, options), {}
+    for way in ways:
+        # another seed than the probes': or face k of either set would be diffused with the same noise
+        lesson = replace(protector, seed=options.seed + 1, aligned=True).protect(way, training)
+        lessons[way] = {"faces": len(lesson.people), "reached_threshold": number(lesson.reached.mean())}
+        people = as_crops(lesson)
+        for item in recognisers:
+            rows += attack_all(way, item, people, victims, options)
+    say("adaptive", "\n" + to_markdown(adaptive_table(read_rows(rows))))
     return {
         "probes": len(probes),
         "gallery": len(gallery.persons),
         "method": options.method,
+        "victims": options.victims,
         "people": len(training),
-        "people_held_out": people.held_out,
         "people_left_out_as_lookalikes": lookalikes,
-        "people_reached_threshold": number(taught.reached.mean()),
-        "rank1": {
-            item.name: {
-                "original": victims.rank1(item, gallery, protected=False),
-                "protected": victims.rank1(item, gallery),
-            }
-            for item in recognisers
-        },
-        "attacks": {item.name: attack_all(item, people, victims, options) for item in recognisers},
-        "undetected_after": sum(face is None for face in found),
+        "attackers": lessons,
+        "undetected_after": victims.undetected,
+        "rows": rows,
     }
+
+
+def protect_victims(
+    protector: Protector,
+    probes: Sequence[Probe],
+    gallery: Gallery,
+    detector: FaceDetector,
+    options: argparse.Namespace,
+) -> Victims:
+    """Protect the probes in the victims' way, and find their faces anew."""
+    protocol, mates = read_protocol(options.data), list[Probe]()
+    if options.victims == "album":
+        photos = {mate.person: mate for mate in find_mates(protocol, detector, protector.cache).values()}
+        mates = [photos.get(probe.person, probe) for probe in probes]
+    lesson = protector.protect(options.victims, probes, mates)
+    # of an album the probes alone are searched with, of groups all; in their order
+    done = dict(zip(map(id, lesson.people), lesson.photos, strict=True))
+    photos_after = [done[id(probe)] for probe in probes]
+    found = [
+        same_face(photo, probe.face, detector) for photo, probe in zip(photos_after, probes, strict=True)
+    ]
+    faces = [face or probe.face for face, probe in zip(found, probes, strict=True)]
+    return Victims(
+        probes, photos_after, faces, protocol.gallery, gallery, detector, protector.cache, found.count(None)
+    )
+
+
+def as_crops(lesson: Lesson) -> People:
+    """What the attacker learns from; the last tenth judges, and of an album no person is on both sides."""
+    held_out = max(2, round(HELD_OUT * len(lesson.people)))
+    return People(
+        to_crops([person.photo for person in lesson.people]),
+        to_crops(lesson.photos),
+        [person.person for person in lesson.people],
+        held_out + held_out % 2,
+    )
+
+
+def plain_rows(
+    recognisers: Sequence[Recogniser], victims: Victims, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """What each recogniser finds before anybody has learned."""
+    return [
+        {
+            **_subject(options, "none", item.name, "none"),
+            "rank1": victims.rank1(item, victims.gallery),
+            "rank1_original": victims.rank1(item, victims.gallery, protected=False),
+        }
+        for item in recognisers
+    ]
 
 
 def choose_people(
@@ -162,18 +222,23 @@ def choose_people(
 
 
 def attack_all(
-    recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Every attack that was asked for on this recogniser."""
+    way: str, recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for every attack that was asked for on this recogniser."""
     kinds = ATTACKS if is_guide(recogniser.name) else options.black_box_attacks
-    return {kind: attack(kind, recogniser, people, victims, options) for kind in kinds}
+    return [
+        {
+            **_subject(options, way, recogniser.name, kind),
+            **attack(kind, recogniser, people, victims, options),
+        }
+        for kind in kinds
+    ]
 
 
 def attack(
     kind: str, recogniser: Recogniser, people: People, victims: Victims, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Adapt one recogniser and search with it."""
-    say("adaptive", f"{recogniser.name}: {kind}")
     begin = time.perf_counter()
     adapted = _fit(kind, recogniser.encoder, people, options)
     seconds = time.perf_counter() - begin
@@ -182,7 +247,7 @@ def attack(
     searcher = Recogniser(f"{recogniser.name}-{kind}", adapted, fingerprint)
     gallery = embed_gallery(victims.records, [searcher], victims.detector, victims.cache)
     plain = replace(victims.gallery, embeddings={searcher.name: victims.gallery.embeddings[recogniser.name]})
-    return {
+    found = {
         "rank1": victims.rank1(searcher, gallery),
         "rank1_plain_gallery": victims.rank1(searcher, plain),
         "rank1_original": victims.rank1(searcher, gallery, protected=False),
@@ -190,6 +255,14 @@ def attack(
         "steps": options.steps if kind == "full" else options.head_steps,
         "seconds": number(seconds, 1),
     }
+    say("adaptive", f"{recogniser.name}, {kind}: {found['rank1']}")
+    return found
+
+
+def _subject(options: argparse.Namespace, way: str, recogniser: str, kind: str) -> dict[str, str]:
+    """Whose row it is."""
+    note = "" if options.victims == "plain" else f", {options.victims}"
+    return {"method": options.method + note, "attacker": way, "recogniser": recogniser, "attack": kind}
 
 
 def _fit(kind: str, encoder: nn.Module, people: People, options: argparse.Namespace) -> AdaptedEncoder:
@@ -210,7 +283,7 @@ def _judge(plain: nn.Module, adapted: nn.Module, people: People) -> dict[str, An
     originals = people.originals[-people.held_out :].to(device)
     protected = people.protected[-people.held_out :].to(device)
     target = plain(originals)
-    names = [str(index) for index in range(people.held_out)]
+    names = people.names[-people.held_out :]
     result: dict[str, Any] = {"people": people.held_out}
     for label, embedding in (("plain", plain(protected)), ("adapted", adapted(protected))):
         scores = (embedding.double() @ target.double().T).cpu().numpy()
@@ -226,6 +299,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--probes", type=int, default=100, help="first N probes of the data (default 100)")
     add("--people", type=int, default=400, help="training faces of the attacker (default 400)")
     add("--method", default="dedim:fast", help="dedim:PRESET, tip-im, ... (default dedim:fast)")
+    text = "how the victims protect themselves: plain, in an album with their gallery photo, a guide drawn a round"
+    add("--victims", choices=("plain", "album", "drawn"), default="plain", help=text)
+    text = (
+        "how the attacker protects his people: benchmarks/_attackers.py (default: all that the method knows)"
+    )
+    add("--attackers", nargs="+", choices=WAYS, help=text)
     add("--weights", type=Path, help="pipeline folder (default: the weights inside the package)")
     add("--steps", type=int, default=300, help="steps of fine-tuning all weights (default 300)")
     add("--learning-rate", type=float, default=3e-4, help="of fine-tuning all weights (default 3e-4)")

@@ -11,15 +11,19 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 import toy_experiment as toy
 from encoders.test_onnx_encoder import write_model
 from PIL import Image
 from toys import ToyEncoder
 
 from benchmarks import _command, _faces, adaptive, fairness, settings
-from diffusers_dedim import DeDiMPipeline
+from benchmarks._attackers import DrawnGuide
+from diffusers_dedim import DeDiMPipeline, EncoderEnsemble, EstimateGuidance
 from diffusers_dedim.encoders import Recogniser
+from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation import ArrayCache, Gallery, Probe, crops
+from diffusers_dedim.evaluation.adaptive import read_adaptive
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
 
 PEOPLE = 12
@@ -29,14 +33,17 @@ WHOLE = Face((0.0, 0.0, 112.0, 112.0), ARCFACE_TEMPLATE, 1.0)
 class Swap(toy.SwapColours):
     """Protection by swapping colours, with the parts and records of a `DeDiMPipeline`."""
 
+    guide: Any = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.face_encoder = ToyEncoder()
+        self.face_encoder = self.guide or ToyEncoder()
         self.unet = self.landmarker = toy.MeanColour()
         self.face_detector = toy.detect
 
     def __call__(self, photos: list[np.ndarray], **settings: Any) -> SimpleNamespace:
-        return super().__call__(photos, found=[self.face_detector(photo) for photo in photos], **settings)
+        found = [self.face_detector(photo) for photo in photos]
+        return super().__call__(photos, found=found, guide=id(self.face_encoder), **settings)
 
 
 def picture(person: int) -> dict[str, object]:
@@ -88,33 +95,101 @@ def attack(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_the_attack_prints_one_json_object(attack, tmp_path: Path) -> None:
     results, pipe = attack(
-        "--black-box", "toy1", "--method", "dedim:paper", "--json", str(tmp_path / "r.json")
+        *("--black-box", "toy1", "--method", "dedim:paper", "--attackers", "plain"),
+        *("--json", str(tmp_path / "r.json")),
     )
     assert (results["probes"], results["gallery"], results["method"]) == (3, 3, "dedim:paper")
     assert (results["people"], results["people_left_out_as_lookalikes"]) == (11, 1)
-    assert results["people_held_out"] == 2
-    assert results["people_reached_threshold"] == 1
-    assert set(results["rank1"]) == {"white", "toy1"}
-    assert results["rank1"]["toy1"]["original"]["mean"] == 1
-    assert set(results["attacks"]["white"]) == {"full", "head"}
-    assert set(results["attacks"]["toy1"]) == {"head"}
-    outcome = results["attacks"]["white"]["full"]
+    assert results["attackers"] == {"plain": {"faces": 11, "reached_threshold": 1}}
+    rows = {(row["recogniser"], row["attack"]): row for row in results["rows"]}
+    assert list(rows) == [
+        *(("white", "none"), ("toy1", "none")),
+        *(("white", "full"), ("white", "head"), ("toy1", "head")),
+    ]
+    assert {row["method"] for row in results["rows"]} == {"dedim:paper"}
+    assert rows["toy1", "none"]["rank1_original"]["mean"] == 1
+    outcome = rows["white", "full"]
+    assert outcome["attacker"] == "plain"
     for rate in ("rank1", "rank1_plain_gallery", "rank1_original"):
         assert set(outcome[rate]) == {"mean", "low", "high"}
         assert 0 <= outcome[rate]["low"] <= outcome[rate]["mean"] <= outcome[rate]["high"] <= 1
     assert outcome["held_out"]["people"] == 2
     assert outcome["held_out"]["similarity_adapted"] > outcome["held_out"]["similarity_plain"]
-    assert results["attacks"]["toy1"]["head"]["steps"] == 2
+    assert rows["toy1", "head"]["steps"] == 2
     assert results["command"].startswith("python -m benchmarks.adaptive --data ")
     assert {"seed", "commit", "torch", "threads"} <= set(results)
     assert json.loads((tmp_path / "r.json").read_text()) == results
     # the attacker's own photos are crops, and no noise is shared with the victims'
-    taught, photos = pipe.calls[:2], pipe.calls[2:]
+    photos, taught = pipe.calls[:1], pipe.calls[1:]
     assert all(call["preset"] == "paper" for call in pipe.calls)
     assert {face.box for call in taught for found in call["found"] for face in found} == {WHOLE.box}
     assert {len(found) for call in photos for found in call["found"]} == {2}  # found in the photo
     seeds = [{g.initial_seed() for call in calls for g in call["generator"]} for calls in (taught, photos)]
     assert seeds[0].isdisjoint(seeds[1])
+    entries = read_adaptive(tmp_path / "r.json")
+    assert [entry.attack for entry in entries] == ["none", "none", "full", "head", "head"]
+    assert entries[2].relinked == outcome["held_out"]["relinked_adapted"]
+    assert entries[0].relinked is None
+
+
+def test_other_files_are_no_attack(tmp_path: Path) -> None:
+    for content in ("{}", "[1]", '{"rows": [{}]}', "no json"):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(DeDiMError, match=r"r\.json is no result of python -m benchmarks\.adaptive"):
+            read_adaptive(tmp_path / "r.json")
+
+
+def test_every_way_of_protecting_is_learned_from(attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    guides = EncoderEnsemble([ToyEncoder(), ToyEncoder(seed=3)])
+    monkeypatch.setattr(Swap, "guide", guides)
+    results, pipe = attack("--black-box", "toy1")
+    assert list(results["attackers"]) == ["plain", "settings", "guides", "album"]
+    # an album of eleven people's photos: six of them and another view of each
+    assert [each["faces"] for each in results["attackers"].values()] == [11, 11, 11, 12]
+    rows = [(row["attacker"], row["recogniser"]) for row in results["rows"] if row["attack"] == "head"]
+    assert rows == [(way, who) for way in results["attackers"] for who in ("white1", "white2", "toy1")]
+    thresholds = {getattr(call.get("preset"), "threshold", None) for call in pipe.calls}
+    assert {0.46, 0.5, 0.54, 0.58, 0.62} & thresholds
+    albums = [call["album"] for call in pipe.calls if "album" in call]
+    assert len({id(each) for each in albums}) == len(albums) == 2
+    assert pipe.face_encoder is guides  # as it was
+    assert {call["guide"] for call in pipe.calls} == {id(guides), *map(id, guides.encoders)}
+    found, _ = attack("--black-box", "toy1", "--victims", "drawn")
+    assert list(found["attackers"]) == ["drawn"]
+    assert {row["method"] for row in found["rows"]} == {"dedim:fast, drawn"}
+    found, pipe = attack("--black-box", "toy1", "--victims", "album", "--attackers", "plain")
+    (victims,) = [call for call in pipe.calls if "album" in call]
+    assert victims["photos"] == 6  # gallery photo and probe in turns
+    assert {row["method"] for row in found["rows"]} == {"dedim:fast, album"}
+
+
+def test_a_way_that_the_method_does_not_know_is_refused(attack) -> None:
+    with pytest.raises(ValueError, match="guides: expected a pipeline of several guides, this one has one"):
+        attack("--black-box", "toy1", "--attackers", "guides")
+    with pytest.raises(ValueError, match="album: only 'dedim' knows it, got 'tip-im'"):
+        attack("--black-box", "toy1", "--method", "tip-im", "--attackers", "album")
+    with pytest.raises(ValueError, match=r"settings: expected a method of \['dedim', 'tip-im'\], got 'fgsm'"):
+        attack("--black-box", "toy1", "--method", "fgsm", "--attackers", "settings")
+
+
+def test_a_guide_is_drawn_for_each_face_and_round() -> None:
+    pipe = SimpleNamespace(face_encoder=EncoderEnsemble([ToyEncoder(), ToyEncoder(seed=3)]))
+    like = EstimateGuidance(stop_similarity=-1.0, views=1)
+    drawn = DrawnGuide(like, torch.Generator().manual_seed(0))
+    faces = torch.rand(16, 3, 112, 112) * 2 - 1
+    reference = pipe.face_encoder(faces)
+    pushed = []
+    for step in (0, 1, 0):  # two steps of a round, and the next round
+        _, weights = drawn._similarity_gradients(pipe.face_encoder, faces, reference, step)
+        pushed.append(torch.stack(weights) > 0)
+        assert (pushed[-1].sum(0) == 1).all()
+    assert 0 < pushed[0][0].sum() < 16
+    assert torch.equal(pushed[0], pushed[1])
+    assert not torch.equal(pushed[1], pushed[2])
+    away = DrawnGuide(EstimateGuidance(stop_similarity=0.99), torch.Generator().manual_seed(0))
+    reference[:, 1] = -reference[:, 1]  # the second is left behind: who drew it is pushed by the first
+    _, weights = away._similarity_gradients(pipe.face_encoder, faces, reference, 0)
+    assert (torch.stack(weights) > 0).tolist() == [[True] * 16, [False] * 16]
 
 
 def test_tip_im_gets_targets_who_are_not_the_attackers_people(
@@ -128,16 +203,20 @@ def test_tip_im_gets_targets_who_are_not_the_attackers_people(
 
     monkeypatch.setattr(crops, "make_method", make_method)
     monkeypatch.setattr(adaptive, "TARGETS", 3)
-    results, _ = attack("--black-box", "toy1", "--method", "tip-im", "--people", "6")
+    words = ("--black-box", "toy1", "--method", "tip-im", "--people", "6")
+    results, _ = attack(*words)
+    assert list(results["attackers"]) == ["plain", "settings"]
     assert results["people"] == 9 - 1 - 3  # drawn, less a lookalike, less the targets
-    assert {name for name, *_ in given} == {"tip-im"}
+    drawn = {f"tip-im@epsilon={number}" for number in (6, 9, 12, 15, 18)}
+    assert {"tip-im"} < {name for name, *_ in given} <= {"tip-im", *drawn}
     assert {targets.shape for _, targets, *_ in given} == {(3, 3, 112, 112)}
     assert len({(seed, first) for *_, seed, first in given}) == len(given)  # no noise is shared
 
 
 def test_all_weights_of_a_black_box_where_asked(attack) -> None:
-    results, _ = attack("--black-box", "toy1", "--black-box-attacks", "head", "full")
-    assert set(results["attacks"]["toy1"]) == {"full", "head"}
+    results, _ = attack("--black-box", "toy1", "--black-box-attacks", "head", "full", "--attackers", "plain")
+    kinds = [row["attack"] for row in results["rows"] if row["recogniser"] == "toy1"]
+    assert kinds == ["none", "head", "full"]
 
 
 def test_a_recogniser_that_frames_faces_itself_is_refused(attack, monkeypatch: pytest.MonkeyPatch) -> None:

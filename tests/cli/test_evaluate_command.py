@@ -97,6 +97,7 @@ def test_bad_input_is_one_line_and_costs_nothing(methods: Methods, data: Path, t
         (("--data", data, "--black-box", "unknown"), "recogniser: expected 'dlib', 'NAME=FILE.onnx'"),
         (("--data", data, "--black-box", f"a={tmp_path / 'small.onnx'}"), "got input 'face' [1, 3, 96, 96]"),
         (("--data", data, "--lpips", tmp_path / "none.pth"), "lpips: there is no file"),
+        (("--data", data, "--adaptive", tmp_path / "none.json"), "none.json is no result of python -m"),
         (("--data", data, "--purifier", tmp_path), "--purifier: it is one of the attackers of --robustness"),
         (
             ("--data", data, "--methods", "swap", "--panel", tmp_path / "gone.png"),

@@ -19,6 +19,7 @@ from diffusers_dedim.evaluation.report import (
     render_report,
 )
 from diffusers_dedim.evaluation.results import (
+    AdaptiveEntry,
     DataEntry,
     Evaluation,
     MethodEntry,
@@ -141,6 +142,19 @@ def test_dodging_stands_apart_from_impersonation(evaluation: Evaluation) -> None
     assert table.rows[3][2:] == ("", "0.400 [0.300, 0.500]", "", "")
     assert "## Dodging, and impersonation apart from it" in render_markdown(evaluation)
     assert "the privacy P of HiFD" in render_report(evaluation)
+
+
+def test_attackers_who_learn_are_on_the_page(evaluation: Evaluation) -> None:
+    assert "An attacker who learns" not in render_report(evaluation) + render_markdown(evaluation)
+    some = Estimate(0.5, 0.4, 0.6)
+    entry = AdaptiveEntry(
+        "dedim, drawn", "guides", "foamliu", "head", some, Estimate(1.0, 1.0, 1.0), 0.1, 0.75
+    )
+    attacked = replace(evaluation, adaptive=(entry,))
+    assert "<h2>An attacker who learns</h2>" in render_report(attacked)
+    line = "| dedim, drawn | guides | foamliu | head | 0.500 [0.400, 0.600] | 1.000 [1.000, 1.000] | 0.10 | 0.75 |"
+    assert line in render_markdown(attacked)
+    assert json.loads(attacked.to_json())["adaptive"][0]["relinked"] == 0.75
 
 
 def test_the_papers_numbers_are_as_printed() -> None:

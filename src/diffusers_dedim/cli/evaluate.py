@@ -16,6 +16,7 @@ from diffusers_dedim.cli import common
 from diffusers_dedim.cli.common import DeviceOption, WeightsOption
 from diffusers_dedim.encoders.recogniser import Recogniser, load_recogniser
 from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.evaluation.adaptive import read_adaptive
 from diffusers_dedim.evaluation.data import Experiment, Record, read_experiment, read_photos, reserve_people
 from diffusers_dedim.evaluation.experiment import TARGETS, Session, check_folder
 from diffusers_dedim.evaluation.measure import EvaluationSettings
@@ -75,6 +76,12 @@ def evaluate(
     purifier: Annotated[
         Path | None, typer.Option(help="Folder of dedim train purifier: one more attacker for --robustness.")
     ] = None,
+    adaptive: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adaptive", help="JSON of python -m benchmarks.adaptive, for the page. May be repeated."
+        ),
+    ] = None,
     targets: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +118,7 @@ def evaluate(
     check_folder(out, resume=resume)
     experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
     boxes = load_black_boxes(black_box or [])
+    attacks = [entry for file in adaptive or [] for entry in read_adaptive(file)]
     pipe = _load_pipeline(weights, device, white_box)
     session = Session(
         pipe,
@@ -126,6 +134,7 @@ def evaluate(
         [Record(str(file), file.stem, "panel", file) for file in panel or []],
         cache,
         shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
+        attacks,
     )
     try:
         session.run(out, _tell)

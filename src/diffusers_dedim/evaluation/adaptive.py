@@ -7,9 +7,12 @@ its original does. Then the victims' protected photos are searched with it. Noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,9 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from diffusers_dedim.encoders.types import PhotoEncoder
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.evaluation.results import AdaptiveEntry
+from diffusers_dedim.metrics.intervals import Estimate
 from diffusers_dedim.models.blocks import check_crops
 from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.data import ResumableBatches
@@ -68,6 +74,45 @@ class CorrectionHead(nn.Module):
         """Correct embeddings ``[N, D]``; the result has any length."""
         correction: Tensor = self.linear(embeddings) + self.output(functional.gelu(self.hidden(embeddings)))
         return embeddings + correction
+
+
+def read_adaptive(path: Path) -> tuple[AdaptiveEntry, ...]:
+    """The table in a JSON object of `python -m benchmarks.adaptive`.
+
+    Args:
+        path: the file that its ``--json`` wrote.
+
+    Raises:
+        DeDiMError: there is no such file, or it holds something else.
+    """
+    try:
+        return read_rows(json.loads(path.read_text())["rows"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DeDiMError(
+            f"adaptive: {path} is no result of python -m benchmarks.adaptive ({type(error).__name__}: {error}); give "
+            "the file of its --json."
+        ) from error
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[AdaptiveEntry, ...]:
+    """Rows of that object, as the evaluation holds them; those without an attack have no held-out people."""
+
+    def estimate(found: Mapping[str, float | None]) -> Estimate:
+        return Estimate(found["mean"], found["low"], found["high"])
+
+    return tuple(
+        AdaptiveEntry(
+            str(row["method"]),
+            str(row["attacker"]),
+            str(row["recogniser"]),
+            str(row["attack"]),
+            estimate(row["rank1"]),
+            estimate(row["rank1_original"]),
+            row.get("held_out", {}).get("relinked_plain"),
+            row.get("held_out", {}).get("relinked_adapted"),
+        )
+        for row in rows
+    )
 
 
 def fit_adaptive_encoder(

@@ -24,6 +24,7 @@ from diffusers_dedim.evaluation.pieces import Protect
 from diffusers_dedim.evaluation.probes import prepare_probes
 from diffusers_dedim.evaluation.report import write_panel, write_report, write_results
 from diffusers_dedim.evaluation.results import (
+    AdaptiveEntry,
     DataEntry,
     Evaluation,
     MethodEntry,
@@ -59,6 +60,7 @@ class Session:
         panel: photos that may be shown, for the panel; its first probes without them.
         cache: folder for what is measured; ``cache`` below the output folder without it.
         command: as it was given, for the results.
+        adaptive: what an attacker who learns found, for the report (`read_adaptive`).
     """
 
     pipe: Any
@@ -74,6 +76,7 @@ class Session:
     panel: Sequence[Record] = ()
     cache: Path | None = None
     command: str = ""
+    adaptive: Sequence[AdaptiveEntry] = ()
 
     def run(self, folder: Path, on_method: Callable[[MethodEntry], None] = lambda _: None) -> Evaluation:
         """Measure every method, write ``results.json`` and the report after each, and the panel at the end.
@@ -166,6 +169,7 @@ class Session:
             methods=tuple(entry for entry, _ in done),
             rates=tuple(rate for rate in rates if not rate.transform),
             robustness=tuple(rate for rate in rates if rate.transform),
+            adaptive=tuple(self.adaptive),
             run={
                 "command": self.command,
                 "seed": self.settings.seed,

@@ -351,10 +351,9 @@ def score_chunk(
             for index, recogniser in enumerate(bench.recognisers)
         }
         originals = _embed_originals(chunk, bench)
-        found |= {
-            f"own_photo_{index}": (scores.embeddings[each.name] * originals[f"original_{index}"]).sum(1)
-            for index, each in enumerate(bench.recognisers)
-        }
+        for index, recogniser in enumerate(bench.recognisers):
+            original = originals[f"original_{index}"].astype(np.float64)
+            found[f"own_photo_{index}"] = (scores.embeddings[recogniser.name] * original).sum(1)
         found["detected"] = scores.detected
         if transform:
             return found

@@ -40,6 +40,7 @@ class Evaluation:
         rates: one entry a method and recogniser.
         robustness: the same after each transform of the protected photos; empty without ``--robustness``.
         run: command, commit, seed, environment, seconds, whether all methods are finished.
+        adaptive: what an attacker who learns found, from ``--adaptive``; its numbers are not of this run.
         schema: version of this layout.
     """
 
@@ -49,6 +50,7 @@ class Evaluation:
     rates: tuple[RateEntry, ...]
     robustness: tuple[RateEntry, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)
+    adaptive: tuple[AdaptiveEntry, ...] = ()
     schema: str = SCHEMA
 
     def to_json(self) -> str:
@@ -201,6 +203,32 @@ class VerificationRate:
     fnmr: Estimate | None = None
     impostor_match_rate: Estimate | None = None
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class AdaptiveEntry:
+    """What an attacker finds who has trained a recogniser against the protection.
+
+    Attributes:
+        method: how the victims were protected.
+        attacker: how he protected his own people: ``plain`` as the victims, otherwise drawn (benchmarks.adaptive);
+            ``none`` before he learns.
+        recogniser: what he adapted.
+        attack: ``none``, a ``head`` over the frozen recogniser, or all weights (``full``).
+        rank1: share of the protected photos found first.
+        original: the same of unprotected photos: what adapting cost him.
+        relinked_plain, relinked: share of his own held-out people's protected photos that are told whose they are,
+            before and after; None before he learns.
+    """
+
+    method: str
+    attacker: str
+    recogniser: str
+    attack: str
+    rank1: Estimate
+    original: Estimate
+    relinked_plain: float | None = None
+    relinked: float | None = None
 
 
 def describe_environment(device: str | torch.device = "cpu") -> dict[str, Any]:

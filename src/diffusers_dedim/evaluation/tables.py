@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diffusers_dedim.evaluation.mates import UNPROTECTED
-from diffusers_dedim.evaluation.results import Evaluation, MethodEntry, RateEntry
+from diffusers_dedim.evaluation.results import AdaptiveEntry, Evaluation, MethodEntry, RateEntry
 from diffusers_dedim.metrics.intervals import Estimate
 from diffusers_dedim.pipeline.guides import WHITE, is_guide
 
@@ -193,6 +193,34 @@ def dodging_table(evaluation: Evaluation) -> Table:
         names = ", ".join(title_of(entry.recogniser) for entry in counted)
         rows.append((method.method, f"mean of {names}", "", _estimate(method.dodging), "", ""))
     return Table(columns, tuple(rows), (False,) * len(rows))
+
+
+def adaptive_table(entries: Sequence[AdaptiveEntry]) -> Table:
+    """What attackers find who learn, a row for each way in which they did."""
+    columns = (
+        "victims",
+        "attacker protects",
+        "recogniser",
+        "attack",
+        "rank-1",
+        "rank-1, unprotected",
+        "held-out re-linked before",
+        "after",
+    )
+    rows = tuple(
+        (
+            entry.method,
+            entry.attacker,
+            title_of(entry.recogniser),
+            entry.attack,
+            _estimate(entry.rank1),
+            _estimate(entry.original),
+            _number(entry.relinked_plain, 2),
+            _number(entry.relinked, 2),
+        )
+        for entry in entries
+    )
+    return Table(columns, rows, (False,) * len(rows))
 
 
 def to_markdown(table: Table) -> str:

@@ -218,7 +218,9 @@ class PurifierTask:
             to_model_range(torch.stack([item[name] for item in items])).to(device) for name in PAIR_PARTS
         ]
         protected, original = sides
-        restored = torch.cat([model(piece) for piece in protected.split(self.config.batch_size)]).clamp(-1, 1)
+        restored = torch.cat(
+            [model(piece) for piece in torch.split(protected, self.config.batch_size)]
+        ).clamp(-1, 1)
         figures = {}
         for name, crops in (("protected", protected), ("restored", restored)):
             error = (crops - original).square().flatten(1).mean(1).clamp_min(1e-8)
