@@ -95,6 +95,7 @@ def test_the_own_photo_is_what_the_photo_was(tmp_path: Path) -> None:
     for recogniser in ("white", "other"):
         own = rates["original", recogniser]["own_photo"]
         assert own["value"] == pytest.approx(1, abs=1e-6)  # float32 embeddings
+        assert own["high"] <= 1
         changed = rates["swap", recogniser]
         assert changed["own_photo"]["value"] < 0.9
         assert changed["dodging"]["value"] == pytest.approx((1 - changed["own_photo"]["value"]) / 2, abs=1e-6)

@@ -285,7 +285,7 @@ class Evaluator:
                 persons,
                 searched.take(kind),
                 impostors[recogniser.name],
-                join_arrays(scored, f"own_photo_{index}"),
+                _own_photo(scored, index),
             )
             for kind in GALLERIES[self.settings.gallery]
             for index, recogniser in enumerate(self.bench.recognisers)
@@ -302,10 +302,8 @@ class Evaluator:
         effort, seconds = join_arrays(protected, "effort"), float(join_arrays(protected, "seconds").sum())
         means = [_finite_mean(column) for column in effort.T]
         counted = [place for place, each in enumerate(self.bench.recognisers) if not is_guide(each.name)]
-        own = [
-            join_arrays(scored, f"own_photo_{place}")
-            for place in counted or range(len(self.bench.recognisers))
-        ]
+        places = counted or range(len(self.bench.recognisers))
+        own = np.mean([_own_photo(scored, place) for place in places], axis=0)
         lost = np.flatnonzero(~join_arrays(scored, "detected")).tolist()
         return MethodEntry(
             method=method,
@@ -321,7 +319,7 @@ class Evaluator:
             rounds=means[0],
             unet_calls=means[1],
             reached_threshold=means[2],
-            dodging=bootstrap_mean((1 - np.mean(own, axis=0)) / 2, persons),
+            dodging=bootstrap_mean((1 - own) / 2, persons),
             undetected=tuple(f"{self.probes[index].person} ({self.probes[index].name})" for index in lost),
         )
 
@@ -364,6 +362,11 @@ def score_chunk(
         return found
 
     return bench.cache.get(("scores", identity, transform, chunk.fingerprint, bench.fingerprint), score)
+
+
+def _own_photo(scored: Sequence[Arrays], recogniser: int) -> NDArray[np.float64]:
+    """Cosine of each probe with its own photo; float32 embeddings are not quite of length 1."""
+    return np.clip(join_arrays(scored, f"own_photo_{recogniser}").astype(np.float64), -1, 1)
 
 
 def _embed_originals(chunk: Chunk, bench: Bench) -> Arrays:
