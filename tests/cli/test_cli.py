@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fake_pipeline as fake
 import pytest
@@ -27,7 +28,7 @@ from diffusers_dedim.runs.manifest import MANIFEST_NAME
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake_pipe = FakePipeline()
-    monkeypatch.setattr(command, "_load", lambda weights, device, guides: fake_pipe)
+    monkeypatch.setattr(command, "_load", lambda *_: fake_pipe)
     return fake_pipe
 
 
@@ -243,6 +244,25 @@ def test_another_recogniser_guides_a_run_and_the_manifest_says_so(source: Path, 
     refused = dedim(*run, "--resume")
     assert refused.exit_code == 2
     assert "guides was" in refused.stderr
+
+
+def test_another_detector_finds_the_faces_and_the_manifest_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe: Any = FakePipeline()
+    pipe.face_detector, pipe.set_progress_bar_config = None, lambda **_: None
+    monkeypatch.setattr(common, "load_pipeline", lambda *_: pipe)
+    run = ("run", source, "-o", tmp_path / "out")
+    result = dedim(*run, "--detector", "nobody")
+    assert result.exit_code == 2
+    assert "detector: expected one of mtcnn, centerface, scrfd, or MODULE:NAME" in result.stderr
+    assert dedim(*run, "--detector", "fake_pipeline:photo_array").exit_code == 0
+    assert pipe.face_detector is photo_array
+    header = json.loads((tmp_path / "out" / MANIFEST_NAME).read_text().splitlines()[0])
+    assert header["settings"]["detector"] == "fake_pipeline:photo_array"
+    refused = dedim(*run, "--resume")
+    assert refused.exit_code == 2
+    assert "detector was" in refused.stderr
 
 
 def test_a_dry_run_knows_the_presets(source: Path, tmp_path: Path) -> None:

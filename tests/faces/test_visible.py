@@ -53,6 +53,21 @@ def test_a_cover_does_not_leak_into_another_doubt() -> None:
     assert gate[85, 85] == 1
 
 
+def test_a_cover_over_the_mouth_reaches_as_far_as_there_is_any_doubt() -> None:
+    points = torch.full((1, 51, 2), -50.0)
+    points[:, 31:] = 60.0  # the mouth
+    probability = seen()
+    probability[..., 50:90, 40:80] = 0.8
+    probability[..., 57:64, 57:64] = 0.1
+    hidden = visible_gate(probability, points)[0, 0] == 0
+    assert hidden[48:92, 38:82].all()
+    assert hidden.sum() == 44 * 44
+    probability[..., 57:59, 57:64] = 0.8  # a speck that is no cover for sure
+    assert visible_gate(probability, points)[0, 0, 70, 45] == 1
+    points[:, 31:] = 20.0  # beside the face, as hair is
+    assert visible_gate(probability, points)[0, 0, 70, 45] == 1
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
 def test_values_that_are_no_probability_are_refused(wrong: float) -> None:
     probability = seen()

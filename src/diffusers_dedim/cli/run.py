@@ -60,6 +60,9 @@ def run(
     preset: Annotated[str, typer.Option(help="gentle, fast, strong or paper.")] = "fast",
     weights: WeightsOption = None,
     guide: GuideOption = None,
+    detector: Annotated[
+        str, typer.Option(metavar="NAME", help="What finds faces: mtcnn, centerface, scrfd or MODULE:NAME.")
+    ] = "mtcnn",
     seed: Annotated[int | None, typer.Option(help="Makes a run repeatable.", show_default="random")] = None,
     threshold: Annotated[
         float | None,
@@ -141,14 +144,14 @@ def run(
             ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
             allow_partial, album=ray is None and not no_album,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
-            keep_times=keep_times, max_megapixels=max_megapixels, crf=crf,
+            keep_times=keep_times, max_megapixels=max_megapixels, crf=crf, detector=detector,
         )  # fmt: skip
         if (parquet and ray is None) or (ray is not None and (report or dry_run or keep_album)):
             raise DeDiMError(
                 "--parquet needs --ray WORKERS, which has no --report, --dry-run or --keep-album"
             )
         _check_preset(settings)
-        load = partial(_load, weights, device, guide)
+        load = partial(_load, weights, device, guide, detector)
         if ray is not None:
             result = _run_on_ray(
                 paths, out, settings, load, device, workers=ray, output="parquet" if parquet else "files",
@@ -179,9 +182,15 @@ def _check_preset(settings: RunSettings) -> None:
     resolve_preset(settings.preset, threshold=settings.threshold, max_rounds=settings.max_rounds)
 
 
-def _load(weights: str | None, device: str | None, guides: Sequence[str] | None) -> Any:
+def _load(
+    weights: str | None, device: str | None, guides: Sequence[str] | None, detector: str = "mtcnn"
+) -> Any:
     """The pipeline of a run, here or in a worker of Ray; the run has a progress bar of its own."""
+    from diffusers_dedim.faces import named_detector  # imports PyTorch
+
+    finder = None if detector == "mtcnn" else named_detector(detector)
     pipe = common.load_pipeline(weights, device, guides)
+    pipe.face_detector = finder or pipe.face_detector
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

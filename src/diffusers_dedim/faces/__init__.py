@@ -11,6 +11,7 @@ from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.contradiction import contradictions
 from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
+from diffusers_dedim.faces.detectors import CenterFaceSearch, UniFaceSearch, named_detector
 from diffusers_dedim.faces.find import (
     MIN_FACE_SIZE,
     FaceChoice,
@@ -28,12 +29,14 @@ __all__ = [
     "ARCFACE_TEMPLATE",
     "MIN_FACE_SIZE",
     "AlignedFace",
+    "CenterFaceSearch",
     "Cover",
     "Face",
     "FaceChoice",
     "FaceDetection",
     "FaceDetector",
     "SmallFaces",
+    "UniFaceSearch",
     "align_face",
     "choose_faces",
     "contradictions",
@@ -44,6 +47,7 @@ __all__ = [
     "inside_photo",
     "keep_eyes",
     "landmark_mask",
+    "named_detector",
     "paste_back",
     "turn_back",
     "visible_gate",

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
-from diffusers_dedim.faces.tiles import search_pieces, shrink
+from diffusers_dedim.faces.tiles import Search, search_pieces, shrink
 from diffusers_dedim.faces.turned import find_any_turn
 from diffusers_dedim.faces.types import Face, check_photo
 
@@ -51,6 +51,8 @@ class FaceDetector:
             faces that are cut, covered or turned, at the price of findings that are no face.
         max_side: longer side of the copy that is searched, px; larger for photos above 4,000 px.
         any_turn: find faces that lie on their side or stand on their head too (`find_any_turn`).
+        search: looks at a picture in place of MTCNN, such as `CenterFaceSearch`: (picture, smallest face in px) ->
+            boxes, five points and scores. The copy, its border and the turns are the same.
 
     Several threads may call it at the same time. Inside `torch.autocast` it finds what it finds without.
 
@@ -71,6 +73,7 @@ class FaceDetector:
         min_confidence: float = 0.9,
         max_side: int = 1600,
         any_turn: bool = False,
+        search: Search | None = None,
     ) -> None:
         if not min_face_size >= SMALLEST_SEARCHED:
             raise ValueError(
@@ -85,6 +88,7 @@ class FaceDetector:
         self.min_confidence: float = float(min_confidence)
         self.max_side: int = int(max_side)
         self.any_turn: bool = bool(any_turn)
+        self.search: Search | None = search
         self.device: torch.device = torch.device(device)
         self._mtcnn: MTCNN | None = None
 
@@ -125,7 +129,7 @@ class FaceDetector:
         border = int(BORDER * min(max(sides), BORDER_ASPECT * min(sides)))
         bordered = np.pad(searched, ((border, border), (border, border), (0, 0)), constant_values=BORDER_GREY)
         smallest = max(SMALLEST_SEARCHED, self.min_face_size * scale)
-        boxes, points, scores = search_pieces(bordered, smallest, self._search)
+        boxes, points, scores = search_pieces(bordered, smallest, self.search or self._search)
         # x and y apart: rounding the copy's size makes the two scales differ by a hair
         ratio = np.array([width / searched.shape[1], height / searched.shape[0]])
         points = _to_photo(points, border, ratio)

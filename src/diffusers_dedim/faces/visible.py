@@ -14,9 +14,13 @@ from diffusers_dedim.models.landmarks import NUM_LANDMARKS
 _SURE, _LIKELY = 0.25, 0.5
 _CORE = 3  # px
 _REACH = 40  # px a cover goes on from its core at most; a third of the crop
+# One that lies over eyes, nose or mouth, and is no speck, is one for sure: it reaches as far as the network has any
+# doubt, for its edges are drawn too narrow, a hand's most of all. Hair and background at a face's rim are no such core.
+_INSIDE_CORE, _INSIDE, _DOUBTED = 7, 3.0, 0.9  # px, px around the landmarks, probability
 # The network's edges are right to a pixel or two, and a changed pixel of the crop reaches two further in the photo.
 _MARGIN = 2  # px
-# Of the 51, the points of each brow and eye, and the outer and inner corner of that eye.
+_BROWS = 10  # of the 51 the first are the brows'
+# The points of each brow and eye, and the outer and inner corner of that eye.
 _SIDES = (
     ((0, 1, 2, 3, 4, 19, 20, 21, 22, 23, 24), 19, 22),
     ((5, 6, 7, 8, 9, 25, 26, 27, 28, 29, 30), 28, 25),
@@ -57,7 +61,7 @@ def visible_gate(probability: Tensor, landmarks: Tensor) -> Tensor:
         raise ValueError(f"landmarks: expected shape {expected}, got {list(landmarks.shape)}.")
     if not ((probability >= 0) & (probability <= 1)).all():  # nan fails too
         raise ValueError("probability: expected values in [0, 1], got values outside or nan.")
-    hidden = _hidden(probability.detach().float())
+    hidden = _hidden(probability.detach().float(), landmarks.detach().float())
     for points, outer, inner in _SIDES:
         hidden = hidden * (1 - _plain_temple(hidden, landmarks.detach().float(), points, outer, inner))
     clear = 1 - _widen(hidden, _MARGIN)
@@ -83,16 +87,25 @@ def visible_share(mask: Tensor, gate: Tensor) -> Tensor:
     return share
 
 
-def _hidden(probability: Tensor) -> Tensor:
+def _hidden(probability: Tensor, landmarks: Tensor) -> Tensor:
     """What is hidden, ``[N, 1, S, S]`` 0 or 1: all that is likely and hangs together with what is sure."""
-    likely = (probability < _LIKELY).float()
     sure = (probability < _SURE).float()
-    hidden = _widen(-_widen(-sure, _CORE // 2), _CORE // 2)
+    inside = landmark_mask(landmarks[:, _BROWS:], _INSIDE, size=probability.shape[-1])
+    cover = _grow(_opened(sure, _INSIDE_CORE) * inside, probability < _DOUBTED)
+    return torch.maximum(cover, _grow(_opened(sure, _CORE), probability < _LIKELY))
+
+
+def _opened(marked: Tensor, width: int) -> Tensor:
+    """Without what is narrower than so many px."""
+    return _widen(-_widen(-marked, width // 2), width // 2)
+
+
+def _grow(core: Tensor, allowed: Tensor) -> Tensor:
     for _ in range(_REACH):
-        last, hidden = hidden, _widen(hidden, 1) * likely
-        if torch.equal(hidden, last):
+        last, core = core, _widen(core, 1) * allowed
+        if torch.equal(core, last):
             break
-    return hidden
+    return core
 
 
 def _plain_temple(

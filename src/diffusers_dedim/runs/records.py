@@ -172,6 +172,7 @@ class RunSettings:
         crf: quality of the H.264 of videos, 0 (without loss) to 51.
         album: tell a person's photos apart from one another (`Album`); a photo's result then depends on those before
             it. Ray's workers have none.
+        detector: what finds the faces, as the user named it.
 
     Raises:
         ValueError: a value outside its range.
@@ -194,6 +195,7 @@ class RunSettings:
     max_megapixels: float = MAX_PIXELS / 1e6
     crf: int = DEFAULT_CRF
     album: bool = True
+    detector: str = "mtcnn"
 
     def __post_init__(self) -> None:
         check_quality(self.quality)

