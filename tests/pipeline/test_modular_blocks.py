@@ -18,6 +18,7 @@ from diffusers.modular_pipelines import (
 from toys import face_at, seeded, tiny_preset, toy_pipeline
 
 from diffusers_dedim.errors import NoFaceError
+from diffusers_dedim.faces import cover_face
 from diffusers_dedim.pipeline.blocks import DeDiMBlocks, FindFaces, PasteFaces, SampleFaces, paste_changes
 
 PHOTO = np.random.default_rng(0).integers(40, 216, (150, 200, 3), dtype=np.uint8)
@@ -133,8 +134,38 @@ def test_faces_that_cannot_be_changed_are_named() -> None:
     modular.face_detector = lambda photo: [lying]
     with pytest.raises(NoFaceError, match="1 faces are left UNPROTECTED"):
         modular(image=PHOTO)
-    with pytest.raises(ValueError, match="small_faces: expected 'error' or 'skip', got 'blur'"):
-        modular(image=PHOTO, small_faces="blur")
+    with pytest.raises(ValueError, match=r"small_faces: expected one of .*, got 'hide'"):
+        modular(image=PHOTO, small_faces="hide")
+
+
+def test_what_cannot_be_changed_or_still_matches_is_covered_as_by_the_pipeline() -> None:
+    pipe = toy_pipeline()
+    small = face_at(0, 120, 20)
+    pipe.face_detector = lambda photo: [*FACES, small]
+    settings = tiny_preset()
+    modular = equipped(DeDiMBlocks(), pipe)
+    modular.face_detector = pipe.face_detector
+    with pytest.warns(UserWarning, match="stayed above"):
+        state = modular(image=PHOTO, preset=settings, fallback="pixelate", output_type="np")
+    assert [how for _, _, how in state.get("covered_faces")] == ["blur"]
+    assert state.get("reached_threshold") == [False, False]
+    assert state.get("is_protected") == [True, True]
+    covered = cover_face(PHOTO, small, "blur")
+    image = (state.get("images")[0] * 255).round().astype(np.uint8)
+    assert np.array_equal(image[130:140, 3:12], covered[130:140, 3:12])
+    for face in FACES:
+        x, y = face.landmarks.mean(0).astype(int)
+        colours = np.unique(image[y - 6 : y + 6, x - 6 : x + 6].reshape(-1, 3), axis=0)
+        assert len(colours) <= 4  # of the squares that meet there
+
+
+def test_a_photo_of_small_faces_alone_is_covered() -> None:
+    modular = equipped(DeDiMBlocks())
+    modular.face_detector = lambda photo: [face_at(20, 20, 25)]
+    state = modular(image=PHOTO, preset=tiny_preset(), output_type="np")
+    expected = cover_face(PHOTO, face_at(20, 20, 25), "blur")
+    assert np.array_equal((state.get("images")[0] * 255).round().astype(np.uint8), expected)
+    assert state.get("similarities") == state.get("is_protected") == []
 
 
 def test_the_blocks_load_from_a_folder_as_custom_code(tmp_path: Path) -> None:

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.guidance import match_probability
 from diffusers_dedim.errors import NoFaceError
-from diffusers_dedim.faces import AlignedFace, FaceDetector, align_face, paste_back
+from diffusers_dedim.faces import AlignedFace, FaceDetector, align_face, cover_face, paste_back
+from diffusers_dedim.models.blocks import CROP_SIZE
 from diffusers_dedim.models.weights import BUNDLED_WEIGHTS
 from diffusers_dedim.pipeline.components import OWN_COMPONENTS, class_named
 from diffusers_dedim.pipeline.inputs import from_pixels, take_photos
 from diffusers_dedim.pipeline.pipeline_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.presets import resolve_preset
-from diffusers_dedim.pipeline.rescue import FacePolicy, find_faces
+from diffusers_dedim.pipeline.rescue import FacePolicy, cover_of, find_faces, treatment_of
 
 # A repository of a custom block holds its code in a file named as its module (here: this one).
 _HUB_CODE = '''"""For diffusers' `ModularPipelineBlocks.from_pretrained(..., trust_remote_code=True)`."""
@@ -43,8 +44,13 @@ from diffusers_dedim.pipeline.blocks import DeDiMBlocks
 
 __all__ = ["DeDiMBlocks"]
 '''
-_PARTS = ("unet", "scheduler", "face_encoder", "landmarker")
+_PARTS = ("unet", "scheduler", "face_encoder", "landmarker", "visibility")
 _PRESET = InputParam("preset", default="fast", description="Name of a preset, or a DeDiMPreset.")
+_FALLBACK = InputParam(
+    "fallback",
+    default="leave-out",
+    description="A face that cannot be changed, or still matches, as the pipeline.",
+)
 _THRESHOLD = InputParam(
     "threshold", description="Match probability (Eq. 4) below which a face counts as done."
 )
@@ -54,7 +60,7 @@ def part(name: str) -> Any:
     """The `ComponentSpec` of a part of the pipeline: the bundled one, unless a repository or the user gives another.
 
     Args:
-        name: "unet", "scheduler", "face_encoder" or "landmarker".
+        name: "unet", "scheduler", "face_encoder", "landmarker" or "visibility".
 
     Example:
         >>> part("unet").type_hint.__name__
@@ -70,17 +76,16 @@ def part(name: str) -> Any:
 class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships no types
     """Find the faces of photos and cut them out, aligned.
 
-    Inputs: ``image``, photos as for `DeDiMPipeline`; ``small_faces``, "error", or "skip", which leaves a face under
-    40 px as it is; ``select_faces``, ``face -> bool``.
+    Inputs: ``image``, ``small_faces`` and ``fallback`` as for `DeDiMPipeline`; ``select_faces``, ``face -> bool``.
 
     Outputs: ``photos``, uint8 RGB ``[H, W, 3]`` each; ``beside``, what each photo has beside its pixels;
     ``aligned_faces``, pairs of a photo's index and an `AlignedFace`; ``crops``, float32 ``[N, 3, 112, 112]`` in [0, 1],
-    in steps of 1/255; ``left_faces``, (photo index, `Face`, reason) of each that cannot be changed or is too small:
-    **unprotected**, and warned of, for blocks cover nothing.
+    in steps of 1/255; ``covered_faces``, (photo index, `Face`, "blur" or "pixelate") of each that `PasteFaces` is to
+    cover; ``left_faces``, (photo index, `Face`, reason) of each that stays as it is: **unprotected**, and warned of.
 
     Raises:
-        NoFaceError, FaceTooSmallError: as the pipeline, or no face of a photo can be changed.
-        ValueError: ``small_faces`` is another word.
+        NoFaceError, FaceTooSmallError: as the pipeline, or no face of a photo is changed or covered.
+        ValueError: ``small_faces`` or ``fallback`` is another word.
 
     Example:
         >>> FindFaces().init_pipeline()(image=photo, output="crops").shape  # doctest: +SKIP
@@ -104,7 +109,8 @@ class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships
         """What it reads from the state."""
         return [
             InputParam("image", required=True, description="Photos as for DeDiMPipeline."),
-            InputParam("small_faces", default="error", description="A face under 40 px: 'error' or 'skip'."),
+            InputParam("small_faces", default="blur", description="A face under 40 px, as the pipeline."),
+            _FALLBACK,
             InputParam("select_faces", description="face -> bool; None for every face."),
         ]
 
@@ -116,36 +122,42 @@ class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships
             OutputParam("beside", list, "What each photo has beside its pixels."),
             OutputParam("aligned_faces", list, "(photo index, AlignedFace) of each face."),
             OutputParam("crops", Tensor, "[N, 3, 112, 112] in [0, 1]."),
+            OutputParam("covered_faces", list, "(photo index, Face, how) of each that is to be covered."),
             OutputParam("left_faces", list, "(photo index, Face, reason) of each that stays UNPROTECTED."),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         """Run the block."""
         block = self.get_block_state(state)
-        if block.small_faces not in ("error", "skip"):
-            raise ValueError(f"small_faces: expected 'error' or 'skip', got {block.small_faces!r}.")
-        policy = FacePolicy(block.small_faces, "leave-out", block.select_faces)
+        policy = FacePolicy(block.small_faces, block.fallback, block.select_faces)
         block.photos, block.beside = take_photos(block.image)
-        block.aligned_faces, block.left_faces = [], []
+        block.aligned_faces, block.covered_faces, block.left_faces = [], [], []
         for index, photo in enumerate(block.photos):
             found = find_faces(photo, None, components.face_detector, policy, index)
             changed = [each.aligned for each in found.subjects if each.treatment == "changed"]
-            left = [
-                (each.aligned.face, each.reason) for each in found.subjects if each.treatment != "changed"
-            ]
+            others = [each for each in found.subjects if each.treatment != "changed"]
+            covers = [(index, each.aligned.face, cover_of(each.treatment)) for each in others]
+            covers = [each for each in covers if each[2] is not None]
+            left = [(each.aligned.face, each.reason) for each in others if each.treatment == "left"]
             left += [(face, "is under 40 px") for face in found.small]
-            _warn_left(index, [reason for _, reason in left], len(changed))
             block.aligned_faces += [(index, aligned) for aligned in changed]
+            block.covered_faces += covers
             block.left_faces += [(index, *each) for each in left]
-        crops = torch.stack([aligned.crop for _, aligned in block.aligned_faces])
+            _warn_left(index, [reason for _, reason in left], len(changed) + len(covers))
+        crops = _stack([aligned.crop for _, aligned in block.aligned_faces])
         # in the steps of a photo: what the sampler leaves as it is comes back to the bit
         block.crops = ((crops + 1) * 127.5).round().clamp(0, 255) / 255
         self.set_block_state(state, block)
         return components, state
 
 
+def _stack(crops: Sequence[Tensor]) -> Tensor:
+    """``[N, 3, 112, 112]``; all faces of the photos may be to be covered."""
+    return torch.stack(list(crops)) if crops else torch.zeros(0, 3, CROP_SIZE, CROP_SIZE)
+
+
 def _warn_left(index: int, reasons: Sequence[str], changed: int) -> None:
-    """Say aloud which faces of a photo stay as they are; raise where none is left to change."""
+    """Say aloud which faces of a photo stay as they are; raise where nothing is done with any."""
     said = f"image {index}: {len(reasons)} faces are left UNPROTECTED ({', '.join(dict.fromkeys(reasons))})"
     if not changed:
         raise NoFaceError(f"{said}, and no other was found.")
@@ -156,8 +168,9 @@ def _warn_left(index: int, reasons: Sequence[str], changed: int) -> None:
 class SampleFaces(ModularPipelineBlocks):  # type: ignore[misc]
     """Change aligned crops by Algorithm 2 so that the recogniser no longer matches them.
 
-    Inputs: ``crops``, ``[N, 3, 112, 112]`` in [0, 1]; ``preset``, ``max_rounds``, ``threshold``, ``generator``,
-    ``batch_size`` as for `DeDiMPipeline`, which does the work. Output: ``protected_crops``, of the same kind.
+    Inputs: ``crops``, ``[N, 3, 112, 112]`` in [0, 1], N may be 0; ``preset``, ``max_rounds``, ``threshold``,
+    ``generator``, ``batch_size`` as for `DeDiMPipeline`, which does the work. Output: ``protected_crops``, of the same
+    kind.
 
     Example:
         >>> pipe = SampleFaces().init_pipeline()  # doctest: +SKIP
@@ -198,6 +211,10 @@ class SampleFaces(ModularPipelineBlocks):  # type: ignore[misc]
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         """Run the block."""
         block = self.get_block_state(state)
+        block.protected_crops = block.crops
+        if not len(block.crops):
+            self.set_block_state(state, block)
+            return components, state
         pipe = DeDiMPipeline(**{name: getattr(components, name) for name in _PARTS})
         pipe.set_progress_bar_config(disable=True)
         images: Any = pipe(
@@ -219,10 +236,11 @@ class SampleFaces(ModularPipelineBlocks):  # type: ignore[misc]
 class PasteFaces(ModularPipelineBlocks):  # type: ignore[misc]
     """Carry the change of each crop back into its photo, at the photo's own resolution, and measure what is left.
 
-    Inputs: ``photos``, ``beside``, ``aligned_faces`` and ``crops`` of `FindFaces`; ``protected_crops``; ``preset`` and
-    ``threshold`` for the verdict; ``output_type``. Outputs: ``images``; ``similarities``, the cosine in [-1, 1] of each
-    face of the finished photo with the original by the recogniser; ``reached_threshold``, for each face whether that
-    is enough. **A face for which it is False is not protected.**
+    Inputs: ``photos``, ``beside``, ``aligned_faces``, ``crops`` and ``covered_faces`` of `FindFaces`;
+    ``protected_crops``; ``preset`` and ``threshold`` for the verdict; ``fallback``; ``output_type``. Outputs:
+    ``images``; ``similarities``, the cosine in [-1, 1] of each face of the pasted photo with the original by the
+    recogniser; ``reached_threshold``, for each face whether that is enough; ``is_protected``, whether it is, or the
+    face was covered. **A face for which that is False is not protected.**
 
     Example:
         >>> DeDiMBlocks().sub_blocks["paste"]  # doctest: +SKIP
@@ -245,7 +263,9 @@ class PasteFaces(ModularPipelineBlocks):  # type: ignore[misc]
         """What it reads from the state."""
         found = ("photos", "beside", "aligned_faces", "crops", "protected_crops")
         output = InputParam("output_type", type_hint=str, default="pil", description="'pil', 'np' or 'pt'.")
-        return [*(InputParam(name, required=True) for name in found), _PRESET, _THRESHOLD, output]
+        covered = InputParam("covered_faces", default=(), description="What `FindFaces` left to be covered.")
+        needed = [InputParam(name, required=True) for name in found]
+        return [*needed, covered, _PRESET, _THRESHOLD, _FALLBACK, output]
 
     @property
     def intermediate_outputs(self) -> list[Any]:
@@ -253,7 +273,8 @@ class PasteFaces(ModularPipelineBlocks):  # type: ignore[misc]
         return [
             OutputParam("images", list, "One per photo, of `output_type`."),
             OutputParam("similarities", list, "Cosine of each face with its original, in [-1, 1]."),
-            OutputParam("reached_threshold", list, "For each face whether it is protected as asked."),
+            OutputParam("reached_threshold", list, "For each face whether it was changed far enough."),
+            OutputParam("is_protected", list, "For each face whether it was, or is covered."),
         ]
 
     @torch.no_grad()
@@ -262,15 +283,16 @@ class PasteFaces(ModularPipelineBlocks):  # type: ignore[misc]
         block = self.get_block_state(state)
         threshold = resolve_preset(block.preset, threshold=block.threshold).threshold
         pixels = paste_changes(block.photos, block.aligned_faces, block.crops, block.protected_crops)
-        finished = torch.stack(
-            [align_face(pixels[index], aligned.face).crop for index, aligned in block.aligned_faces]
-        )
-        original = torch.stack([aligned.crop for _, aligned in block.aligned_faces])
-        probability = match_probability(
-            *(_embed(components.face_encoder, each) for each in (finished, original))
-        )
+        for index, face, how in block.covered_faces:
+            pixels[index] = cover_face(pixels[index], face, how)
+        probability = _probabilities(components.face_encoder, pixels, block.aligned_faces)
         block.similarities = (2 * probability - 1).tolist()
         block.reached_threshold = (probability < threshold).tolist()
+        cover = cover_of(treatment_of(FacePolicy(fallback=block.fallback).fallback))
+        for (index, aligned), reached in zip(block.aligned_faces, block.reached_threshold, strict=True):
+            if cover is not None and not reached:
+                pixels[index] = cover_face(pixels[index], aligned.face, cover)
+        block.is_protected = [reached or cover is not None for reached in block.reached_threshold]
         block.images = [
             from_pixels(photo, block.output_type, beside)
             for photo, beside in zip(pixels, block.beside, strict=True)
@@ -312,9 +334,18 @@ def paste_changes(
     return pasted
 
 
-def _embed(face_encoder: nn.Module, crops: Tensor) -> Tensor:
-    embedding: Tensor = face_encoder(crops.to(getattr(face_encoder, "device", "cpu"))).cpu()
-    return embedding
+def _probabilities(
+    face_encoder: nn.Module,
+    pixels: Sequence[NDArray[np.uint8]],
+    aligned_faces: Sequence[tuple[int, AlignedFace]],
+) -> Tensor:
+    """Match probability of each face in the finished photos with itself before, ``[N]``."""
+    if not aligned_faces:
+        return torch.zeros(0)
+    finished = [align_face(pixels[index], aligned.face).crop for index, aligned in aligned_faces]
+    original = [aligned.crop for _, aligned in aligned_faces]
+    device = getattr(face_encoder, "device", "cpu")
+    return match_probability(*(face_encoder(_stack(each).to(device)).cpu() for each in (finished, original)))
 
 
 class DeDiMBlocks(SequentialPipelineBlocks):  # type: ignore[misc]
@@ -328,7 +359,7 @@ class DeDiMBlocks(SequentialPipelineBlocks):  # type: ignore[misc]
         >>> pipe = DeDiMBlocks().init_pipeline()  # doctest: +SKIP
         >>> pipe.load_components()  # doctest: +SKIP
         >>> state = pipe(image=photo)  # doctest: +SKIP
-        >>> state.get("images"), state.get("reached_threshold")  # doctest: +SKIP
+        >>> state.get("images"), state.get("is_protected")  # doctest: +SKIP
     """
 
     model_name = "dedim"
