@@ -56,7 +56,7 @@ def test_centerface_finds_boxes_and_points_in_px_of_the_picture(centerface_file:
     np.testing.assert_allclose(boxes, [[*(centre - SIDES / 2), *(centre + SIDES / 2)]], atol=1e-3)
     np.testing.assert_allclose(points[0], centre + (SHARES - 0.5) * SIDES, atol=1e-3)
     assert scores[0] > 0.99  # 0.9 of its own
-    assert len(CenterFaceSearch(centerface_file)(picture, 60)[0]) == 0
+    assert len(CenterFaceSearch(centerface_file)(picture, 100)[0]) == 0
 
 
 def test_a_search_is_all_that_a_detector_needs(centerface_file: Path) -> None:

@@ -121,7 +121,7 @@ class CenterFaceSearch:
         )
 
     def __call__(self, picture: NDArray[np.uint8], smallest: float) -> Found:
-        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of at least ``smallest`` px."""
+        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of about ``smallest`` px and larger."""
         height, width = picture.shape[:2]
         room = np.zeros((-(-height // _DIVISOR) * _DIVISOR, -(-width // _DIVISOR) * _DIVISOR, 3), np.float32)
         room[:height, :width] = picture
@@ -139,7 +139,7 @@ class CenterFaceSearch:
         boxes = np.concatenate([corner[::-1], (corner + size)[::-1]]).T  # [N, 4]
         inside = points[0][:, row, column].reshape(5, 2, -1)  # y, x in shares of the box
         landmarks = (inside * size + corner).transpose(2, 0, 1)[..., ::-1]
-        large = size.max(axis=0) >= smallest
+        large = size.max(axis=0) >= smallest / 2  # a little smaller may be reported too, as by MTCNN
         scores = rescaled(heat[0, 0, row, column], landmarks)
         return boxes[large].astype(np.float64), landmarks[large].astype(np.float64), scores[large]
 
@@ -161,13 +161,13 @@ class UniFaceSearch:
 
     def __init__(self, model: str = "SCRFD", **options: Any) -> None:
         uniface = import_extra("uniface", model, 'pip install "uniface[cpu]"')
-        made = getattr(uniface, model, None)
+        made: Any = getattr(uniface, model, None)
         if not getattr(made, "supports_alignment", False):
             raise ValueError(f"model: expected a uniface detector with five points, got {model!r}.")
         self._detector: Any = made(**{"confidence_threshold": _LOWEST, **options})
 
     def __call__(self, picture: NDArray[np.uint8], smallest: float) -> Found:
-        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of at least ``smallest`` px."""
+        """Search a picture, uint8 RGB ``[H, W, 3]``, for faces of about ``smallest`` px and larger."""
         detector = copy.copy(self._detector)  # another thread may be searching at another size
         # by itself it shrinks each picture to 640 px, and small faces with it
         detector.input_size = tuple(-(-side // _DIVISOR) * _DIVISOR for side in picture.shape[1::-1])
@@ -175,7 +175,7 @@ class UniFaceSearch:
         boxes = np.array([face.bbox[:4] for face in found], dtype=np.float64).reshape(-1, 4)
         points = np.array([face.landmarks for face in found], dtype=np.float64).reshape(-1, 5, 2)
         scores = np.array([face.confidence for face in found], dtype=np.float64)
-        large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= smallest
+        large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= smallest / 2
         return boxes[large], points[large], rescaled(scores, points)[large]
 
 
