@@ -35,8 +35,8 @@ def client(handlers: DemoHandlers, cache: Path) -> Iterator[Any]:
 def protect(client: Any) -> Call:
     """POST the arguments; the answer, or the words of the error."""
 
-    def call(photo: Any, preset: Any = "fast", strength: Any = "standard", *more: Any) -> Any:
-        data = [photo, preset, strength, *more, *[None, None][len(more) :]]
+    def call(photo: Any, strength: Any = "standard", *more: Any) -> Any:
+        data = [photo, strength, *more, *[None, None][len(more) :]]
         event = client.post("/gradio_api/call/protect", json={"data": data}).json()["event_id"]
         answer = client.get(f"/gradio_api/call/protect/{event}").text
         kind, told = (line.partition(": ")[2] for line in answer.splitlines()[:2])
@@ -60,7 +60,8 @@ def uploaded(client: Any) -> str:
 
 def test_an_upload_is_protected(protect: Call, uploaded: str, cache: Path) -> None:
     for photo in ({"path": uploaded, **MARK}, {"path": uploaded}):
-        file, result = protect(photo)
+        result = protect(photo)
+        file = result["file"]
         assert Path(file["path"]).is_relative_to(cache)
         assert Path(file["path"]).name == "dedim.jpg"
         assert [face["face"] for face in result["faces"]] == [1, 2]
@@ -68,8 +69,9 @@ def test_an_upload_is_protected(protect: Call, uploaded: str, cache: Path) -> No
 
 def test_the_example_is_protected_once_it_is_uploaded(protect: Call, client: Any) -> None:
     answer = client.post("/gradio_api/upload", files={"files": ("astronaut.jpg", page.EXAMPLE.read_bytes())})
-    file, _ = protect({"path": answer.json()[0], **MARK})
-    assert Path(file["path"]).is_file()
+    result = protect({"path": answer.json()[0], **MARK})
+    assert Path(result["file"]["path"]).is_file()
+    assert client.get(f"/gradio_api/file={result['file']['path']}").status_code == 200
 
 
 def test_an_address_that_gradio_fetches_is_protected(
@@ -82,8 +84,8 @@ def test_an_address_that_gradio_fetches_is_protected(
         return str(path)
 
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
-    file, _ = protect({"path": "https://example.org/holiday.jpg", **MARK})
-    assert Path(file["path"]).is_relative_to(cache)
+    result = protect({"path": "https://example.org/holiday.jpg", **MARK})
+    assert Path(result["file"]["path"]).is_relative_to(cache)
 
 
 @pytest.fixture
@@ -114,19 +116,17 @@ def test_no_file_outside_the_uploads_is_read(
     ]
     for path in (str(outside), around, str(cache / "link.jpg"), *odd):
         values = (
-            [{"path": path}]
-            if name == "photo"
-            else [{"path": uploaded}, "fast", "standard", None, {"path": path}]
+            [{"path": path}] if name == "photo" else [{"path": uploaded}, "standard", None, {"path": path}]
         )
         assert protect(*values).startswith(f"{name}: expected an uploaded file; with gradio_client, wrap"), (
             path
         )
     for value in ("text", 7, [], {}, {"url": str(outside)}):
-        values = [value] if name == "photo" else [{"path": uploaded}, "fast", "standard", None, value]
+        values = [value] if name == "photo" else [{"path": uploaded}, "standard", None, value]
         assert protect(*values).startswith(f"{name}: expected an uploaded file"), value
 
 
-@pytest.mark.parametrize("field", ["photo", "other"])
+@pytest.mark.parametrize("field", ["photos", "other"])
 def test_the_pages_own_events_read_uploads_alone(
     client: Any, uploaded: str, outside: Path, field: str
 ) -> None:
@@ -134,10 +134,10 @@ def test_the_pages_own_events_read_uploads_alone(
     parts = client.get("/config").json()
     names = {part["id"]: part["props"].get("elem_id") for part in parts["components"]}
     event = next(e for e in parts["dependencies"] if field in [names[part] for part in e["inputs"]])
-    others = {"chosen": [], "preset": "fast", "strength": "standard"}
+    others = {"chosen": [], "strength": "standard", "paper": False}
 
     def join(path: str) -> str:
-        values = {**others, field: {"path": path}}
+        values = {**others, "other": {"path": path}, "photos": [{"image": {"path": path}, "caption": None}]}
         data = [values.get(names[part]) for part in event["inputs"]]
         asked = {"data": data, "fn_index": event["id"], "session_hash": field}
         assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
@@ -150,37 +150,30 @@ def test_the_pages_own_events_read_uploads_alone(
 
 def test_what_it_takes(protect: Call, uploaded: str, handlers: DemoHandlers) -> None:
     photo = {"path": uploaded, **MARK}
-    _, result = protect(photo, "paper", "stronger", [2], photo)
+    result = protect(photo, "stronger", [2], photo)
     assert [face["face"] for face in result["faces"]] == [2]
     assert result["left_out_not_protected"] == [1]
     assert {score["against"] for score in result["faces"][0]["scores"]} == {"itself", "other"}
     assert result["note"] == "The second photo shows several faces; the largest was compared."
-    _, result = protect(photo, "paper", "gentler", [1])
+    result = protect(photo, "gentler", [1])
     assert {score["against"] for score in result["faces"][0]["scores"]} == {"itself"}
     assert result["note"] == ""
-    asked = handlers.protector.pipe.keywords[-2:]
-    assert [call["preset"] for call in asked] == ["paper", "paper"]
-    assert asked[1]["threshold"] - asked[0]["threshold"] == pytest.approx(0.1)
+    assert [call["preset"] for call in handlers.protector.pipe.keywords[-2:]] == ["strong", "gentle"]
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (
-            ["fast", "standard", ["1"]],
-            "faces: expected a list of whole numbers, counted from left to right from 1",
-        ),
-        (["fast", "standard", "1"], "or none for all; got '1'."),
-        (["fast", "standard", 1], "got 1."),
-        (["fast", "standard", [1.5]], "got [1.5]."),
-        (["fast", "standard", [True]], "got [True]."),
-        (["fast", "standard", [[1]]], "got [[1]]."),
-        (["fast", "standard", []], "Choose at least one face."),
-        (["fast", "standard", [0]], "Face 0 cannot be chosen; in this photo these can: 1, 2."),
-        (["best"], "preset: expected one of ['fast', 'paper'], got 'best'."),
-        ([["fast"]], "preset: expected one of ['fast', 'paper'], got ['fast']."),
-        (["fast", "much"], "strength: expected one of ['gentler', 'standard', 'stronger'], got 'much'."),
-        (["fast", ["much"]], "strength: expected one of ['gentler', 'standard', 'stronger'], got ['much']."),
+        (["standard", ["1"]], "faces: expected a list of whole numbers, counted from left to right from 1"),
+        (["standard", "1"], "or none for all; got '1'."),
+        (["standard", 1], "got 1."),
+        (["standard", [1.5]], "got [1.5]."),
+        (["standard", [True]], "got [True]."),
+        (["standard", [[1]]], "got [[1]]."),
+        (["standard", []], "Choose at least one face."),
+        (["standard", [0]], "Face 0 cannot be chosen; in this photo these can: 1, 2."),
+        (["much"], "strength: expected one of ['gentler', 'standard', 'stronger', 'paper'], got 'much'."),
+        ([["much"]], "got ['much']."),
     ],
 )
 def test_wrong_arguments_are_told(
@@ -199,7 +192,7 @@ def test_files_that_cannot_be_used_are_told(protect: Call, client: Any, uploaded
         {"path": large_path, **MARK}
     )
     assert "not a photo in a known format" in protect({"path": text_path, **MARK})
-    _, result = protect({"path": uploaded, **MARK}, "fast", "standard", None, {"path": text_path, **MARK})
+    result = protect({"path": uploaded, **MARK}, "standard", None, {"path": text_path, **MARK})
     assert result["note"].startswith(
         "The second photo was left aside. This file could not be used: not a photo"
     )

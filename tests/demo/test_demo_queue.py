@@ -55,7 +55,7 @@ def test_a_run_that_waits_can_be_stopped_and_the_others_go_on() -> None:
     runs, stop = Runs(), threading.Event()
     first, second, third = runs.join("a"), runs.join("b", stop), runs.join("c")
     stop.set()
-    with pytest.raises(StoppedError, match=r"^Stopped\. The photo was not changed\.$"):
+    with pytest.raises(StoppedError, match=r"^Stopped\. Nothing was changed\.$"):
         second.result(30)
     assert not first.done()
     runs.go["c"].set()
@@ -75,6 +75,14 @@ def test_a_full_line_says_so_and_keeps_its_places() -> None:
     for future in futures:
         future.result(30)
     with runs.line.turn(threading.Event(), nothing):  # empty again
+        pass
+
+
+def test_a_run_that_was_let_in_before_is_not_refused() -> None:
+    line = Line(-1)
+    with pytest.raises(LineFullError), line.turn(threading.Event(), nothing):
+        pass
+    with line.turn(threading.Event(), nothing, again=True):
         pass
 
 

@@ -4,7 +4,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from PIL import Image
 from toy_demo import BoxPipeline, MeanEncoder, toy_face, toy_handlers
 
 from diffusers_dedim.demo import protect as scores
-from diffusers_dedim.demo.handlers import DemoError, DemoHandlers
+from diffusers_dedim.demo.handlers import DemoHandlers, Upload
 from diffusers_dedim.demo.protect import Protector, Score, ScoreScale, StepWatcher
 from diffusers_dedim.demo.queue import StoppedError
+from diffusers_dedim.demo.results import RunView
+from diffusers_dedim.demo.texts import DemoError
 from diffusers_dedim.encoders.recogniser import Recogniser
 from diffusers_dedim.images.files import decode_photo
 
@@ -39,38 +41,61 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "holiday.jpg")
 
 
-def protect(handlers: DemoHandlers, path: str, chosen: list[int], **changes: Any) -> Any:
-    arguments = {"preset": "fast", "strength": "standard", "other_path": None, "session": "s", **changes}
-    return handlers.protect(handlers.open(path).opened, chosen, **arguments)
+@dataclass
+class Single:
+    """The result of a run on one photo, its pictures opened."""
+
+    run: RunView
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run if hasattr(self.run, name) else self.run.photos[0], name)
+
+    def pixels(self, name: str) -> np.ndarray:
+        return np.asarray(Image.open(getattr(self.run.photos[0], name)).convert("RGB"))
+
+    @property
+    def data(self) -> bytes | None:
+        return Path(self.run.download).read_bytes() if self.run.download else None
 
 
-def test_all_faces_are_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
+def protect(handlers: DemoHandlers, path: str, chosen: list[int], **changes: Any) -> Single:
+    arguments = {"strength": "standard", "other": None, "session": "s", "folder": str(Path(path).parent)}
+    return Single(handlers.protect(handlers.open([Upload(path)]), chosen, **{**arguments, **changes}))
+
+
+def test_everybody_is_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
-    opened = handlers.open(path).opened
-    assert handlers.toggle(opened, opened.everybody, 40, 50) == [1, 2]
-    assert handlers.toggle(opened, [1], 40, 50) == [0, 1]
-    assert handlers.toggle(opened, [0, 1], 5, 5) == [0, 1]
-    assert handlers.toggle(opened, [0], 185, 5) == [0, 2]  # small, to be blurred
+    opened = handlers.open([Upload(path)])
+    assert opened.everybody == [0, 1, 2]
+    assert handlers.toggle(opened, [0, 1, 2], 0, 40, 50) == [1, 2]
+    assert handlers.toggle(opened, [1], 0, 40, 50) == [0, 1]
+    assert handlers.toggle(opened, [0, 1], 0, 5, 5) == [0, 1]
+    assert handlers.toggle(opened, [0], 0, 185, 5) == [0, 2]  # small, to be blurred
+    assert handlers.picture(opened, [0], 0).size == (200, 120)
 
 
 def test_only_the_chosen_face_changes_and_the_other_is_told(path: str) -> None:
     view = protect(toy_handlers(lambda _: FACES), path, [1])
-    before, after = np.asarray(view.before), np.asarray(view.after)
+    before, after = view.pixels("before"), view.pixels("after")
     assert abs(before[35:85, 25:75].astype(int) - after[35:85, 25:75]).mean() < 3  # JPEG only
     assert abs(before[45:85, 125:165].astype(int) - after[45:85, 125:165]).mean() > 30
-    assert view.result.left_out == (0, 2)
-    assert "Faces 1 and 3\nwere left out: unchanged and <strong>not protected</strong>." in view.verdict
-    assert "Done for face 2." in view.verdict
-    assert view.file_name == "dedim-some-faces.jpg"
+    assert [name for name, _ in view.left_out] == ["Person 1", "A small face"]
+    assert "Person 1 and A small face" in view.verdict
+    assert "were left out and are <strong>not protected</strong>." in view.verdict
+    assert view.verdict.count("<img") == 2  # whoever was joined to the wrong person is seen
+    assert "One face was changed, and is below" in view.verdict
+    assert Path(view.download).name == "dedim-some-faces.jpg"
+    assert view.label == "Download (2 faces left out, not protected)"
 
 
 def test_the_file_is_what_is_shown_and_has_no_metadata(path: str) -> None:
     view = protect(toy_handlers(lambda _: FACES[:2]), path, [0, 1])
-    assert view.file_name == "dedim.jpg"  # nothing of the upload's name
-    np.testing.assert_array_equal(decode_photo(view.data).pixels, np.asarray(view.after))
+    assert Path(view.download).name == "dedim.jpg"  # nothing of the upload's name
+    np.testing.assert_array_equal(decode_photo(view.data).pixels, view.pixels("after"))
     assert b"Exif" not in view.data
     assert b"Exif" in Path(path).read_bytes()
-    assert "Both\nended" in re.sub(r"[ \n]+ended", "\nended", view.verdict)
+    assert "2 faces were changed, and are below" in view.verdict
+    assert view.run.label == "Download"
 
 
 def test_a_face_above_the_threshold_gives_no_file(path: str) -> None:
@@ -90,24 +115,28 @@ def test_the_written_file_must_be_below_the_threshold_too(path: str) -> None:
     handlers.protector.pipe.__class__ = Liar
     view = protect(handlers, path, [0])
     assert view.data is None
-    assert view.result.reached == (False,)
+    assert [card.reached for card in view.faces] == [False]
 
 
-def test_a_small_face_that_is_chosen_is_blurred_and_said_so(path: str) -> None:
+def test_what_cannot_be_changed_is_blurred_and_said_so(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
     handlers.protector.pipe.__class__ = Blurring
     view = protect(handlers, path, [0, 2])
-    assert handlers.protector.pipe.keywords[0]["small_faces"] == "blur"
+    keywords = handlers.protector.pipe.keywords[0]
+    assert (keywords["small_faces"], keywords["fallback"]) == ("blur", "blur")
     assert view.data is not None  # whatever the score of what is blurred
-    assert (view.result.treatments, view.result.reached) == (("changed", "blurred"), (True, True))
-    assert "or, too small for that, is blurred (3)" in view.verdict
-    assert "blurred, for it is too small to be changed" in view.scores
+    assert [(card.changed, card.reached) for card in view.faces] == [(True, True), (False, True)]
+    assert "threshold; 1 was blurred." in " ".join(view.verdict.split())
+    assert "blurred: under 40 px" in view.scores
+    assert view.table["faces"][1]["reason"] == "under 40 px"
 
 
 class Blurring(BoxPipeline):
     def __call__(self, photos: list[Image.Image], **keywords: Any) -> Any:
         out = super().__call__(photos, **keywords)
-        out.faces[1] = replace(out.faces[1], treatment="blurred", reached_threshold=False)
+        out.faces[1] = replace(
+            out.faces[1], treatment="blurred", reached_threshold=False, reason="under 40 px"
+        )
         return out
 
 
@@ -118,24 +147,20 @@ class Liar(BoxPipeline):
         return out
 
 
-def test_the_strength_moves_the_threshold(path: str) -> None:
+def test_the_strength_is_the_preset(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES[:1])
-    for strength in ("gentler", "standard", "stronger"):
+    for strength in ("gentler", "standard", "stronger", "paper"):
         protect(handlers, path, [0], strength=strength)
-    thresholds = [call["threshold"] for call in handlers.protector.pipe.keywords]
-    assert np.diff(thresholds).round(6).tolist() == [-0.05, -0.05]
+    asked = [call["preset"] for call in handlers.protector.pipe.keywords]
+    assert asked == ["gentle", "fast", "strong", "paper"]
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"chosen": []}, "Choose at least one face."),
-        ({"chosen": [3]}, "Face 4 cannot be chosen; in this photo these can: 1, 2, 3."),
-        ({"chosen": [0], "preset": "best"}, "preset: expected one of ['fast', 'paper'], got 'best'."),
-        (
-            {"chosen": [0], "strength": "much"},
-            "strength: expected one of ['gentler', 'standard', 'stronger']",
-        ),
+        ({"chosen": []}, "Choose at least one person."),
+        ({"chosen": [0], "strength": "much"}, "strength: expected one of ['gentler', 'standard', 'stronger'"),
+        ({"chosen": [0], "strength": ["paper"]}, "got ['paper']."),
     ],
 )
 def test_wrong_choices_are_told(path: str, changes: dict[str, Any], text: str) -> None:
@@ -144,12 +169,12 @@ def test_wrong_choices_are_told(path: str, changes: dict[str, Any], text: str) -
 
 
 def test_a_session_that_has_ended_is_told() -> None:
-    with pytest.raises(DemoError, match="The photo is not here any more; please choose it again"):
-        toy_handlers(lambda _: FACES).protect(None, [0], "fast", "standard", None, "s")
+    with pytest.raises(DemoError, match="The photos are not here any more; please choose them again"):
+        toy_handlers(lambda _: FACES).protect(None, [0], "standard", None, "s", "")
 
 
 def test_an_unexpected_error_names_its_type_only(path: str) -> None:
-    handlers = DemoHandlers(Protector(FakePipeline()), lambda _: FACES)
+    handlers = DemoHandlers(Protector(FakePipeline()), lambda _: FACES, lambda _: FACES)
     with pytest.raises(
         DemoError, match=r"Something went wrong here \(\w+Error\), and nothing was protected"
     ) as caught:
@@ -169,7 +194,7 @@ def test_stop_ends_the_run_of_its_session_only(path: str) -> None:
             threading.Thread(target=handlers.stop, args=("s",)).start()
 
     start = time.monotonic()
-    with pytest.raises(DemoError, match=r"Stopped\. The photo was not changed\."):
+    with pytest.raises(DemoError, match=r"Stopped\. Nothing was changed\."):
         protect(handlers, path, [0], report=report)
     assert time.monotonic() - start < 10  # of 20 s
     assert shares[:5] == sorted(shares[:5])
@@ -184,7 +209,7 @@ def test_stop_reaches_a_run_that_is_on_its_way(path: str) -> None:
     handlers.expect("s")
     handlers.expect("s")  # a double click
     handlers.stop("s")
-    with pytest.raises(DemoError, match=r"^Stopped\. The photo was not changed\.$"):
+    with pytest.raises(DemoError, match=r"^Stopped\. Nothing was changed\.$"):
         protect(handlers, path, [0])
     handlers.expect("s")
     assert protect(handlers, path, [0]).data is not None
@@ -217,7 +242,7 @@ def test_one_photo_at_a_time_also_for_programs(path: str, monkeypatch: pytest.Mo
     with pytest.raises(
         DemoError, match=r"photos are waiting here already\. Please try again in some minutes\."
     ):
-        handlers.protect_file(path, "fast", "standard")
+        handlers.protect_file(Upload(path), "standard", str(Path(path).parent))
 
 
 def test_a_run_that_takes_too_long_is_ended() -> None:
@@ -239,17 +264,19 @@ def test_progress_tells_the_round_and_never_full() -> None:
     assert seen[2][1] == "Round 2 of at most 2; most photos need fewer"
 
 
-def test_a_second_photo_is_compared_with_the_face_most_like_it(path: str, tmp_path: Path) -> None:
+def test_a_second_photo_is_compared_with_the_face_most_like_it(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES[:2], unseen=Recogniser.of("unseen", OtherEncoder(seed=3)))
-    view = protect(handlers, path, [0, 1], other_path=path)  # its largest face is the first
-    table = [[(score.recogniser, score.against) for score in row] for row in view.result.scores]
+    view = protect(handlers, path, [0, 1], other=Upload(path))  # its largest face is the first
+    table = [
+        [(score["recogniser"], score["against"]) for score in face["scores"]] for face in view.table["faces"]
+    ]
     assert table == [
         [("guide", "itself"), ("guide", "other"), ("unseen", "itself"), ("unseen", "other")],
         [("guide", "itself"), ("unseen", "itself")],
     ]
-    other = view.result.scores[0][1]
-    assert other.before == pytest.approx(1, abs=1e-5)  # the very same photo; float32
-    assert other.after < 0.5
+    other = view.table["faces"][0]["scores"][1]
+    assert other["before"] == pytest.approx(1, abs=1e-4)  # the very same photo; rounded
+    assert other["after"] < 0.5
     assert "The second photo shows several faces; the largest was compared." in view.verdict
     assert "against your second photo" in view.scores
     assert "<b>unseen</b> had no part in it" in view.scores
@@ -260,22 +287,25 @@ def test_a_match_with_another_recogniser_is_told_first(path: str, monkeypatch: p
     monkeypatch.setitem(scores.SCALES, "other", ScoreScale(-1.2, -1.1))  # every cosine lies above
     handlers = toy_handlers(lambda _: FACES[:2], unseen=Recogniser.of("unseen", OtherEncoder(seed=3)))
     view = protect(handlers, path, [0, 1])
-    assert view.result.is_protected
+    assert view.data is not None
     assert "<strong>Changed, but still matched.</strong>" in view.verdict
-    assert "would still match\nfaces 1 and 2.\nTry the strength “Stronger”.</div>" in view.verdict
+    assert "would still match person 1 and person 2. Try “Stronger”." in " ".join(view.verdict.split())
     assert "dd-good" not in view.verdict
-    assert "Try" not in protect(handlers, path, [0, 1], strength="stronger").verdict
-    handlers.presets = ("fast", "strong", "paper")
-    assert "Try the preset “Strong”." in protect(handlers, path, [0, 1], strength="stronger").verdict
-    for preset in ("strong", "paper"):
-        assert "Try" not in protect(handlers, path, [0, 1], strength="stronger", preset=preset).verdict
+    assert view.run.label == "Download (see the scores first)"
+    for strength in ("stronger", "paper"):
+        assert "Try" not in protect(handlers, path, [0, 1], strength=strength).verdict
 
 
 def test_a_second_photo_that_cannot_be_used_is_left_aside(path: str, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no photo")
-    view = protect(toy_handlers(lambda _: FACES[:1]), path, [0], other_path=str(tmp_path / "text.png"))
+    text = Upload(str(tmp_path / "text.png"))
+    view = protect(toy_handlers(lambda _: FACES[:1]), path, [0], other=text)
     assert view.data is not None
     assert "The second photo was left aside. This file could not be used: not a photo" in view.verdict
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    black = Upload(str(tmp_path / "black.png"))
+    view = protect(toy_handlers(lambda pixels: FACES[:1] if pixels.any() else []), path, [0], other=black)
+    assert "The second photo was left aside. No face was found in it." in view.verdict
 
 
 def test_without_an_unseen_recogniser_the_page_says_so(path: str) -> None:
@@ -327,14 +357,21 @@ def test_the_unseen_recogniser_is_dlib_or_cached_facenet_or_none(
 
 
 def test_programs_number_faces_from_one_and_get_no_unprotected_file(path: str) -> None:
-    handlers = toy_handlers(lambda _: FACES)
-    assert handlers.protect_file(path, "fast", "standard", [2]).result.chosen == (1,)
-    assert handlers.protect_file(path, "fast", "standard").result.chosen == (0, 1, 2)
+    folder, handlers = str(Path(path).parent), toy_handlers(lambda _: FACES)
+
+    def numbers(*more: Any) -> list[int]:
+        view = handlers.protect_file(Upload(path), "standard", folder, *more)
+        return [face["face"] for face in view.photos[0].table["faces"]]
+
+    assert numbers([2]) == [2]
+    assert numbers() == [1, 2, 3]
     with pytest.raises(DemoError, match="Face 9 cannot be chosen"):
-        handlers.protect_file(path, "fast", "standard", [9])
+        numbers([9])
     failing = toy_handlers(lambda _: FACES[:1], reached=False)
     with pytest.raises(DemoError, match=r"Not protected, so there is no file: 1 of 1 faces still match"):
-        failing.protect_file(path, "fast", "standard")
+        failing.protect_file(Upload(path), "standard", folder)
+    with pytest.raises(DemoError, match="No face was found in this photo, so there is nothing to protect"):
+        toy_handlers(lambda _: []).protect_file(Upload(path), "standard", folder)
 
 
 def test_the_scales_are_those_of_known_fingerprints() -> None:

@@ -13,7 +13,7 @@ from toy_demo import BoxPipeline, toy_face, toy_handlers
 
 from diffusers_dedim.demo import albums as sessions
 from diffusers_dedim.demo.albums import SessionAlbums
-from diffusers_dedim.demo.handlers import DemoHandlers
+from diffusers_dedim.demo.handlers import DemoHandlers, Upload
 from diffusers_dedim.demo.protect import Protector
 from diffusers_dedim.pipeline.album import Album
 
@@ -33,10 +33,11 @@ def albums_used(handlers: DemoHandlers) -> list[Album | None]:
 
 def test_a_session_has_one_album_until_it_is_left(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
+    opened, folder = handlers.open([Upload(path)]), str(Path(path).parent)
     for session in ("me", "me", "you"):
-        handlers.protect(handlers.open(path).opened, [0], "fast", "standard", None, session)
+        handlers.protect(opened, [0], "standard", None, session, folder)
     handlers.leave("me")
-    handlers.protect(handlers.open(path).opened, [0], "fast", "standard", None, "me")
+    handlers.protect(opened, [0], "standard", None, "me", folder)
     first, again, other, later = albums_used(handlers)
     assert first is again
     assert len({id(album) for album in (first, other, later)}) == 3
@@ -45,14 +46,14 @@ def test_a_session_has_one_album_until_it_is_left(path: str) -> None:
 
 def test_of_a_program_nothing_is_kept(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
-    handlers.protect_file(path, "fast", "standard")
+    handlers.protect_file(Upload(path), "standard", str(Path(path).parent))
     assert len(handlers.albums) == 0
 
 
 def test_what_another_process_would_forget_is_not_handed_over(path: str) -> None:
     pipe = BoxPipeline(None)
-    handlers = DemoHandlers(Protector(pipe, wrap=lambda call: call), lambda _: FACES)
-    handlers.protect(handlers.open(path).opened, [0], "fast", "standard", None, "me")
+    handlers = DemoHandlers(Protector(pipe, wrap=lambda call: call), lambda _: FACES, lambda _: FACES)
+    handlers.protect(handlers.open([Upload(path)]), [0], "standard", None, "me", str(Path(path).parent))
     assert "album" not in pipe.keywords[0]
 
 

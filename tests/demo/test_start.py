@@ -19,9 +19,8 @@ from diffusers_dedim.cli import main as cli
 from diffusers_dedim.cli.common import EXIT_USAGE
 from diffusers_dedim.demo import launch
 from diffusers_dedim.demo.app import build_demo
-from diffusers_dedim.demo.photos import OpenedPhoto
-from diffusers_dedim.images.files import Photo
-from diffusers_dedim.pipeline.presets import PRESETS
+from diffusers_dedim.demo.photos import open_photo
+from diffusers_dedim.images.files import Photo, encode_photo
 
 SPACE = Path(__file__).parents[2] / "spaces"
 
@@ -35,25 +34,32 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_dedim_demo_serves_on_this_computer_unless_told_to_share(served: list[Any]) -> None:
+def test_dedim_demo_serves_on_this_computer_unless_told_to_share(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", SimpleNamespace())
     assert CliRunner().invoke(cli.app, ["demo"]).exit_code == 0
-    assert CliRunner().invoke(cli.app, ["demo", "--port", "8123", "--share"]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["demo", "--port", "8123", "--share", "--mcp"]).exit_code == 0
     assert [options for _, options in served] == [
-        {"port": None, "share": False},
-        {"port": 8123, "share": True},
+        {"port": None, "share": False, "mcp": False},
+        {"port": 8123, "share": True, "mcp": True},
     ]
     handlers = served[0][0]
-    assert handlers.presets[0] == "fast"
-    assert "paper" in handlers.presets
+    assert handlers.strengths == ("gentler", "standard", "stronger", "paper")
     assert handlers.protector.max_seconds is None
 
 
-def test_without_gradio_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    result = CliRunner().invoke(cli.app, ["demo"])
+@pytest.mark.parametrize(
+    ("package", "words", "extra"), [("gradio", ["demo"], "demo"), ("mcp", ["demo", "--mcp"], "mcp")]
+)
+def test_without_a_package_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, package: str, words: list[str], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = CliRunner().invoke(cli.app, words)
     assert result.exit_code == EXIT_USAGE
-    assert "dedim demo needs the package 'gradio'" in result.stderr
-    assert 'run: pip install "diffusers-dedim[demo]"' in result.stderr
+    assert f"dedim {' '.join(words)} needs the package '{package}'" in result.stderr
+    assert f'run: pip install "diffusers-dedim[{extra}]"' in result.stderr
 
 
 def test_help_imports_neither_gradio_nor_torch() -> None:
@@ -62,10 +68,10 @@ def test_help_imports_neither_gradio_nor_torch() -> None:
     assert out.stdout.strip() == "set()"
 
 
-def test_the_space_limits_time_and_presets(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_limits_time_and_strengths(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACE_ID", "user/space")
     handlers = launch.make_handlers(BoxPipeline(lambda _: []))
-    assert handlers.presets == ("fast",)
+    assert handlers.strengths == ("gentler", "standard", "stronger")
     assert handlers.protector.max_seconds == 180
 
 
@@ -87,8 +93,8 @@ def test_the_spaces_app(served: list[Any], monkeypatch: pytest.MonkeyPatch, zero
     assert options == {}
     assert lent == (["_call_pipeline"] if zero_gpu else [])  # once, at the start
     pixels = (__import__("numpy").indices((80, 90)).sum(0) % 251).astype("uint8")[..., None].repeat(3, 2)
-    opened = OpenedPhoto(Photo(pixels), (toy_face(5, 5, 60),))
-    assert handlers.protector(opened, [0], "fast", "standard").reached == (True,)
+    opened = open_photo(encode_photo(Photo(pixels), pixels), lambda _: [toy_face(5, 5, 60)])
+    assert handlers.protector(opened, [0], "standard").reached == (True,)
     assert (pipe.keywords[0]["callback_on_step_end"] is None) is zero_gpu
 
 
@@ -111,12 +117,26 @@ def test_the_page_is_private_by_its_settings() -> None:
     assert formats["slider"] == formats["change"] == "png"
 
 
-def test_the_presets_are_told_apart_from_the_strengths() -> None:
+@pytest.mark.parametrize("on_space", [False, True])
+def test_one_control_of_strength_and_the_papers_setting_beside_it(on_space: bool) -> None:
     handlers = toy_handlers(lambda _: [])
-    handlers.presets = ("fast", *(name for name in PRESETS if name != "fast"))
-    blocks = {block.elem_id: block for block in build_demo(handlers, "on this computer").blocks.values()}
-    labels = {value: label for label, value in blocks["preset"].choices}
-    assert set(labels) == set(PRESETS)
-    assert labels["strong"] == "Strong (aims lower and tries longer; changes the face more)"
-    assert all("(" in label for label in labels.values())
-    assert "the strength above is added to it" in blocks["preset"].info
+    handlers.strengths = handlers.strengths[: 3 if on_space else 4]
+    parts = list(build_demo(handlers, "on this computer").blocks.values())
+    (strength,) = (part for part in parts if part.elem_id == "strength")
+    assert strength.choices == [("Gentler", "gentler"), ("Standard", "standard"), ("Stronger", "stronger")]
+    (more,) = (part for part in parts if getattr(part, "label", None) == "More")
+    assert more.visible is not on_space
+
+
+def test_everything_that_can_be_used_says_what_it_is() -> None:
+    parts = build_demo(toy_handlers(lambda _: []), "here").blocks.values()
+    fields = [
+        part for part in parts if hasattr(part, "label") and getattr(part, "interactive", None) is not False
+    ]
+    unnamed = [
+        part.elem_id for part in fields if not (part.label or part.value) and type(part).__name__ != "HTML"
+    ]
+    assert not [name for name in unnamed if name]
+    pictures = [part for part in parts if type(part).__name__ == "Image" and part.interactive is False]
+    assert len(pictures) == 2
+    assert all(part.alt_text for part in pictures)

@@ -76,8 +76,8 @@ def _result(face: Face, reached: bool) -> FaceResult:
     )
 
 
-def toy_handlers(detector: Any, *, unseen: Any = None, **pipeline: Any) -> DemoHandlers:
-    return DemoHandlers(Protector(BoxPipeline(detector, **pipeline), unseen), detector, ("fast", "paper"))
+def toy_handlers(detector: Any, *, unseen: Any = None, keen: Any = None, **pipeline: Any) -> DemoHandlers:
+    return DemoHandlers(Protector(BoxPipeline(detector, **pipeline), unseen), detector, keen or detector)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from diffusers_dedim.cli.common import DeviceOption, GuideOption, WeightsOption,
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.extras import import_extra
 
-INSTALL = 'pip install "diffusers-dedim[demo]"'
+INSTALL = 'pip install "diffusers-dedim[{}]"'
 
 
 def demo(
@@ -21,16 +21,22 @@ def demo(
     share: Annotated[
         bool, typer.Option("--share", help="Also make a public link; photos then pass Gradio's servers.")
     ] = False,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Also serve a tool for language models (MCP) on this computer.")
+    ] = False,
     weights: WeightsOption = None,
     guide: GuideOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Open a page on this computer: choose a photo, click on faces, see what changes. Ctrl+C ends it."""
+    """Open a page on this computer: choose photos and people, see what changes. Ctrl+C ends it."""
     with plain_errors("Stopped."):
         try:
-            import_extra("gradio", "dedim demo", INSTALL)
+            import_extra("gradio", "dedim demo", INSTALL.format("demo"))
+            if mcp:
+                import_extra("mcp", "dedim demo --mcp", INSTALL.format("mcp"))
         except ImportError as error:
             raise DeDiMError(str(error)) from error
         from diffusers_dedim.demo.launch import make_handlers, serve  # imports Gradio and PyTorch
 
-        serve(make_handlers(common.load_pipeline(weights, device, guide)), port=port, share=share)
+        handlers = make_handlers(common.load_pipeline(weights, device, guide))
+        serve(handlers, port=port, share=share, mcp=mcp)

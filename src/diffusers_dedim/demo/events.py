@@ -9,79 +9,128 @@ from contextvars import copy_context
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
 
 from diffusers_dedim.demo import texts
-from diffusers_dedim.demo.handlers import DemoError, DemoHandlers, ResultView
-from diffusers_dedim.demo.photos import OpenedPhoto, mark_faces
+from diffusers_dedim.demo.handlers import DemoHandlers, Upload
+from diffusers_dedim.demo.people import OpenedPhotos
+from diffusers_dedim.demo.protect import Progress
 from diffusers_dedim.demo.queue import STOPPED
+from diffusers_dedim.demo.results import PhotoView, RunView
+from diffusers_dedim.demo.texts import DemoError
 
 Updates = tuple[Any, ...]
 WAITING = "Waiting for its turn."
 STOP, STOPPING = "Stop", "Stopping"
 PROGRESS_SECONDS = 0.3
+SECOND_CORNER = "Now click on the opposite corner."
 
 
-def opening(handlers: DemoHandlers) -> Callable[[str | None], Updates]:
-    """Show the photo with its faces, or why it cannot be used.
+def opening(handlers: DemoHandlers) -> Callable[[Sequence[Upload]], Iterator[Updates]]:
+    """Show who is on the photos, or why they cannot be used.
 
-    Updates: opened, problem, the cards of upload, faces, settings and result, sentence, picture, chosen, and the
-    photo field, which is emptied after a file that cannot be used.
+    Updates: opened, problem, the photo field, which is emptied after files that cannot be used, the cards of upload,
+    people, settings and result; of the people's card sentence, problems, portraits, chosen, which, picture and drawn.
     """
 
-    def on_photo(path: str | None) -> Updates:
-        if path is None:  # the field was emptied
-            return (gr.skip(),) * 10
+    def on_photos(uploads: Sequence[Upload]) -> Iterator[Updates]:
+        if not uploads:  # the field was emptied
+            yield (gr.skip(),) * 14
+            return
+        job = _Background(lambda report: handlers.open(uploads, report))
+        for share, words in job.progress():
+            yield gr.skip(), texts.render_progress(share, words), *(gr.skip(),) * 12
         try:
-            view = handlers.open(path)
+            opened: OpenedPhotos = job.result()
         except DemoError as error:
-            return (
-                None,
-                texts.render_message(str(error), "problem"),
-                gr.skip(),
-                *_hidden(3),
-                "",
-                None,
-                gr.update(value=[]),
-                None,
-            )
-        everybody = view.opened.everybody
-        choices = [(f"Face {index + 1}", index) for index in everybody]
-        return (
-            view.opened,
+            yield None, texts.render_message(str(error), "problem"), None, gr.skip(), *_hidden(3), *_nobody()
+            return
+        everybody = opened.everybody
+        yield (
+            opened,
             "",
+            None,
             gr.update(visible=False),
             gr.update(visible=True),
             gr.update(visible=True),
             gr.update(visible=False),
-            texts.render_message(view.sentence),
-            view.picture,
-            gr.update(choices=choices, value=everybody, visible=len(everybody) > 1),
-            gr.skip(),
+            texts.render_message(texts.people_found(opened)),
+            texts.list_problems(opened),
+            *_people(opened, everybody),
+            _pages([photo.number for photo in opened.photos]),
+            handlers.picture(opened, everybody, 0),
+            "",
         )
 
-    return on_photo
+    return on_photos
 
 
 def closed() -> Updates:
     """Back to the empty page; updates as `opening`, then the field of the second photo."""
-    return (None, "", gr.update(visible=True), *_hidden(3), "", None, gr.update(value=[]), None, None)
+    return None, "", None, gr.update(visible=True), *_hidden(3), *_nobody(), None
 
 
-def toggling(handlers: DemoHandlers) -> Callable[..., list[int]]:
-    """A click on the picture."""
+def redrawing(handlers: DemoHandlers) -> Callable[..., Any]:
+    """Draw the boxes anew."""
 
-    def on_click(opened: OpenedPhoto | None, chosen: Sequence[int], event: gr.SelectData) -> list[int]:
+    def on_choice(opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None, corner: Any) -> Any:
+        return gr.skip() if opened is None else handlers.picture(opened, chosen, which or 0, corner)
+
+    return on_choice
+
+
+def turning(handlers: DemoHandlers) -> Callable[..., Updates]:
+    """Show another photo; updates: picture, corner."""
+
+    def on_page(opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None) -> Updates:
+        if opened is None or which is None:
+            return gr.skip(), None
+        return handlers.picture(opened, chosen, which), None
+
+    return on_page
+
+
+def clicking(handlers: DemoHandlers) -> Callable[..., Updates]:
+    """A click on the picture: on a face, or on a corner of a box.
+
+    Updates: opened, portraits, chosen, picture, corner, drawn.
+    """
+
+    def on_click(
+        opened: OpenedPhotos | None,
+        chosen: Sequence[int],
+        which: int | None,
+        corner: tuple[float, float] | None,
+        drawing: bool,
+        event: gr.SelectData,
+    ) -> Updates:
         if opened is None:
-            return list(chosen)
-        return handlers.toggle(opened, chosen, *event.index)
+            return (gr.skip(),) * 6
+        photo, (x, y) = which or 0, event.index
+        if not drawing:
+            chosen = handlers.toggle(opened, chosen, photo, x, y)
+            return gr.skip(), gr.skip(), chosen, handlers.picture(opened, chosen, photo), None, ""
+        if corner is None:
+            picture = handlers.picture(opened, chosen, photo, (x, y))
+            return gr.skip(), gr.skip(), gr.skip(), picture, (x, y), texts.render_message(SECOND_CORNER)
+        width, height = opened.photos[photo].shown.size
+        box = corner[0] / width, corner[1] / height, x / width, y / height
+        return _added(handlers, opened, chosen, photo, box)
 
     return on_click
 
 
-def redraw(opened: OpenedPhoto | None, chosen: Sequence[int]) -> Any:
-    """Draw the boxes anew."""
-    return gr.skip() if opened is None else mark_faces(opened, chosen)
+def adding(handlers: DemoHandlers) -> Callable[..., Updates]:
+    """A box by its edges in per cent; updates as `clicking`."""
+
+    def on_add(
+        opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None, *edges: float | None
+    ) -> Updates:
+        if opened is None:
+            return (gr.skip(),) * 6
+        left, top, right, bottom = ((edge or 0) / 100 for edge in edges)
+        return _added(handlers, opened, chosen, which or 0, (left, top, right, bottom))
+
+    return on_add
 
 
 def starting(handlers: DemoHandlers) -> Callable[[gr.Request], Updates]:
@@ -108,43 +157,43 @@ def protecting(handlers: DemoHandlers, cache_dir: str) -> Callable[..., Iterator
 
     Args:
         handlers: the page's actions.
-        cache_dir: where the file to download is written, and deleted by age.
+        cache_dir: where the file to download and the pictures are written, and deleted by age.
 
-    Updates: status, result card, verdict, slider, change, download, scores.
+    Updates: status, done, result card, verdict, download, which, slider, change, scores.
     """
 
     def on_run(
-        opened: OpenedPhoto | None,
+        opened: OpenedPhotos | None,
         chosen: Sequence[int],
-        preset: str,
         strength: str,
-        other: str | None,
+        paper: bool,
+        other: Upload | None,
         request: gr.Request,
     ) -> Iterator[Updates]:
-        session, progress = str(request.session_hash), deque([(0.0, "Starting")], maxlen=1)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            job = pool.submit(
-                copy_context().run,
-                handlers.protect,
-                opened,
-                chosen,
-                preset,
-                strength,
-                other,
-                session,
-                lambda share, words: progress.append((share, words)),
-            )
-            try:
-                while not wait([job], timeout=PROGRESS_SECONDS).done:
-                    yield texts.render_progress(*progress[0]), *(gr.skip(),) * 6
-            finally:
-                handlers.stop(session)  # Gradio closes this generator where the user leaves
+        session, name = str(request.session_hash), "paper" if paper else strength
+        job = _Background(
+            lambda report: handlers.protect(opened, chosen, name, other, session, cache_dir, report),
+            lambda: handlers.stop(session),  # Gradio closes this generator where the user leaves
+        )
+        for share, words in job.progress():
+            yield texts.render_progress(share, words), *(gr.skip(),) * 8
         try:
-            yield _result(job.result(), cache_dir)
+            yield _result(job.result())
         except DemoError as error:
-            yield _no_result(str(error))
+            kind = "info" if str(error) == STOPPED else "problem"
+            hidden = gr.update(visible=False)
+            nothing = gr.update(value=None, visible=False)
+            yield texts.render_message(str(error), kind), None, hidden, "", nothing, hidden, None, None, ""
 
     return on_run
+
+
+def show_photo(done: RunView | None, which: int | None) -> Updates:
+    """Show one of the results; updates: slider, change, scores."""
+    if done is None or which is None:
+        return (gr.skip(),) * 3
+    view = _worked_on(done)[which]
+    return (view.before, view.after), view.change, view.scores
 
 
 def stopping(handlers: DemoHandlers) -> Callable[[gr.Request], Any]:
@@ -166,42 +215,73 @@ def leaving(handlers: DemoHandlers) -> Callable[[gr.Request], None]:
     return on_leave
 
 
-def _result(view: ResultView, cache_dir: str) -> Updates:
-    return (
-        "",
-        gr.update(visible=True),
-        view.verdict,
-        (view.before, view.after),
-        view.change,
-        _download(view, cache_dir),
-        view.scores,
+class _Background:
+    """Work in a thread beside the event, which tells how far it is."""
+
+    def __init__(self, work: Callable[[Progress], Any], left: Callable[[], None] = lambda: None) -> None:
+        self._told: deque[tuple[float, str]] = deque([(0.0, "Starting")], maxlen=1)
+        self._left = left
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._job = self._pool.submit(
+            copy_context().run, work, lambda share, words: self._told.append((share, words))
+        )
+
+    def progress(self) -> Iterator[tuple[float, str]]:
+        """Share of the work and words, from time to time, until it is done."""
+        try:
+            while not wait([self._job], timeout=PROGRESS_SECONDS).done:
+                yield self._told[0]
+        finally:
+            self._left()
+            self._pool.shutdown()
+
+    def result(self) -> Any:
+        """What the work gave, or its error."""
+        return self._job.result()
+
+
+def _added(
+    handlers: DemoHandlers, opened: OpenedPhotos, chosen: Sequence[int], photo: int, box: Any
+) -> Updates:
+    try:
+        opened, chosen, words = handlers.draw(opened, chosen, photo, box)
+    except DemoError as error:
+        picture = handlers.picture(opened, chosen, photo)
+        problem = texts.render_message(str(error), "problem")
+        return gr.skip(), gr.skip(), gr.skip(), picture, None, problem
+    picture = handlers.picture(opened, chosen, photo)
+    return opened, *_people(opened, chosen), picture, None, texts.render_message(words)
+
+
+def _people(opened: OpenedPhotos, chosen: Sequence[int]) -> Updates:
+    """Updates: portraits, chosen."""
+    choices = [(label, index) for index, label in enumerate(texts.people_labels(opened))]
+    return texts.render_portraits(opened), gr.update(
+        choices=choices, value=list(chosen), visible=bool(choices)
     )
 
 
-def _no_result(sentence: str) -> Updates:
-    kind = "info" if sentence == STOPPED else "problem"
-    return (
-        texts.render_message(sentence, kind),
-        gr.update(visible=False),
-        "",
-        None,
-        None,
-        gr.update(value=None, visible=False),
-        "",
-    )
+def _nobody() -> Updates:
+    """Updates of the people's card: sentence, problems, portraits, chosen, which, picture, drawn."""
+    return "", "", "", gr.update(choices=[], value=[]), gr.update(choices=[], value=None), None, ""
 
 
-def _download(view: ResultView, cache_dir: str) -> Any:
-    if view.data is None or view.file_name is None:
-        return gr.update(value=None, visible=False)
-    path = save_bytes_to_cache(view.data, view.file_name, cache_dir)
-    left_out = len(view.result.left_out)
-    label = "Download"
-    if left_out:
-        label += f" ({left_out} face{'' if left_out == 1 else 's'} left out, not protected)"
-    elif any(score.still_matches for row in view.result.scores for score in row):
-        label += " (see the scores first)"
-    return gr.update(value=path, label=label, visible=True)
+def _pages(numbers: Sequence[int]) -> Any:
+    """Buttons for the photos with these numbers; none where there is one."""
+    choices = [(str(number), index) for index, number in enumerate(numbers)]
+    return gr.update(choices=choices, value=0 if choices else None, visible=len(choices) > 1)
+
+
+def _worked_on(done: RunView) -> list[PhotoView]:
+    return [view for view in done.photos if view.before is not None]
+
+
+def _result(done: RunView) -> Updates:
+    views = _worked_on(done)
+    download = gr.update(value=done.download, label=done.label, visible=done.download is not None)
+    shown = show_photo(done, 0) if views else (None, None, "")
+    pages = _pages([view.number for view in views])
+    return "", done, gr.update(visible=True), done.verdict, download, pages, *shown
 
 
 def _hidden(count: int) -> Updates:

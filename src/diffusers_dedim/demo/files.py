@@ -48,12 +48,23 @@ def uploaded_file(name: str, file: Any, cache_dir: str) -> str:
     except (TypeError, ValueError, OSError):  # no text, or no name that a file can have
         is_upload = False
     if not is_upload:
-        from diffusers_dedim.demo.handlers import DemoError
+        from diffusers_dedim.demo.texts import DemoError
 
         raise DemoError(
             f"{name}: expected an uploaded file; with gradio_client, wrap its path or address in handle_file(...)."
         )
     return str(resolved)
+
+
+def new_path(folder: str | os.PathLike[str], name: str) -> Path:
+    """A place for a file that is handed out under this name; in a folder of its own that nobody can guess.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     new_path(folder, "dedim.jpg").name
+        'dedim.jpg'
+    """
+    return Path(tempfile.mkdtemp(dir=folder)) / name
 
 
 def forget_photos(demo: gr.Blocks, age: float) -> None:

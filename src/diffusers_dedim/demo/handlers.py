@@ -1,65 +1,47 @@
-"""What happens on the page, without the page: open, choose, protect, stop. Gradio calls these."""
+"""What happens on the page, without the page: open, choose, draw, protect, stop. Gradio calls these."""
 
 from __future__ import annotations
 
-import os
 import reprlib
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
+from torch import nn
 
 from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.albums import SessionAlbums
-from diffusers_dedim.demo.photos import (
-    MAX_DEMO_PIXELS,
-    OpenedPhoto,
-    difference,
-    face_at,
-    mark_faces,
-    open_photo,
-    shown,
-)
-from diffusers_dedim.demo.protect import Progress, ProtectedPhoto, Protector
+from diffusers_dedim.demo.drawn import Box, face_in_box
+from diffusers_dedim.demo.job import Job
+from diffusers_dedim.demo.people import OpenedPhotos, find_people
+from diffusers_dedim.demo.photos import MAX_DEMO_PIXELS, OpenedPhoto, face_at, mark_faces, open_photo
+from diffusers_dedim.demo.protect import SCALES, STRENGTHS, Progress, Protector
 from diffusers_dedim.demo.queue import Line
-from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.demo.results import RunView
+from diffusers_dedim.demo.texts import DemoError, plain_words
+from diffusers_dedim.encoders.recogniser import Recogniser
+from diffusers_dedim.errors import NoFaceError, UnreadablePhotoError
 from diffusers_dedim.faces.find import FaceDetection
+from diffusers_dedim.images.files import decode_photo
 
 QUEUE_SIZE = 20
 """How many photos may wait for the one that is being protected."""
-
-
-class DemoError(Exception):
-    """Carries a sentence for the user."""
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedView:
-    """An opened photo as the page shows it."""
-
-    opened: OpenedPhoto
-    picture: Image.Image
-    sentence: str
+MAX_PHOTOS = 20
+"""How many photos may be opened at a time."""
+MAX_BYTES = 100_000_000
+"""How large they may be together."""
 
 
 @dataclass(frozen=True, eq=False)
-class ResultView:
-    """A result as the page shows it; ``file_name`` and ``data`` are None where nothing may be handed out.
+class Upload:
+    """A file that a visitor has sent: where it lies, and its name there, which the page alone shows."""
 
-    ``note`` says what was wrong with the second photo; empty where nothing was.
-    """
-
-    before: Image.Image
-    after: Image.Image
-    change: Image.Image
-    verdict: str
-    scores: str
-    file_name: str | None
-    data: bytes | None
-    result: ProtectedPhoto
-    note: str
+    path: str
+    name: str = ""
 
 
 @dataclass
@@ -69,35 +51,103 @@ class DemoHandlers:
     Attributes:
         protector: the pipeline and the recognisers.
         detector: photo -> faces; another one than the pipeline's, which may be at work at the same time.
-        presets: names that may be asked for, the usual one first.
+        keen_detector: the same, with faces that it is less sure of: looks into a box that somebody drew.
+        strengths: names that may be asked for.
         max_pixels: largest photo.
         albums: what is protected in each session, so that a visitor's photos are told apart.
     """
 
     protector: Protector
     detector: FaceDetection
-    presets: tuple[str, ...] = ("fast",)
+    keen_detector: FaceDetection
+    strengths: tuple[str, ...] = tuple(STRENGTHS)
     max_pixels: int = MAX_DEMO_PIXELS
     albums: SessionAlbums = field(default_factory=SessionAlbums)
-    _detector_lock: threading.Lock = field(default_factory=threading.Lock)  # MTCNN keeps settings in itself
+    _detector_lock: threading.Lock = field(default_factory=threading.Lock)  # one photo's pixels at a time
     _line: Line = field(default_factory=lambda: Line(QUEUE_SIZE))
     _running: dict[str, threading.Event] = field(default_factory=dict)
 
-    def open(self, path: str | os.PathLike[str]) -> OpenedView:
-        """Open a photo, all its faces chosen.
+    def open(self, uploads: Sequence[Upload], report: Progress = lambda share, words: None) -> OpenedPhotos:
+        """Open photos and find who is on them.
+
+        Args:
+            uploads: the files.
+            report: gets the progress.
 
         Raises:
-            DemoError: says in plain words why it cannot be used.
+            DemoError: says in plain words why none of them can be used.
         """
-        opened = self._open(path)
-        return OpenedView(opened, mark_faces(opened, opened.everybody), texts.face_list(opened))
+        _check_uploads(uploads)
+        photos: list[OpenedPhoto] = []
+        problems: list[tuple[int, str, str]] = []
+        for number, upload in enumerate(uploads, 1):
+            report((number - 1) / len(uploads), f"Looking for faces: photo {number} of {len(uploads)}")
+            try:
+                photos.append(self._open(upload, number, compare=len(uploads) > 1))
+            except DemoError as error:
+                problems.append((number, upload.name, str(error)))
+        if not photos:
+            said = [why if len(problems) == 1 else f"{name}: {why}" for _, name, why in problems]
+            raise DemoError(" ".join(said))
+        return OpenedPhotos(tuple(photos), find_people(photos), tuple(problems))
 
-    def toggle(self, opened: OpenedPhoto, chosen: Sequence[int], x: float, y: float) -> list[int]:
-        """The choice after a click on a point of the shown picture."""
-        index = face_at(opened, x, y)
-        if index is None:
+    def picture(
+        self,
+        opened: OpenedPhotos,
+        chosen: Sequence[int],
+        photo: int,
+        corner: tuple[float, float] | None = None,
+    ) -> Image.Image:
+        """A photo with a box around each face.
+
+        Args:
+            opened: the photos.
+            chosen: indices of people.
+            photo: index of the photo.
+            corner: where a box begins that is being drawn, px of the picture.
+        """
+        faces = opened.faces_of(photo, chosen)
+        return mark_faces(opened.photos[photo], opened.tags(photo), faces, corner)
+
+    def toggle(
+        self, opened: OpenedPhotos, chosen: Sequence[int], photo: int, x: float, y: float
+    ) -> list[int]:
+        """The people who are chosen after a click on a point of the picture."""
+        face = face_at(opened.photos[photo], x, y)
+        if face is None:
             return sorted(chosen)
-        return sorted(set(chosen) ^ {index})
+        return sorted(set(chosen) ^ {opened.owner(photo, face)})
+
+    def draw(
+        self, opened: OpenedPhotos, chosen: Sequence[int], photo: int, box: Box
+    ) -> tuple[OpenedPhotos, list[int], str]:
+        """Take in a face that somebody drew a box around: a person of its own, and chosen.
+
+        Args:
+            opened: the photos.
+            chosen: indices of people.
+            photo: index of the photo.
+            box: x0, y0, x1, y1 as shares in [0, 1] of its width and height, corners in any order.
+
+        Returns:
+            The photos with that face, who is chosen now, and what to say.
+
+        Raises:
+            DemoError: the box is too small.
+        """
+        pixels = decode_photo(opened.photos[photo].data).pixels
+        height, width = pixels.shape[:2]
+        x0, y0, x1, y1 = (share * edge for share, edge in zip(box, (width, height) * 2, strict=True))
+        try:
+            with self._detector_lock:
+                face = face_in_box(pixels, (x0, y0, x1, y1), self.keen_detector)
+        except ValueError as error:
+            raise DemoError(str(error)) from None
+        opened = opened.with_face(photo, face, pixels)
+        new = opened.owner(photo, len(opened.photos[photo].faces) - 1)
+        now = [*(index + (index >= new) for index in chosen), new]
+        done = f": {face.reason}, so it will be blurred." if face.reason else "."
+        return opened, sorted(now), f"Added as person {opened.names[new]}{done}"
 
     def expect(self, session: str) -> None:
         """A run of this session is on its way: from now on `stop` reaches it."""
@@ -107,86 +157,93 @@ class DemoHandlers:
 
     def protect(
         self,
-        opened: OpenedPhoto | None,
+        opened: OpenedPhotos | None,
         chosen: Sequence[int],
-        preset: str,
         strength: str,
-        other_path: str | None,
+        other: Upload | None,
         session: str,
+        folder: str,
         report: Progress = lambda share, words: None,
-    ) -> ResultView:
-        """Protect the chosen faces and put the page's result together.
+    ) -> RunView:
+        """Protect the chosen people on all photos.
 
         Args:
             opened: as `open` gave it; None where the session has ended.
-            chosen: indices of faces.
-            preset, strength: names.
-            other_path: another photo of the same person, or None.
+            chosen: indices of people.
+            strength: a name.
+            other: another photo of the same person, or None.
             session: whose run it is, for `stop`.
+            folder: where the files go that come out; they are deleted by age.
             report: gets the progress.
 
         Raises:
             DemoError: says in plain words why there is no result.
         """
         if opened is None:
-            raise DemoError("The photo is not here any more; please choose it again.")
-        if preset not in self.presets:
-            raise DemoError(f"preset: expected one of {list(self.presets)}, got {preset!r}.")
-        stop = self._running.setdefault(session, threading.Event())
-        try:
-            other, note = self._open_other(other_path)
-            with self._line.turn(stop, report):
-                result = self.protector(
-                    opened,
-                    chosen,
-                    preset,
-                    strength,
-                    other=other,
-                    report=report,
-                    stop=stop,
-                    album=self.albums.open(session),
-                )
-        except ValueError as error:  # DeDiMError is one
-            raise DemoError(texts.explain(error)) from None  # the traceback would name the user's file
-        except Exception as error:
-            raise DemoError(
-                f"Something went wrong here ({type(error).__name__}), and nothing was protected. Please try again."
-            ) from None
-        finally:
-            if self._running.get(session) is stop:
-                del self._running[session]
-        return self._view(opened, result, note, texts.advise(preset, strength, self.presets))
+            raise DemoError("The photos are not here any more; please choose them again.")
+        if not chosen:
+            raise DemoError("Choose at least one person.")
+        people = list(chosen)
+        return self._run(
+            opened, lambda photo: opened.faces_of(photo, people), strength, other, session, folder, report
+        )
 
     def protect_file(
         self,
-        path: str,
-        preset: str,
+        upload: Upload,
         strength: str,
+        folder: str,
         faces: Sequence[int] | None = None,
-        other_path: str | None = None,
-    ) -> ResultView:
-        """`open` and `protect` in one, for programs; only a protected photo comes back.
+        other: Upload | None = None,
+    ) -> RunView:
+        """`open` and `protect` of one photo, for programs; only a protected photo comes back.
 
         Args:
-            path: the photo.
-            preset, strength: names.
+            upload: the photo.
+            strength: a name.
+            folder: where the file goes.
             faces: numbers from left to right, from 1; None for all.
-            other_path: another photo of the same person, or None.
+            other: another photo of the same person, or None.
 
         Raises:
             DemoError: says in plain words why there is no result.
         """
         chosen = None if faces is None else _indices(faces)
-        opened = self._open(path)
-        chosen = opened.everybody if chosen is None else chosen
+        opened = self.open([upload])
+        (photo,) = opened.photos
+        if not photo.faces:
+            raise DemoError(texts.explain(NoFaceError("no face was found")))
+        wanted = photo.everybody if chosen is None else chosen
         session = f"api-{secrets.token_hex(8)}"
         try:
-            view = self.protect(opened, chosen, preset, strength, other_path, session)
+            view = self._run(opened, lambda _: wanted, strength, other, session, folder)
         finally:
             self.albums.close(session)  # a program says nothing of who it asks for
-        if view.data is None:
-            raise DemoError(f"Not protected, so there is no file: {view.result.reason}.")
+        if view.download is None:
+            raise DemoError(f"Not protected, so there is no file: {view.photos[0].reason}.")
         return view
+
+    def _run(
+        self,
+        opened: OpenedPhotos,
+        faces_of: Callable[[int], Sequence[int]],
+        strength: str,
+        other: Upload | None,
+        session: str,
+        folder: str,
+        report: Progress = lambda share, words: None,
+    ) -> RunView:
+        if strength not in list(self.strengths):  # a program may send what has no hash
+            raise DemoError(f"strength: expected one of {list(self.strengths)}, got {strength!r}.")
+        stop = self._running.setdefault(session, threading.Event())
+        try:
+            second, note = self._open_other(other)
+            album = self.albums.open(session)
+            job = Job(self.protector, self._line, strength, album, stop, report, folder, second, note)
+            return job.run(opened, faces_of)
+        finally:
+            if self._running.get(session) is stop:
+                del self._running[session]
 
     def stop(self, session: str) -> None:
         """End the run of a session, if there is one: at its next step, or at once where it waits."""
@@ -200,46 +257,52 @@ class DemoHandlers:
         self.albums.close(session)
         self._running.pop(session, None)
 
-    def _view(self, opened: OpenedPhoto, result: ProtectedPhoto, note: str, advice: str) -> ResultView:
-        unseen = self.protector.unseen
-        verdict, scores = texts.render_result(opened, result, unseen.name if unseen else None, note, advice)
-        before = opened.photo.pixels
-        return ResultView(
-            shown(before),
-            shown(result.pixels),
-            difference(before, result.pixels),
-            verdict,
-            scores,
-            file_name(opened, result) if result.is_protected else None,
-            result.data if result.is_protected else None,
-            result,
-            note,
-        )
+    def _open(self, upload: Upload, number: int = 1, compare: bool = False) -> OpenedPhoto:
+        with plain_words(), self._detector_lock:
+            data = _read(upload)
+            encoder = self._guide if compare else None
+            return open_photo(data, self.detector, self.max_pixels, encoder, number, upload.name)
 
-    def _open(self, path: str | os.PathLike[str]) -> OpenedPhoto:
-        try:
-            with self._detector_lock:
-                return open_photo(path, self.detector, self.max_pixels)
-        except DeDiMError as error:
-            raise DemoError(texts.explain(error)) from None  # the traceback would name the user's file
-
-    def _open_other(self, path: str | None) -> tuple[OpenedPhoto | None, str]:
+    def _open_other(self, upload: Upload | None) -> tuple[OpenedPhoto | None, str]:
         """The second photo and what to say of it; one that cannot be used does not stop the run."""
-        if not path:
+        if upload is None:
             return None, ""
         try:
-            other = self._open(path)
+            other = self._open(upload)
         except DemoError as error:
             return None, f"The second photo was left aside. {error}"
+        if not other.faces:
+            return None, "The second photo was left aside. No face was found in it."
         if len(other.faces) > 1:
             return other, "The second photo shows several faces; the largest was compared."
         return other, ""
 
+    @cached_property
+    def _guide(self) -> nn.Module | None:
+        """The pipeline's recogniser, where it is known what its scores mean: only then may it say who is who."""
+        encoder = self.protector.pipe.face_encoder
+        return encoder if Recogniser.of("", encoder).fingerprint in SCALES else None
 
-def file_name(opened: OpenedPhoto, result: ProtectedPhoto) -> str:
-    """A name that tells nothing of the original's, and that some faces were left out."""
-    suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(opened.photo.format, opened.photo.format.lower())
-    return f"dedim-some-faces.{suffix}" if result.left_out else f"dedim.{suffix}"
+
+def _check_uploads(uploads: Sequence[Upload]) -> None:
+    if len(uploads) > MAX_PHOTOS:
+        raise DemoError(
+            f"This page takes up to {MAX_PHOTOS} photos at a time, and these are {len(uploads)}. For whole folders "
+            "there is the command dedim run."
+        )
+    size = sum(Path(upload.path).stat().st_size for upload in uploads)
+    if size > MAX_BYTES:
+        raise DemoError(
+            f"This page takes up to {MAX_BYTES // 1_000_000} MB at a time, and these photos are "
+            f"{size / 1e6:.0f} MB. Choose fewer."
+        )
+
+
+def _read(upload: Upload) -> bytes:
+    try:
+        return Path(upload.path).read_bytes()
+    except OSError as error:
+        raise UnreadablePhotoError(f"cannot be opened ({error.strerror})") from None
 
 
 def _indices(faces: Sequence[int]) -> list[int]:

@@ -9,24 +9,23 @@ from typing import Any
 import gradio as gr
 
 from diffusers_dedim.demo import app
-from diffusers_dedim.demo.app import make_theme
 from diffusers_dedim.demo.files import end_by_signals, keep_deleting, keep_forgetting, make_private_folder
 from diffusers_dedim.demo.handlers import DemoHandlers
-from diffusers_dedim.demo.protect import Protector, load_unseen
+from diffusers_dedim.demo.protect import STRENGTHS, Protector, load_unseen
+from diffusers_dedim.demo.theme import make_theme
 from diffusers_dedim.faces import FaceDetector
-from diffusers_dedim.pipeline.presets import PRESETS
 
 SPACE_SECONDS = 180.0
 """Longest run of one photo on a Space, where others wait."""
 _SESSIONS = 32  # whose opened photos are held in memory, up to 75 MB each
 _MAX_UPLOAD = "80mb"
+_DRAWN_CONFIDENCE = 0.5  # a detector's, of a face in a box that a person drew
 
 
 def make_handlers(pipe: Any, *, wrap: Callable[..., Any] | None = None) -> DemoHandlers:
     """The page's actions for a pipeline.
 
-    On a Space (the environment says so) a run is limited to `SPACE_SECONDS`, and only the preset "fast" is
-    offered; elsewhere every preset is.
+    On a Space (the environment says so) a photo may take `SPACE_SECONDS`, and the paper's setting is not offered.
 
     Args:
         pipe: a `DeDiMPipeline` on its device.
@@ -34,13 +33,19 @@ def make_handlers(pipe: Any, *, wrap: Callable[..., Any] | None = None) -> DemoH
     """
     pipe.set_progress_bar_config(disable=True)
     on_space = is_space()
-    names = ("fast",) if on_space else ("fast", *(name for name in PRESETS if name != "fast"))
+    strengths = tuple(name for name in STRENGTHS if name != "paper" or not on_space)
     protector = Protector(pipe, load_unseen(), SPACE_SECONDS if on_space else None, wrap)
-    return DemoHandlers(protector, FaceDetector(any_turn=True), names)
+    keen = FaceDetector(min_confidence=_DRAWN_CONFIDENCE, any_turn=True)
+    return DemoHandlers(protector, FaceDetector(any_turn=True), keen, strengths)
 
 
 def serve(
-    handlers: DemoHandlers, *, port: int | None = None, share: bool = False, block: bool = True
+    handlers: DemoHandlers,
+    *,
+    port: int | None = None,
+    share: bool = False,
+    mcp: bool = False,
+    block: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Build the page and serve it.
 
@@ -48,6 +53,7 @@ def serve(
         handlers: its actions.
         port: TCP port; None for the first free one from 7860.
         share: also reachable by anybody through Gradio's servers.
+        mcp: also a server of the Model Context Protocol, at ``/gradio_api/mcp/``; needs the extra ``mcp``.
         block: return only when the server ends.
 
     Returns:
@@ -59,7 +65,13 @@ def serve(
     where = "on the server of this page" if is_space() or share else "on this computer"
     if block:
         end_by_signals()
-    keep_deleting(make_private_folder(), *app.DELETE_CACHE)
+    folder = make_private_folder()
+    keep_deleting(folder, *app.DELETE_CACHE)
+    if mcp:
+        import gradio.mcp
+
+        # where photos go that a client sends as text: Gradio has read the place before there was our folder
+        gradio.mcp.DEFAULT_TEMP_DIR = str(folder)
     demo = app.build_demo(handlers, where)
     keep_forgetting(demo, *app.DELETE_CACHE, handlers.albums.forget)
     _, url, _ = demo.launch(
@@ -76,7 +88,7 @@ def serve(
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
-        mcp_server=False,
+        mcp_server=mcp,
         i18n=None,
     )
     return demo, url

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
-from diffusers_dedim.errors import NoFaceError, UnreadablePhotoError
+from diffusers_dedim.encoders.recogniser import embed_faces
 from diffusers_dedim.faces import Face
-from diffusers_dedim.faces.find import MIN_FACE_SIZE, FaceDetection
-from diffusers_dedim.images.files import Photo, decode_photo
+from diffusers_dedim.faces.find import FaceDetection
+from diffusers_dedim.images.files import decode_photo
 from diffusers_dedim.images.modes import PixelArray
+from diffusers_dedim.runs.report import face_square
 
 MAX_DEMO_PIXELS = 25_000_000
 """Largest photo the page takes, in pixels: a phone's 24 megapixels and a little more."""
@@ -28,15 +30,27 @@ _DASH = 9  # px of a dash in the shown copy
 
 @dataclass(frozen=True, eq=False)  # eq=False: holds arrays
 class OpenedPhoto:
-    """A photo and the faces found in it, from left to right.
+    """A photo and the faces found in it, from left to right, and after them those drawn by hand.
 
     Attributes:
-        photo: the pixels, upright, with what is needed to write it back.
-        faces: every face found, also those too small to be changed, which are blurred.
+        data: the file: a twentieth of its pixels, which are decoded again where they are needed.
+        shape: height and width, px.
+        copy: what the page shows of it, a JPEG of the size of `shown`.
+        faces: every face found, also those too small to be changed, which are blurred; in photo px.
+        squares: a picture of each face, for its person.
+        embeddings: of each face by the pipeline's recogniser, ``[N, D]`` or ``[N, K, D]``; None where nobody asked.
+        number: of the file among those that were chosen, from 1.
+        name: of the upload, for the page of who uploaded it alone.
     """
 
-    photo: Photo
+    data: bytes
+    shape: tuple[int, int]
+    copy: bytes
     faces: tuple[Face, ...]
+    squares: tuple[Image.Image, ...] = ()
+    embeddings: NDArray[np.float32] | None = None
+    number: int = 1
+    name: str = ""
 
     @property
     def everybody(self) -> list[int]:
@@ -44,34 +58,59 @@ class OpenedPhoto:
         return list(range(len(self.faces)))
 
     @property
-    def small(self) -> list[int]:
-        """Indices of the faces that are blurred where they are chosen."""
-        return [index for index, face in enumerate(self.faces) if face.size < MIN_FACE_SIZE]
+    def shown(self) -> Image.Image:
+        """The copy."""
+        return Image.open(BytesIO(self.copy)).convert("RGB")
+
+    @property
+    def scale(self) -> float:
+        """Photo px per px of the copy."""
+        return self.shape[1] / shown_size(self.shape)[0]
+
+    def with_face(self, face: Face, pixels: PixelArray) -> OpenedPhoto:
+        """The same with one more face."""
+        square = face_square(Image.fromarray(pixels), face.box)
+        return replace(self, faces=(*self.faces, face), squares=(*self.squares, square))
 
 
 def open_photo(
-    path: str | os.PathLike[str], detector: FaceDetection, max_pixels: int = MAX_DEMO_PIXELS
+    data: bytes,
+    detector: FaceDetection,
+    max_pixels: int = MAX_DEMO_PIXELS,
+    encoder: nn.Module | None = None,
+    number: int = 1,
+    name: str = "",
 ) -> OpenedPhoto:
-    """Read a photo and find its faces.
+    """Read a photo and find its faces, of which there may be none.
 
     Args:
-        path: the file; its name is neither kept nor told.
+        data: the file.
         detector: photo -> faces.
         max_pixels: largest width times height.
+        encoder: embeds its faces; None where they need not be compared.
+        number, name: of the upload.
 
     Raises:
         UnreadablePhotoError: no photo, damaged, too large.
-        NoFaceError: no face was found.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadablePhotoError(f"cannot be opened ({error.strerror})") from None
-    photo = decode_photo(data, max_pixels)
-    faces = tuple(detector(photo.pixels))
-    if not faces:
-        raise NoFaceError("no face was found")
-    return OpenedPhoto(photo, faces)
+    pixels = decode_photo(data, max_pixels).pixels
+    faces = tuple(detector(pixels))
+    image = Image.fromarray(pixels)
+    buffer = BytesIO()
+    shown(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
+    embeddings = None
+    if encoder is not None and faces:
+        embeddings = embed_faces(encoder, [pixels] * len(faces), faces)
+    return OpenedPhoto(
+        data,
+        pixels.shape[:2],
+        buffer.getvalue(),
+        faces,
+        tuple(face_square(image, face.box) for face in faces),
+        embeddings,
+        number,
+        name,
+    )
 
 
 def shown(pixels: PixelArray) -> Image.Image:
@@ -81,48 +120,55 @@ def shown(pixels: PixelArray) -> Image.Image:
     return image
 
 
-def mark_faces(opened: OpenedPhoto, chosen: Collection[int]) -> Image.Image:
-    """The photo with a numbered box around each face: solid where chosen, dashed where left out.
+def mark_faces(
+    opened: OpenedPhoto,
+    tags: Sequence[str],
+    chosen: Collection[int],
+    corner: tuple[float, float] | None = None,
+) -> Image.Image:
+    """The photo with a named box around each face: solid where chosen, dashed where left out.
 
     Args:
         opened: the photo and its faces.
+        tags: the name of each face.
         chosen: indices of the chosen faces.
+        corner: where a box that is being drawn begins, px of the copy; None for none.
 
     Returns:
         RGB image of the size of `shown`.
     """
-    image = shown(opened.photo.pixels)
-    scale = image.width / opened.photo.pixels.shape[1]
+    image = opened.shown
     draw = ImageDraw.Draw(image)
     line = max(3, round(max(image.size) / 190))
-    font = ImageFont.load_default(size=max(14, round(max(image.size) / 28)))
-    for index, face in enumerate(opened.faces):
-        x0, y0, x1, y1 = (edge * scale for edge in face.box)
+    font = ImageFont.load_default(size=max(16, round(max(image.size) / 24)))
+    for index, (face, tag) in enumerate(zip(opened.faces, tags, strict=True)):
+        x0, y0, x1, y1 = (edge / opened.scale for edge in face.box)
         corners = (max(x0, 0.0), max(y0, 0.0), min(x1, image.width - 1.0), min(y1, image.height - 1.0))
         if index in chosen:
             draw.rectangle(corners, outline=_DARK, width=line + 2)
             draw.rectangle(corners, outline=_ACCENT, width=line)
         else:
             _dashed(draw, corners, line)
-        _tag(draw, corners, _tag_text(opened, index, chosen), font, index in chosen)
+        _tag(draw, corners, tag if index in chosen else f"{tag} left out", font, index in chosen)
+    if corner is not None:
+        _cross(draw, corner, line)
     return image
 
 
 def face_at(opened: OpenedPhoto, x: float, y: float) -> int | None:
     """Index of the face whose box holds a point of the shown copy; of several the smallest box; or None."""
-    scale = opened.photo.pixels.shape[1] / shown_size(opened.photo.pixels)[0]
-    point = np.array([x, y]) * scale
+    x, y = x * opened.scale, y * opened.scale
     hits = [
         (face.size, index)
         for index, face in enumerate(opened.faces)
-        if face.box[0] <= point[0] <= face.box[2] and face.box[1] <= point[1] <= face.box[3]
+        if face.box[0] <= x <= face.box[2] and face.box[1] <= y <= face.box[3]
     ]
     return min(hits)[1] if hits else None
 
 
-def shown_size(pixels: PixelArray) -> tuple[int, int]:
-    """Width and height of `shown`, without making it: a draft of one row and column would round alike."""
-    height, width = pixels.shape[:2]
+def shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of `shown` for a photo of this height and width."""
+    height, width = shape[:2]
     factor = min(1.0, SHOWN_SIDE / max(height, width))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
@@ -138,12 +184,6 @@ def largest(faces: Sequence[Face]) -> Face:
     return max(faces, key=lambda face: face.size)
 
 
-def _tag_text(opened: OpenedPhoto, index: int, chosen: Collection[int]) -> str:
-    if index not in chosen:
-        return f"{index + 1} left out"
-    return f"{index + 1} to be blurred" if index in opened.small else f"{index + 1}"
-
-
 def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], width: int) -> None:
     x0, y0, x1, y1 = corners
     edges = (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0)))
@@ -154,6 +194,13 @@ def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float
             piece = [tuple(a + (b - a) * part / count) for part in (step, step + 0.5)]
             draw.line(piece, fill=_DARK, width=width + 2)
             draw.line(piece, fill=_LEFT_OUT, width=width)
+
+
+def _cross(draw: ImageDraw.ImageDraw, corner: tuple[float, float], width: int) -> None:
+    x, y = corner
+    for colour, line in ((_DARK, width + 2), (_ACCENT, width)):
+        draw.line(((x - 2 * _DASH, y), (x + 2 * _DASH, y)), fill=colour, width=line)
+        draw.line(((x, y - 2 * _DASH), (x, y + 2 * _DASH)), fill=colour, width=line)
 
 
 def _tag(

@@ -20,7 +20,7 @@ from diffusers_dedim.demo.queue import STOPPED, StoppedError
 from diffusers_dedim.encoders.recogniser import Recogniser, embed_faces, load_recogniser
 from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import Face
-from diffusers_dedim.images.files import decode_photo, encode_photo
+from diffusers_dedim.images.files import Photo, decode_photo, encode_photo
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.output import FaceResult
@@ -94,9 +94,12 @@ def load_unseen() -> Recogniser | None:
 
 
 def face_scores(
-    recognisers: Sequence[Recogniser], before: PixelArray, after: PixelArray, faces: Sequence[Face],
+    recognisers: Sequence[Recogniser],
+    before: PixelArray,
+    after: PixelArray,
+    faces: Sequence[Face],
     other: OpenedPhoto | None = None,
-) -> list[list[Score]]:  # fmt: skip
+) -> list[list[Score]]:
     """Score each face with each recogniser.
 
     Args:
@@ -111,6 +114,7 @@ def face_scores(
     """
     table: list[list[Score]] = [[] for _ in faces]
     partner: int | None = None
+    other_pixels = None if other is None else decode_photo(other.data).pixels
     for recogniser in recognisers:
         scale = SCALES.get(recogniser.fingerprint)
         count = len(faces)
@@ -119,9 +123,9 @@ def face_scores(
         for index in range(count):
             scores = _cosine(old[index], old[index]), _cosine(new[index], old[index])
             table[index].append(Score(recogniser.name, "itself", *scores, scale))
-        if other is None:
+        if other is None or other_pixels is None:
             continue
-        second = embed_faces(recogniser.encoder, [other.photo.pixels], [largest(other.faces)])[0]
+        second = embed_faces(recogniser.encoder, [other_pixels], [largest(other.faces)])[0]
         if partner is None:
             partner = max(range(count), key=lambda index: _cosine(old[index], second))
         scores = _cosine(old[partner], second), _cosine(new[partner], second)
@@ -139,8 +143,8 @@ def _torch_home() -> Path:
     return Path(module.get_torch_home())
 
 
-STRENGTHS = {"gentler": 0.05, "standard": 0.0, "stronger": -0.05}
-"""What is added to a preset's threshold h: 0.05 is 0.1 of cosine."""
+STRENGTHS = {"gentler": "gentle", "standard": "fast", "stronger": "strong", "paper": "paper"}
+"""The pipeline's preset for each strength; the last one, the paper's setting, takes many minutes a face."""
 
 PipelineCall = Callable[..., Any]
 Progress = Callable[[float, str], None]
@@ -151,12 +155,14 @@ class ProtectedPhoto:
     """What came out.
 
     Attributes:
+        photo: as it was.
         pixels: uint8 RGB ``[H, W, 3]``, decoded again from ``data``: what is shown and scored is what is kept.
         data: the file, same format and size as the photo, without metadata.
         chosen: indices of the faces that were to be changed.
         left_out: indices of all other faces of the photo; they are unchanged.
         reached: for each chosen face whether its score fell below the threshold, in the file, or it is covered.
         treatments: for each chosen face what was done to it (`FaceResult.treatment`).
+        reasons: for each chosen face why it was not simply changed, in a few words; empty where it was.
         scores: for each chosen face what the recognisers say.
         threshold: cosine to the original below which a face counts as done.
         is_protected: whether the file may be handed out as protected.
@@ -164,12 +170,14 @@ class ProtectedPhoto:
         seconds: how long the pipeline took.
     """
 
+    photo: Photo
     pixels: PixelArray
     data: bytes
     chosen: tuple[int, ...]
     left_out: tuple[int, ...]
     reached: tuple[bool, ...]
     treatments: tuple[str, ...]
+    reasons: tuple[str, ...]
     scores: tuple[tuple[Score, ...], ...]
     threshold: float
     is_protected: bool
@@ -203,7 +211,7 @@ class StepWatcher:
         if self._max_seconds is not None and time.monotonic() - self._start > self._max_seconds:
             raise StoppedError(
                 f"Stopped after {self._max_seconds:.0f} seconds, the longest this page computes for one photo; "
-                "nothing was protected. Choose fewer faces or the fast preset."
+                "it was not protected. Choose fewer people, or “Gentler”."
             )
         self._round += step_index == 0
         done = (self._round - 1) * self._steps + step_index + 1
@@ -236,16 +244,21 @@ class Protector:
         object.__setattr__(self, "_call", call)
 
     def __call__(
-        self, opened: OpenedPhoto, chosen: Sequence[int], preset: str, strength: str, *,
-        other: OpenedPhoto | None = None, report: Progress = lambda share, words: None,
-        stop: threading.Event | None = None, album: Album | None = None,
-    ) -> ProtectedPhoto:  # fmt: skip
+        self,
+        opened: OpenedPhoto,
+        chosen: Sequence[int],
+        strength: str,
+        *,
+        other: OpenedPhoto | None = None,
+        report: Progress = lambda share, words: None,
+        stop: threading.Event | None = None,
+        album: Album | None = None,
+    ) -> ProtectedPhoto:
         """Protect the chosen faces.
 
         Args:
             opened: the photo and its faces.
             chosen: indices of the faces to protect, at least one.
-            preset: a name of `PRESETS`.
             strength: a name of `STRENGTHS`.
             other: another photo of the same person, for the scores.
             report: gets the progress.
@@ -259,43 +272,62 @@ class Protector:
         chosen = _check_chosen(opened, chosen)
         if strength not in list(STRENGTHS):  # a program may send what has no hash
             raise ValueError(f"strength: expected one of {list(STRENGTHS)}, got {strength!r}.")
-        threshold = resolve_preset(preset).threshold + STRENGTHS[strength]
-        settings = resolve_preset(preset, threshold=threshold)
+        settings = resolve_preset(STRENGTHS[strength])
+        most_rounds = settings.max_rounds * (1 + settings.retries)
         watcher = StepWatcher(
-            report,
-            stop or threading.Event(),
-            settings.num_inference_steps,
-            settings.max_rounds * (1 + settings.retries),
-            self.max_seconds,
+            report, stop or threading.Event(), settings.num_inference_steps, most_rounds, self.max_seconds
         )
         known = {} if album is None or self.wrap is not None else {"album": album}
+        photo = decode_photo(opened.data)
         start = time.monotonic()
-        faces = [opened.faces[index] for index in chosen]
         image, results = self._call(
-            opened.photo.pixels,
-            faces,
+            photo.pixels,
+            [opened.faces[index] for index in chosen],
             watcher if self.wrap is None else None,
-            {"preset": preset, "threshold": threshold, **known},
+            {"preset": STRENGTHS[strength], **known},
         )
         seconds = time.monotonic() - start
-        data = encode_photo(opened.photo, image)
-        pixels = decode_photo(data).pixels
         report(0.99, "Scoring the result")
+        return self._judge(opened, photo, chosen, image, results, settings.threshold, other, seconds)
+
+    def _judge(
+        self,
+        opened: OpenedPhoto,
+        photo: Photo,
+        chosen: Sequence[int],
+        image: PixelArray,
+        results: Sequence[FaceResult],
+        threshold: float,
+        other: OpenedPhoto | None,
+        seconds: float,
+    ) -> ProtectedPhoto:
+        """Write the file, and score what is in it."""
+        data = encode_photo(photo, image)
+        pixels = decode_photo(data).pixels
         guide = Recogniser.of(GUIDE_NAME, self.pipe.face_encoder)
         recognisers = [guide] if self.unseen is None else [guide, self.unseen]
-        scores = face_scores(recognisers, opened.photo.pixels, pixels, faces, other)
+        faces = [opened.faces[index] for index in chosen]
+        scores = face_scores(recognisers, photo.pixels, pixels, faces, other)
         records = [
             replace(result, similarity=rows[0].after, reached_threshold=_below(rows, result, threshold))
             for result, rows in zip(results, scores, strict=True)
         ]
-        status, reason = judge(opened.photo, pixels, records)
+        status, reason = judge(photo, pixels, records)
         return ProtectedPhoto(
-            pixels, data, tuple(chosen),
-            tuple(index for index in range(len(opened.faces)) if index not in chosen),
-            tuple(record.is_protected for record in records), tuple(record.treatment for record in records),
-            tuple(map(tuple, scores)),
-            2 * threshold - 1, status == "protected", reason, seconds,
-        )  # fmt: skip
+            photo=photo,
+            pixels=pixels,
+            data=data,
+            chosen=tuple(chosen),
+            left_out=tuple(index for index in opened.everybody if index not in chosen),
+            reached=tuple(record.is_protected for record in records),
+            treatments=tuple(record.treatment for record in records),
+            reasons=tuple(record.reason for record in records),
+            scores=tuple(map(tuple, scores)),
+            threshold=2 * threshold - 1,
+            is_protected=status == "protected",
+            reason=reason,
+            seconds=seconds,
+        )
 
     def _call_pipeline(
         self,
@@ -310,6 +342,7 @@ class Protector:
             out = self.pipe(
                 [Image.fromarray(pixels)],
                 small_faces="blur",
+                fallback="blur",
                 faces=list(faces),
                 callback_on_step_end=callback,
                 output_type="pil",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from diffusers_dedim.errors import DeDiMError
 
-STOPPED = "Stopped. The photo was not changed."
+STOPPED = "Stopped. Nothing was changed."
 _LOOK_EVERY = 0.1  # seconds
 
 
@@ -43,17 +43,20 @@ class Line:
         self._lock = threading.Lock()
 
     @contextmanager
-    def turn(self, stop: threading.Event, report: Callable[[float, str], None]) -> Iterator[None]:
+    def turn(
+        self, stop: threading.Event, report: Callable[[float, str], None], again: bool = False
+    ) -> Iterator[None]:
         """Wait for one's turn, and hold it.
 
         Args:
             stop: ends the waiting once it is set.
             report: gets 0.0 and how many are before this one.
+            again: this is a further photo of a run that was let in before: it waits like all, and is not refused.
 
         Raises:
             LineFullError: too many wait already. StoppedError: stopped while waiting.
         """
-        ticket = self._join()
+        ticket = self._join(again)
         try:
             while before := self._before(ticket):
                 report(0.0, f"Waiting: {before} {'photo' if before == 1 else 'photos'} before this one")
@@ -64,9 +67,9 @@ class Line:
             with self._lock:
                 self._tickets.remove(ticket)
 
-    def _join(self) -> object:
+    def _join(self, again: bool) -> object:
         with self._lock:
-            if len(self._tickets) > self._longest:  # the first of them does not wait
+            if not again and len(self._tickets) > self._longest:  # the first of them does not wait
                 raise LineFullError(
                     f"{self._longest} photos are waiting here already. Please try again in some minutes."
                 )

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from diffusers_dedim.demo.photos import MAX_DEMO_PIXELS, OpenedPhoto
+from diffusers_dedim.demo.people import OpenedPhotos, portrait
+from diffusers_dedim.demo.photos import MAX_DEMO_PIXELS
 from diffusers_dedim.demo.protect import GUIDE_NAME, ProtectedPhoto, Score
 from diffusers_dedim.errors import NoFaceError, UnreadablePhotoError
+from diffusers_dedim.faces import Face
 from diffusers_dedim.faces.find import MIN_FACE_SIZE
+from diffusers_dedim.images.files import MAX_PIXELS
 from diffusers_dedim.runs.report import data_uri, face_square
 
-PRESET_LABELS = {
-    "fast": "Fast (recommended)",
-    "gentle": "Gentle (changes the face less, hides it less)",
-    "strong": "Strong (aims lower and tries longer; changes the face more)",
-    "paper": "As in the paper (many minutes a face)",
-}
+if TYPE_CHECKING:
+    from diffusers_dedim.demo.results import PhotoView
+
 _BAR_ROOM = 0.35  # of the way from strangers to 1, kept free below strangers
 _NO_SCALE_RANGE = (-0.25, 1.0)
+
+
+class DemoError(Exception):
+    """Carries a sentence for the user."""
+
+
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Turn every error into a `DemoError`: a traceback would name the user's file."""
+    try:
+        yield
+    except DemoError:
+        raise
+    except ValueError as error:  # DeDiMError is one
+        raise DemoError(explain(error)) from None
+    except Exception as error:
+        raise DemoError(
+            f"Something went wrong here ({type(error).__name__}), and nothing was protected. Please try again."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -43,14 +67,20 @@ class ScoreBar:
 
 @dataclass(frozen=True)
 class FaceCard:
-    """One changed face as the page draws it."""
+    """One face, and what was done to it."""
 
-    number: int
+    who: str
     before: str
     after: str
+    changed: bool
     reached: bool
     done: str
     bars: tuple[ScoreBar, ...]
+
+    @property
+    def still(self) -> bool:
+        """Whether some recogniser would still match it."""
+        return any(bar.is_match for bar in self.bars)
 
 
 def explain(error: Exception) -> str:
@@ -71,83 +101,152 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def face_list(opened: OpenedPhoto) -> str:
-    """One sentence about the faces found."""
-    count, small = len(opened.faces), len(opened.small)
-    text = "One face was found." if count == 1 else f"{count} faces were found."
-    if small:
-        are = "One is" if small == 1 else f"{small} are"
-        text += f" {are} under {MIN_FACE_SIZE} pixels, too small to be changed, and will be blurred."
-    if count > 1:
-        text += " Click on a face to leave it out; click again to take it in."
-    return text
-
-
-def render_result(
-    opened: OpenedPhoto, result: ProtectedPhoto, unseen: str | None, note: str = "", advice: str = ""
-) -> tuple[str, str]:
-    """The words above and below the picture, as HTML: what was reached and left out; what the scores mean.
+def people_found(opened: OpenedPhotos) -> str:
+    """Who was found, in a few sentences.
 
     Args:
-        opened: the photo as it was.
-        result: what came out.
-        unseen: name of the unseen recogniser, or None where none is installed.
-        note: one more sentence, e.g. about the second photo.
-        advice: what to try where another recogniser still matches; see `advise`.
+        opened: at least one photo.
     """
-    before, after = Image.fromarray(opened.photo.pixels), Image.fromarray(result.pixels)
-    cards = [
+    photos, people = opened.photos, [person for person in opened.people if not person.small]
+    small = sum(len(person.faces) for person in opened.people if person.small)
+    where = f" on {len(photos)} photos" if len(photos) > 1 else ""
+    said = []
+    if people:
+        who = "One person" if len(people) == 1 else f"{len(people)} people"
+        said.append(f"{who}{where}.")
+    if len(opened.people) > 1:
+        said.append("Untick whom to leave as they are.")
+    if small:
+        faces = "One face is" if small == 1 else f"{small} faces are"
+        said.append(f"{faces} too small to be changed, under {MIN_FACE_SIZE} pixels, and will be blurred.")
+    empty = [photo.number for photo in photos if not photo.faces]
+    if empty:
+        which = (
+            f" in {'photo' if len(empty) == 1 else 'photos'} {join_words(empty)}" if len(photos) > 1 else ""
+        )
+        said.append(f"No face was found{which}. If you see one, draw a box around it below.")
+    return " ".join(said)
+
+
+def list_problems(opened: OpenedPhotos) -> str:
+    """The files that cannot be used, as HTML; empty where there are none."""
+    return render_message(
+        " ".join(f"Photo {number} ({name}): {why}" for number, name, why in opened.problems), "problem"
+    )
+
+
+def people_labels(opened: OpenedPhotos) -> list[str]:
+    """What stands beside each person's tick."""
+    labels = []
+    for person, tag in zip(opened.people, opened.names, strict=True):
+        count = len(person.faces)
+        photos = f", {count} photos" if count > 1 else ""
+        labels.append(f"{count} small, blurred" if person.small else f"Person {tag}{photos}")
+    return labels
+
+
+def render_portraits(opened: OpenedPhotos) -> str:
+    """A style sheet that puts each person's picture beside its tick: Gradio's ticks take words alone."""
+    pictures = [portrait(opened, person) for person in opened.people]
+    rules = [
+        f"#chosen label:nth-of-type({index}) {{ --dd-portrait: url({_webp(picture)}); "
+        f"--dd-shape: {picture.width} / {picture.height}; }}"
+        for index, picture in enumerate(pictures, 1)
+    ]
+    return f"<style>{' '.join(rules)}</style>" if rules else ""
+
+
+def who(tag: str) -> str:
+    """What the page calls a face that is tagged so.
+
+    Example:
+        >>> who("2"), who("small")
+        ('Person 2', 'A small face')
+    """
+    return "A small face" if tag == "small" else f"Person {tag}"
+
+
+def face_cards(result: ProtectedPhoto, faces: Sequence[Face], names: Sequence[str]) -> tuple[FaceCard, ...]:
+    """What was done to each chosen face.
+
+    Args:
+        result: of their photo.
+        faces: all faces of the photo.
+        names: what each is called.
+    """
+    before, after = Image.fromarray(result.photo.pixels), Image.fromarray(result.pixels)
+    return tuple(
         FaceCard(
-            index + 1,
-            data_uri(face_square(before, opened.faces[index].box)),
-            data_uri(face_square(after, opened.faces[index].box)),
+            names[index],
+            data_uri(face_square(before, faces[index].box)),
+            data_uri(face_square(after, faces[index].box)),
+            result.treatments[row] == "changed",
             result.reached[row],
             _done(result, row),
             tuple(_bar(score) for score in result.scores[row]),
         )
         for row, index in enumerate(result.chosen)
-    ]
-    values = {
-        "cards": cards,
-        "result": result,
-        "numbers": [card.number for card in cards],
-        "blurred": [card.number for row, card in enumerate(cards) if result.treatments[row] != "changed"],
-        "missed": [card.number for card in cards if not card.reached],
-        "still": _still_matching(result),
-        "left_out": join_numbers([index + 1 for index in result.left_out]),
-        "left_out_count": len(result.left_out),
-        "unseen": unseen,
-        "has_lines": any(bar.line for card in cards for bar in card.bars),
-        "has_other": any(score.against == "other" for row in result.scores for score in row),
-        "notes": [*([note] if note else []), *opened.photo.notes],
-        "advice": advice,
-        "join": join_numbers,
-    }
-    verdict, scores = (
-        _environment().get_template(f"demo_{part}.html").render(**values) for part in ("verdict", "scores")
     )
-    return verdict, scores
 
 
-def advise(preset: str, strength: str, presets: Sequence[str]) -> str:
-    """What to try next where a face was changed and is still matched; empty where nothing stronger is left.
+def render_scores(result: ProtectedPhoto, cards: Sequence[FaceCard], unseen: str | None) -> str:
+    """The scores of a photo, and what they mean, as HTML.
 
     Args:
-        preset, strength: names of what was chosen.
-        presets: names of those that are offered.
+        result: of the photo.
+        cards: its faces.
+        unseen: name of the unseen recogniser, or None where none is installed.
+    """
+    return _render(
+        "demo_scores.html",
+        cards=cards,
+        result=result,
+        unseen=unseen,
+        has_lines=any(bar.line for card in cards for bar in card.bars),
+        has_other=any(score.against == "other" for row in result.scores for score in row),
+    )
+
+
+def render_verdict(views: Sequence[PhotoView], advice: str = "") -> str:
+    """What became of the photos, as HTML.
+
+    Args:
+        views: of all of them.
+        advice: what to try where another recogniser still matches; see `advise`.
+    """
+    return _render("demo_verdict.html", **_summary(views), advice=advice)
+
+
+def render_report(views: Sequence[PhotoView]) -> str:
+    """The page beside the photos in the ZIP: what was done to each face, and what is not protected or left out."""
+    return _render("demo_report.html", **_summary(views))
+
+
+def _summary(views: Sequence[PhotoView]) -> dict[str, object]:
+    done = [view for view in views if view.file_name]
+    cards = [card for view in done for card in view.faces]
+    return {
+        "views": views,
+        "done": done,
+        "missing": [view for view in views if not view.file_name],
+        "changed": sum(card.changed for card in cards),
+        "covered": sum(not card.changed for card in cards),
+        "still": [view for view in done if any(card.still for card in view.faces)],
+        "left_out": [view for view in done if view.left_out],
+        "join": join_words,
+    }
+
+
+def advise(strength: str) -> str:
+    """What to try next where a face was changed and is still matched; empty where nothing stronger is left.
 
     Example:
-        >>> advise("fast", "standard", ["fast", "strong"])
-        'Try the strength “Stronger”.'
-        >>> advise("strong", "stronger", ["fast", "strong"])
+        >>> advise("standard")
+        'Try “Stronger”.'
+        >>> advise("stronger")
         ''
     """
-    if strength != "stronger":
-        return "Try the strength “Stronger”."
-    next_one = {"gentle": "fast", "fast": "strong"}.get(preset, "")  # "paper" aims lower than "strong"
-    if next_one in presets:
-        return f"Try the preset “{PRESET_LABELS[next_one].partition(' (')[0]}”."
-    return ""
+    return "Try “Stronger”." if strength in ("gentler", "standard") else ""
 
 
 def render_message(text: str, kind: str = "info") -> str:
@@ -176,9 +275,9 @@ def render_progress(share: float, words: str) -> str:
     )
 
 
-def join_numbers(numbers: Sequence[int]) -> str:
+def join_words(items: Sequence[object]) -> str:
     """``[1, 2, 3]`` -> ``"1, 2 and 3"``."""
-    words = [str(number) for number in numbers]
+    words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
@@ -193,6 +292,7 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
         {
             "face": index + 1,
             "treatment": result.treatments[row],
+            "reason": result.reasons[row],
             "reached_threshold": result.reached[row] and result.treatments[row] == "changed",
             "scores": [
                 {
@@ -216,11 +316,18 @@ def score_table(result: ProtectedPhoto, note: str = "") -> dict[str, object]:
     }
 
 
+def _webp(image: Image.Image) -> str:
+    """The image, its transparency too, inside a URI."""
+    buffer = BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def _done(result: ProtectedPhoto, row: int) -> str:
     """What became of a face, in a few words."""
     if result.treatments[row] != "changed":
-        return f"{result.treatments[row]}, for it is too small to be changed"
-    return "below the threshold" if result.reached[row] else "above the threshold: not protected"
+        return f"{result.treatments[row]}: {result.reasons[row] or 'it cannot be changed'}"
+    return "changed" if result.reached[row] else "above the threshold: not protected"
 
 
 def _too_large(reason: str) -> str:
@@ -228,17 +335,8 @@ def _too_large(reason: str) -> str:
     size = f" ({int(count[1]) / 1e6:.0f} megapixels)" if count else ""
     return (
         f"the photo is too large{size}. This page takes up to {MAX_DEMO_PIXELS // 1_000_000} megapixels; make "
-        "it smaller first, or use the command dedim run, which takes up to 134"
+        f"it smaller first, or use the command dedim run, which takes up to {MAX_PIXELS // 1_000_000}"
     )
-
-
-def _still_matching(result: ProtectedPhoto) -> list[int]:
-    """Numbers of the faces that some recogniser would still match."""
-    return [
-        index + 1
-        for row, index in enumerate(result.chosen)
-        if any(score.still_matches for score in result.scores[row])
-    ]
 
 
 def _bar(score: Score) -> ScoreBar:
@@ -276,6 +374,11 @@ def _verdict(score: Score) -> str:
     return "Below the line: it would no longer take the two for the same person."
 
 
+def _render(template: str, **values: object) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("diffusers_dedim"), autoescape=True, trim_blocks=True, lstrip_blocks=True
