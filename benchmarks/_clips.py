@@ -128,7 +128,7 @@ def _open_mouth(photo: Pixels, face: Face, opened: float) -> Pixels:
     down = jaw * np.clip(v / (jaw + 4), 0, 1) * np.clip((_STILL - _LIPS[1] - v) / 30, 0, 1)
     source = grid - (down[..., None] * np.linalg.inv(to_crop[:, :2])[:, 1])
     scaled = (2 * source + 1) / (width, height) - 1
-    layer = torch.from_numpy(photo).permute(2, 0, 1)[None].double()
+    layer = torch.from_numpy(photo.astype(np.float64)).permute(2, 0, 1)[None]
     moved = functional.grid_sample(layer, torch.from_numpy(scaled)[None], "bicubic", "border", False)[0]
     gap = np.clip(1.3 - (u / 13) ** 2 - ((v - jaw / 2) / np.maximum(jaw / 2, 1e-3)) ** 2, 0, 1) * min(
         1, 4 * opened

@@ -16,6 +16,7 @@ from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.faces import Face
 from diffusers_dedim.pipeline.presets import PRESETS
+from diffusers_dedim.video import looks
 
 PRESET = tiny_preset(
     guidance="estimate", guidance_scale=0.2, max_rounds=2, threshold=0.95, threshold_margin=0.02
@@ -45,9 +46,20 @@ def test_prints_what_is_seen_of_clips_and_draws_them(
     )
     monkeypatch.setitem(PRESETS, "fast", PRESET)
     pipe.face_detector = find
+    monkeypatch.setattr(looks, "_WORTH", 10**6)  # it knows whole pictures only
     data = toy.write_experiment(tmp_path / "e.parquet", ["red", "green"], ["red", "green", "blue"])
     words = ["--data", data, "--kinds", "still", "--frames", 5, "--gallery", 1, "--alone", 2]
-    words += ["--black-box", "toy1", "--cache", tmp_path / "cache", "--sheet", tmp_path / "sheet.png"]
+    words += [
+        "--crf",
+        18,
+        40,
+        "--black-box",
+        "toy1",
+        "--cache",
+        tmp_path / "cache",
+        "--sheet",
+        tmp_path / "sheet.png",
+    ]
     video.main(list(map(str, words)), load_pipeline=lambda: pipe)
     found = json.loads(capsys.readouterr().out)
     row = found["clips"]["still"]
@@ -56,7 +68,22 @@ def test_prints_what_is_seen_of_clips_and_draws_them(
     assert row["flicker_psnr"] > row["frame_by_frame"]["flicker_psnr"]
     assert set(row["recognisers"]) == {"white", "toy1"}
     assert found["all"]["below_in_file"] == row["below_in_file"] > 0.5
+    assert row["by_crf"]["18"]["bytes"] > row["by_crf"]["40"]["bytes"]
+    assert found["all"]["by_crf"] == row["by_crf"]
     assert Image.open(tmp_path / "sheet.png").size == (8 * 320, 3 * 240)
+
+
+def test_makes_clips_of_a_photo_that_may_be_shown(
+    pipe: DeDiMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "fast", PRESET)
+    pipe.face_detector = lambda photo: [face_at(90, 30, 60)]
+    monkeypatch.setattr(looks, "_WORTH", 10**6)
+    Image.fromarray(toy.photo_of("red")).save(tmp_path / "photo.png")
+    words = ["--photo", tmp_path / "photo.png", "--kinds", "talk", "--frames", 3, "--alone", 0, "--black-box"]
+    video.main(list(map(str, words)), load_pipeline=lambda: pipe)
+    row = json.loads(capsys.readouterr().out)["clips"]["talk"]
+    assert (row["face_frames"], row["recognisers"]) == (3, {})
 
 
 def find(photo: np.ndarray) -> list[Face]:

@@ -22,9 +22,14 @@ class Centred(ToyEncoder):
         return super().forward(crops - crops.mean((1, 2, 3), keepdim=True))
 
 
+class Singly(FaceTracker):
+    def follow(self, given):
+        return (each for stretch in super().follow(given) for each in stretch)
+
+
 def tracker(detector=detect, every: int = 4, **options: object) -> FaceTracker:
     # the toys' mean face lies where the template has its points: what follows stays where it is expected
-    return FaceTracker(detector, ToyLandmarker(), Centred(), torch.device("cpu"), every=every, **options)
+    return Singly(detector, ToyLandmarker(), Centred(), torch.device("cpu"), every=every, **options)
 
 
 def frames(pictures: list[np.ndarray]) -> list[Frame]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffusers_dedim.faces import Face, FaceDetection
 from diffusers_dedim.video.reading import Frame
@@ -17,7 +18,10 @@ _THUMBNAIL = 32
 _BLOCK = 16  # px; the noise of a camera is a sixteenth in its mean
 _CHANGED = 3.0  # levels of 255 in a colour's mean, from which on a block may show somebody new
 _FULL_EVERY = 5  # looks, after which the whole picture is searched all the same
-_WORTH = 400 * 300  # px; in less there is little to save
+_SMALLEST = 32.0  # px: only a look at the whole picture finds somebody new who is smaller than about this
+_SEARCHED = 20.0  # px that such a face is shrunk to, and the smallest that a detector is asked for
+_ROOM = 0.6  # of the smallest known face, which a shrunk picture must still show
+_WORTH = 250 * 200  # px; in less there is little to save
 _MOST = 0.6  # share of the picture, from which on it is searched as a whole
 
 
@@ -46,7 +50,8 @@ class Looks:
     """A detector that spares what cannot have changed.
 
     Somebody new changes the picture. So a look need only search around the faces that are known, and where the picture
-    is not what it was when that part of it was last searched. Every fifth look searches all of it.
+    is not what it was when that part of it was last searched; and as finely as faces of 32 px, or smaller known ones,
+    need. Every fifth look searches all of it, as it is.
 
     Args:
         detector: photo -> its faces.
@@ -56,7 +61,7 @@ class Looks:
         >>> picture = np.zeros((480, 640, 3), np.uint8)
         >>> looks(picture), looks(picture, [Face((300, 200, 340, 250), np.array([[310.0, 220]] * 4 + [[330, 220]]), 1)])
         (480, 640, 3)
-        (138, 128, 3)
+        (107, 107, 3)
         ([], [])
     """
 
@@ -83,7 +88,9 @@ class Looks:
         self._seen[part] = blocks[part]
         if x0 >= x1 or y0 >= y1:
             return []
-        return [_moved(face, x0, y0) for face in self.detector(np.ascontiguousarray(pixels[y0:y1, x0:x1]))]
+        least = min((_SMALLEST, *(_ROOM * face.size for face in known or ())))
+        shrunk, ratio = _shrunk(pixels[y0:y1, x0:x1], min(1.0, _SEARCHED / least))
+        return [_moved(face, x0, y0, ratio) for face in self.detector(shrunk)]
 
     def _region(
         self, blocks: NDArray[np.float32], known: Sequence[Face], shape: tuple[int, ...]
@@ -107,7 +114,7 @@ class Looks:
             min(side, int(-(-edge // _BLOCK)) * _BLOCK)
             for edge, side in zip(high, (width, height), strict=True)
         )
-        return None if (x1 - x0) * (y1 - y0) > _MOST * width * height else (x0, y0, x1, y1)
+        return (0, 0, width, height) if (x1 - x0) * (y1 - y0) > _MOST * width * height else (x0, y0, x1, y1)
 
 
 def _around(face: Face) -> tuple[float, ...]:
@@ -117,10 +124,21 @@ def _around(face: Face) -> tuple[float, ...]:
     return x0 - reach, y0 - reach, x1 + reach, y1 + reach
 
 
-def _moved(face: Face, x: int, y: int) -> Face:
-    x0, y0, x1, y1 = face.box
-    points = face.landmarks + np.array([x, y])
-    return replace(face, box=(x0 + x, y0 + y, x1 + x, y1 + y), landmarks=points)
+def _shrunk(pixels: NDArray[np.uint8], scale: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """A part of a picture at a scale of at most 1, and px of the part for each px of the copy, x and y."""
+    height, width = pixels.shape[:2]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    copy = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)) if scale < 1 else pixels
+    return np.ascontiguousarray(copy), np.array([width / size[0], height / size[1]])
+
+
+def _moved(face: Face, x: int, y: int, ratio: NDArray[np.float64]) -> Face:
+    """A face of the copy of a part, in px of the whole; half a pixel keeps centres on centres."""
+    corners = (np.array(face.box).reshape(2, 2) + 0.5) * ratio - 0.5 + (x, y)
+    (x0, y0), (x1, y1) = corners.tolist()
+    return replace(
+        face, box=(x0, y0, x1, y1), landmarks=(face.landmarks + 0.5) * ratio - 0.5 + np.array([x, y])
+    )
 
 
 def _block_means(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -22,10 +22,11 @@ from diffusers_dedim.faces.types import check_photo
 from diffusers_dedim.pipeline.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.pipeline.rescue import Choice
 from diffusers_dedim.video.animation import AnimationReader, AnimationWriter, is_animation
+from diffusers_dedim.video.frame_faces import FrameFace
 from diffusers_dedim.video.people import People
 from diffusers_dedim.video.reading import Frame, VideoReader
 from diffusers_dedim.video.report import FrameTally, VideoReport
-from diffusers_dedim.video.steady import FrameFace, SteadyFaces
+from diffusers_dedim.video.steady import SteadyFaces
 from diffusers_dedim.video.tracks import FaceTracker
 from diffusers_dedim.video.writing import DEFAULT_CRF, VideoWriter
 
@@ -136,9 +137,10 @@ def protect_frames(
 def _protect(
     tracker: FaceTracker, steady: SteadyFaces, frames: Iterable[FrameInput]
 ) -> Iterator[FrameResult]:
-    for frame, placed in tracker.follow(_as_frames(frames)):
-        pixels, faces = steady.protect(frame.pixels, placed)
-        yield FrameResult(frame, pixels, tuple(faces))
+    for stretch in tracker.follow(_as_frames(frames)):
+        done = steady.protect_all([(frame.pixels, placed) for frame, placed in stretch])
+        for (frame, _), (pixels, faces) in zip(stretch, done, strict=True):
+            yield FrameResult(frame, pixels, tuple(faces))
     tracker.people.end_video()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.pipeline.output import Treatment
-from diffusers_dedim.video.steady import FrameFace
+from diffusers_dedim.video.frame_faces import FrameFace
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,18 +23,22 @@ from diffusers_dedim.faces import (
     visible_share,
 )
 from diffusers_dedim.faces.cover import Cover, cover_face
-from diffusers_dedim.faces.find import TOO_SMALL
-from diffusers_dedim.pipeline.doubts import HIDDEN, MIN_VISIBLE
-from diffusers_dedim.pipeline.output import Treatment
+from diffusers_dedim.pipeline.device import in_parts
+from diffusers_dedim.pipeline.doubts import MIN_VISIBLE
 from diffusers_dedim.pipeline.presets import DeDiMPreset
-from diffusers_dedim.pipeline.rescue import ABOVE, stronger
+from diffusers_dedim.pipeline.rescue import stronger
+from diffusers_dedim.video.frame_faces import FrameFace, record, treatment_of
 from diffusers_dedim.video.people import Person
 from diffusers_dedim.video.tracks import Network, PlacedFace
 
+Pixels = NDArray[np.uint8]
 Sampler = Callable[[DeDiMPreset], Callable[..., SampleResult]]
 """Settings -> `sample_dedim` with the networks bound, as `DeDiMPipeline.sampler` gives it."""
 
 CODING_MARGIN = 0.03  # of h, so that neither coding nor another alignment lifts a face above it
+_QUICK_ERROR = 0.005  # of a match probability by the quick recogniser
+_AT_ONCE = 16  # crops that it gets together
+_MOST_AHEAD = 8  # frames that are looked at together, as long as nobody needs more than what is worn
 _CROP_MARGIN = 0.02  # of h, which carrying a crop's change into the frame takes
 _DEPTH = 0.05  # how far below its usual aim a round goes, so that its change holds for the next frames
 _DRIFT = 0.15  # share of the way to its target that a change moves in a frame
@@ -48,37 +52,6 @@ _STAYS = 12  # frames for which a round for the margin alone is not tried again,
 _GROWN = (
     1.15  # times the smallest size, or the least that must be visible, from which on a face is changed again
 )
-
-
-@dataclass(frozen=True)
-class FrameFace:
-    """What happened to a face in a frame.
-
-    Attributes:
-        person: whose face, from 0.
-        box: x0, y0, x1, y1 in px of the frame.
-        similarity: cosine in [-1, 1] of the result (8 bit) with the frame's own original or with the person's mean,
-            whichever is more alike, by the recogniser that guided; nan where the face is covered or left.
-        rounds: rounds run for this frame; 0 where the person's change was carried on.
-        unet_calls: images the denoiser was called on.
-        treatment: see `Treatment`.
-        reached_threshold: whether the face ended below the threshold; False for what is covered or left.
-        reason: why the face was not simply changed, in a few words; empty where it was.
-    """
-
-    person: int
-    box: tuple[float, float, float, float]
-    similarity: float
-    rounds: int
-    unet_calls: int
-    treatment: Treatment
-    reached_threshold: bool
-    reason: str = ""
-
-    @property
-    def is_protected(self) -> bool:
-        """Whether the face ended below the threshold, or is covered."""
-        return self.reached_threshold or self.treatment in ("blurred", "pixelated")
 
 
 @dataclass(eq=False)
@@ -121,8 +94,8 @@ class SteadyFaces:
         face_encoder: crops ``[N, 3, 112, 112]`` in [-1, 1] -> unit embeddings; judges.
         settings: of Algorithm 2.
         device: where the networks compute.
-        quick: the same recogniser where a small error does no harm: how far a change must go, whether a round helped.
-            None for itself.
+        quick: the same recogniser with a small error, for frames that are clearly below h and for the choice among
+            changes. None for itself.
         small_faces: what becomes of a face under 40 px: "blur", "pixelate", "skip" (left as it is) or "error".
         fallback: what becomes of one that cannot be brought below h: "blur", "pixelate", or "leave-out", which leaves
             it above.
@@ -157,11 +130,63 @@ class SteadyFaces:
             tries.append((stronger(deep), deep.max_rounds))
         self._tries = [(sampler(each), most) for each, most in tries]
         self._line = settings.threshold - min(CODING_MARGIN, settings.threshold / 4)
+        self._ahead = 1
 
     @torch.no_grad()
-    def protect(
-        self, pixels: NDArray[np.uint8], placed: Sequence[PlacedFace]
-    ) -> tuple[NDArray[np.uint8], list[FrameFace]]:
+    def protect_all(
+        self, frames: Sequence[tuple[Pixels, Sequence[PlacedFace]]]
+    ) -> Iterator[tuple[Pixels, list[FrameFace]]]:
+        """Protect frames after one another; where people can go on wearing what they wear, several in one look.
+
+        Args:
+            frames: uint8 RGB ``[H, W, 3]`` and its faces, of each.
+
+        Yields:
+            As `protect`, for each frame.
+        """
+        start = 0
+        while start < len(frames):
+            some = frames[start : start + self._ahead]
+            done = self._carry(some) if len(some) > 1 else []
+            yield from done
+            start += len(done)
+            is_carried = len(done) == len(some)
+            if not is_carried:
+                result, faces = self.protect(*frames[start])
+                yield result, faces
+                start += 1
+                is_carried = len(some) == 1 and not any(face.rounds for face in faces)
+            self._ahead = min(2 * self._ahead, _MOST_AHEAD) if is_carried else 1
+
+    def _carry(
+        self, frames: Sequence[tuple[Pixels, Sequence[PlacedFace]]]
+    ) -> list[tuple[Pixels, list[FrameFace]]]:
+        """The first of these frames whose faces are all clearly below h as they are dressed; others change nothing."""
+        begun, states = [], []
+        for pixels, placed in frames:
+            states.append([(each.person, vars(each.person).copy()) for each in placed])
+            covered, records = self._set_aside(placed)
+            worn = self._dress([each for each in placed if each not in covered], pixels.shape)
+            if any(each.person.target is None for each in worn):
+                break
+            result, seen = _paste(pixels, worn)
+            # covered now: what a person is in the frames to come decides nothing here
+            begun.append((self._cover(result, covered), records, worn, seen))
+        crops = [crop for *_, seen in begun for crop in seen]
+        embeddings = iter(in_parts(self.quick, torch.stack(crops).to(self.device), _AT_ONCE) if crops else ())
+        done = []
+        for result, records, worn, _ in begun:
+            self._judge_worn(worn, [next(embeddings) for _ in worn])
+            if any(each.probability >= self._line - _QUICK_ERROR for each in worn):
+                break
+            records += [self._changed(each) for each in worn]
+            done.append((result, records))
+        for person, state in [pair for each in reversed(states[len(done) :]) for pair in each]:
+            vars(person).update(state)
+        return done
+
+    @torch.no_grad()
+    def protect(self, pixels: Pixels, placed: Sequence[PlacedFace]) -> tuple[Pixels, list[FrameFace]]:
         """Protect the faces of the next frame.
 
         Args:
@@ -173,27 +198,33 @@ class SteadyFaces:
         """
         covered, records = self._set_aside(placed)
         worn = self._dress([each for each in placed if each not in covered], pixels.shape)
-        result = self._paste(pixels, worn)
+        result = self._try_on(pixels, worn)
         while short := [each for each in worn if self._may_go_on(each)]:
             for each in short:
                 self._go_on(each)
-            result = self._paste(pixels, worn)
+            result = self._try_on(pixels, worn)
         if any(each.probability > each.best[0] for each in worn):  # another try was better than the last
             for each in worn:
                 each.crop = each.best[1]
-            result = self._paste(pixels, worn)
+            result = self._try_on(pixels, worn)
         for each in worn:
             if each.probability >= self._line and each.tries:
                 each.person.settled_for = _STAYS
             if each.probability >= self.settings.threshold and self.fallback != "leave-out":
                 each.person.tired_for = each.person.tired_for or _RESTS
                 covered.append(each.placed)
-                records.append(_record(each.placed, _treatment(self.fallback), each))
+                records.append(record(each.placed, treatment_of(self.fallback), each.rounds, each.unet_calls))
             else:
-                records.append(_record(each.placed, "changed", each, self.settings.threshold))
-                if each.probability < self.settings.threshold:
-                    each.person.result = each.best[2]
+                records.append(self._changed(each))
         return self._cover(result, covered), records
+
+    def _changed(self, each: _Worn) -> FrameFace:
+        """The record of a face that goes into the video as it is dressed."""
+        if each.probability < self.settings.threshold:
+            each.person.result = each.best[2]
+        return record(
+            each.placed, "changed", each.rounds, each.unet_calls, each.probability, self.settings.threshold
+        )
 
     def _set_aside(self, placed: Sequence[PlacedFace]) -> tuple[list[PlacedFace], list[FrameFace]]:
         """Faces that are not changed in this frame, and what is said of them."""
@@ -210,7 +241,7 @@ class SteadyFaces:
                 )
             if person.small or person.hidden or each.aligned.face.reason:
                 aside.append(each)
-                records.append(_record(each, "left" if word == "skip" else _treatment(word)))
+                records.append(record(each, "left" if word == "skip" else treatment_of(word)))
         return aside, records
 
     def _dress(self, placed: Sequence[PlacedFace], shape: tuple[int, ...]) -> list[_Worn]:
@@ -232,21 +263,22 @@ class SteadyFaces:
             worn.append(_Worn(each, x_org[row], mask[row], _wear(x_org[row], mask[row], person)))
         return worn
 
-    def _paste(self, pixels: NDArray[np.uint8], worn: Sequence[_Worn]) -> NDArray[np.uint8]:
+    def _try_on(self, pixels: Pixels, worn: Sequence[_Worn]) -> Pixels:
         """The frame with these faces, which get their probability from it: its 8 bits are what counts."""
         if not worn:
             return pixels
-        result = pixels
-        for each in worn:
-            support = (each.mask > 0).float().cpu()
-            result = paste_back(result, each.placed.aligned, each.crop.cpu(), support)
-        new = torch.stack([align_face(result, each.placed.aligned.face).crop for each in worn])
-        embeddings = self.face_encoder(new.to(self.device))
-        values = self._judge(embeddings, worn).tolist()
+        result, crops = _paste(pixels, worn)
+        self._judge_worn(worn, list(self.face_encoder(torch.stack(crops).to(self.device))))
+        return result
+
+    def _judge_worn(self, worn: Sequence[_Worn], embeddings: Sequence[Tensor]) -> None:
+        """Give faces their probability by their embeddings in the frame, and note it where it is their best."""
+        if not worn:
+            return
+        values = self._judge(torch.stack(list(embeddings)), worn).tolist()
         for each, value, embedding in zip(worn, values, embeddings, strict=True):
             each.probability = value
             each.best = min(each.best, (value, each.crop, embedding), key=lambda known: known[0])
-        return result
 
     def _judge(self, embeddings: Tensor, worn: Sequence[_Worn]) -> Tensor:
         """Match probability ``[N]`` with the frame's own original or the person's mean, the higher one."""
@@ -321,13 +353,21 @@ class SteadyFaces:
             person.change = person.target
         self._step(each)
 
-    def _cover(self, pixels: NDArray[np.uint8], covered: Sequence[PlacedFace]) -> NDArray[np.uint8]:
+    def _cover(self, pixels: Pixels, covered: Sequence[PlacedFace]) -> Pixels:
         for each in covered:
             word = self.small_faces if each.person.small else self.fallback
             if word in ("blur", "pixelate"):
                 cover: Cover = "blur" if word == "blur" else "pixelate"
                 pixels = cover_face(pixels, each.aligned.face, cover)
         return pixels
+
+
+def _paste(pixels: Pixels, worn: Sequence[_Worn]) -> tuple[Pixels, list[Tensor]]:
+    """The frame with these faces, and their crops cut out of it again."""
+    for each in worn:
+        support = (each.mask > 0).float().cpu()
+        pixels = paste_back(pixels, each.placed.aligned, each.crop.cpu(), support)
+    return pixels, [align_face(pixels, each.placed.aligned.face).crop for each in worn]
 
 
 def deeper(settings: DeDiMPreset) -> DeDiMPreset:
@@ -359,34 +399,6 @@ def _wear(x_org: Tensor, mask: Tensor, person: Person, change: Tensor | None = N
         0, 1
     )
     return (x_org + share * worn).clamp(-1, 1)
-
-
-def _treatment(word: str) -> Treatment:
-    return "blurred" if word == "blur" else "pixelated" if word == "pixelate" else "left"
-
-
-def _record(
-    placed: PlacedFace, treatment: Treatment, worn: _Worn | None = None, threshold: float = 0.0
-) -> FrameFace:
-    changed = worn is not None and treatment == "changed"
-    reached = bool(worn is not None and changed and worn.probability < threshold)
-    return FrameFace(
-        person=placed.person.number,
-        box=placed.aligned.face.box,
-        similarity=2 * worn.probability - 1 if worn is not None and changed else math.nan,
-        rounds=worn.rounds if worn else 0,
-        unet_calls=worn.unet_calls if worn else 0,
-        treatment=treatment,
-        reached_threshold=reached,
-        reason="" if reached else _reason(placed),
-    )
-
-
-def _reason(placed: PlacedFace) -> str:
-    """Why a face was not changed, or not below h."""
-    if placed.person.small:
-        return TOO_SMALL
-    return placed.aligned.face.reason or (HIDDEN if placed.person.hidden else ABOVE)
 
 
 def _visible(placed: PlacedFace) -> float:

@@ -162,8 +162,8 @@ class FaceTracker:
         self._tracks: list[_Track] = []
         self._last_time: Fraction | None = None
 
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, list[PlacedFace]]]:
-        """Yield each frame with its faces, in order.
+    def follow(self, frames: Iterable[Frame]) -> Iterator[list[tuple[Frame, list[PlacedFace]]]]:
+        """Yield the frames with their faces, in order, from look to look.
 
         Args:
             frames: uint8 RGB pictures of one size; may be endless.
@@ -172,16 +172,16 @@ class FaceTracker:
         cuts = Cuts()
         for frame in frames:
             if cuts.between(frame) and buffer:
-                yield from self._settle(buffer, last=True)
+                yield self._settle(buffer, last=True)
                 buffer = []
             if not buffer:
                 self._start_shot(frame)
             buffer.append(frame)
             if len(buffer) > self.every:
-                yield from self._settle(buffer, last=False)
+                yield self._settle(buffer, last=False)
                 buffer = buffer[-1:]
         if buffer:
-            yield from self._settle(buffer, last=True)
+            yield self._settle(buffer, last=True)
 
     def _start_shot(self, frame: Frame) -> None:
         self._tracks = []
@@ -189,7 +189,7 @@ class FaceTracker:
             self._tracks.append(self._begin(found, [track.person for track in self._tracks]))
 
     @torch.no_grad()
-    def _settle(self, buffer: list[Frame], *, last: bool) -> Iterator[tuple[Frame, list[PlacedFace]]]:
+    def _settle(self, buffer: list[Frame], *, last: bool) -> list[tuple[Frame, list[PlacedFace]]]:
         """The faces of frames of which the detector has seen the first; and now sees the last."""
         end = len(buffer) - 1
         if end == 0:
@@ -197,10 +197,11 @@ class FaceTracker:
         else:
             expected = [track.finding.face for track in self._tracks]
             paths = self._paths(buffer, self._detect(buffer[end].pixels, expected))
-        yield from self._emit(buffer if last else buffer[:-1], paths)
+        seen = self._emit(buffer if last else buffer[:-1], paths)
         for track, path in paths:
             track.finding = path.get(end, track.finding)
         self._tracks = [track for track, path in paths if end in path]
+        return seen
 
     def _paths(self, buffer: Sequence[Frame], detected: Sequence[_Detected]) -> list[_Path]:
         """Where each face is in each of the frames; it was seen in the first, or is seen in the last one."""
@@ -223,15 +224,12 @@ class FaceTracker:
             paths.append((track, self._onwards(track, buffer, range(end - 1, -1, -1), start=end)))
         return paths
 
-    def _emit(
-        self, buffer: Sequence[Frame], paths: Sequence[_Path]
-    ) -> Iterator[tuple[Frame, list[PlacedFace]]]:
+    def _emit(self, buffer: Sequence[Frame], paths: Sequence[_Path]) -> list[tuple[Frame, list[PlacedFace]]]:
         """The frames with their faces, which the networks see all together."""
         shown = [self._shown(index, frame, paths) for index, frame in enumerate(buffer)]
         faces = [(frame, *each) for frame, found in zip(buffer, shown, strict=True) for each in found]
         placed = iter(self._place(faces))
-        for frame, found in zip(buffer, shown, strict=True):
-            yield frame, [next(placed) for _ in found]
+        return [(frame, [next(placed) for _ in found]) for frame, found in zip(buffer, shown, strict=True)]
 
     def _shown(self, index: int, frame: Frame, paths: Sequence[_Path]) -> list[tuple[_Track, Face]]:
         """The faces of a frame by their smoothed points."""
