@@ -28,8 +28,8 @@ from diffusers_dedim.runs.run import FolderRun
 
 pytestmark = pytest.mark.slow
 
-# DEDIM_SOAK=2000 for a soak; its seed is said, so that what it finds can be made again.
-FILES, SEED = int(os.environ.get("DEDIM_SOAK", "300")), int(os.environ.get("DEDIM_SOAK_SEED", "0"))
+# DEDIM_SOAK=20000 for a longer soak; its seed is said, so that what it finds can be made again.
+FILES, SEED = int(os.environ.get("DEDIM_SOAK", "2000")), int(os.environ.get("DEDIM_SOAK_SEED", "0"))
 RUN_FILES = 60
 
 
