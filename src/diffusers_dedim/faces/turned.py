@@ -28,7 +28,7 @@ def find_any_turn(photo: NDArray[np.uint8], detector: FaceDetection) -> list[Fac
     Detectors are made for upright faces. On one that lies on its side MTCNN mostly finds nothing, and in one of five
     cases puts upright points into it, which is worse. It is surest where the face is upright, so the turns compete. A
     photo that shows no upright face for sure is searched at every turn; another one on small copies side by side, which
-    costs a few hundredths of a second, and in full at the turns at which those show a face.
+    takes about as long again, and in full at the turns at which those show a face.
 
     Args:
         photo: ``[H, W, 3]`` uint8 RGB.
