@@ -15,7 +15,7 @@ from toys import face_at, in_bytes, seeded, tiny_preset
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.engine import PhotoStream, StreamPhoto
 from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
-from diffusers_dedim.pipeline.rescue import ATTEMPTS, stronger
+from diffusers_dedim.pipeline.rescue import ATTEMPTS, FacePolicy, find_faces, stronger
 
 Pixels = NDArray[np.uint8]
 EASY, NEVER = tiny_preset(threshold=0.999, max_rounds=1), tiny_preset(threshold=0.001, retries=3)
@@ -190,3 +190,10 @@ def test_the_stronger_settings_aim_at_the_same_threshold() -> None:
 def test_more_than_three_retries_are_refused() -> None:
     with pytest.raises(ValueError, match=r"retries: expected a whole number in 0\.\.3, got 4\."):
         tiny_preset(retries=4)
+
+
+def test_a_detector_that_finds_something_else_is_no_empty_photo() -> None:
+    boxes: Any = [(1, 2, 30, 40)]
+    photo = np.zeros((60, 60, 3), np.uint8)
+    with pytest.raises(TypeError, match=r"faces: expected `Face` records, got tuple; mend the detector\."):
+        find_faces(photo, None, lambda _: boxes, FacePolicy())

@@ -158,9 +158,13 @@ def find_faces(
 
     Raises:
         NoFaceError, FaceTooSmallError: as `choose_faces`.
+        TypeError: what was found are no `Face` records.
         ValueError: a face lies outside the photo.
     """
     given = detector(photo) if faces is None else faces
+    for face in given:
+        if not isinstance(face, (Face, AlignedFace)):
+            raise TypeError(f"faces: expected `Face` records, got {type(face).__name__}; mend the detector.")
     cut_out = [Subject(face) for face in given if isinstance(face, AlignedFace)]
     if cut_out:
         return FoundFaces(tuple(cut_out))
