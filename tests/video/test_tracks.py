@@ -170,6 +170,12 @@ def test_smoothing_stills_what_rests_and_keeps_up_with_what_moves() -> None:
     assert np.abs(smooth(way[0], 1 / 25) - way[0]).max() == 0
     moved = [smooth(points, 1 / 25) for points in way[1:]]
     assert np.abs(moved[-1] - way[-1]).max() < 0.02
+    smooth = OneEuro()
+    square = np.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]])
+    nearing = [
+        square * (1 + 0.5 * index / 25) for index in range(50)
+    ]  # grows by a half a second, in its place
+    assert np.abs([smooth(points, 1 / 25) for points in nearing][-1] - nearing[-1]).max() < 0.02
     with pytest.raises(ValueError, match="expected Hz above 0"):
         OneEuro(cutoff=0)
 

@@ -22,8 +22,8 @@ class OneEuro:
         ValueError: a cut-off is not above 0, or ``beta`` below 0.
 
     Source:
-        Casiez et al. 2012, algorithm 1, on the speed of the points' middle: all points are smoothed alike, so that
-        their shape does not shear.
+        Casiez et al. 2012, algorithm 1, on the speed at which the points move, turn and grow together: all are
+        smoothed alike, so that their shape does not shear.
 
     Example:
         >>> smooth = OneEuro()
@@ -59,12 +59,21 @@ class OneEuro:
         if last is None or last.shape != points.shape:
             self._points, self._speed = points.copy(), None
             return self._points
-        speed = (points - last).mean(axis=0) / (unit * seconds)
+        speed = _common(last, points - last) / (unit * seconds)
         known = speed if self._speed is None else self._speed
         self._speed = known + _share(self.speed_cutoff, seconds) * (speed - known)
         cutoff = self.cutoff + self.beta * float(np.linalg.norm(self._speed))
         self._points = last + _share(cutoff, seconds) * (points - last)
         return self._points
+
+
+def _common(points: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What steps of points ``[K, 2]`` have in common, ``[4]``: the shift, and growth and turn at the points' spread."""
+    about, shift = points - points.mean(axis=0), steps.mean(axis=0)
+    spread = float(np.sqrt((about**2).sum(axis=1).mean()))
+    growth = (about * steps).sum(axis=1).mean()
+    turn = (about[:, 0] * steps[:, 1] - about[:, 1] * steps[:, 0]).mean()
+    return np.array([*shift, growth / max(spread, 1e-9), turn / max(spread, 1e-9)])
 
 
 def _share(cutoff: float, seconds: float) -> float:
