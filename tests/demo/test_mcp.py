@@ -98,13 +98,11 @@ def test_a_photo_is_protected_and_lies_in_the_private_folder(url: str, cache: Pa
     assert all(path.relative_to(cache).parts[0].startswith("dedim-demo-") for path in sent), "kept for ever"
 
 
-def test_a_photo_that_was_uploaded_is_named_by_its_address(url: str) -> None:
-    import httpx
-
-    files = {"files": ("holiday.jpg", photo())}
-    (path,) = httpx.post(f"{url}gradio_api/upload", files=files).json()
-    failed, words = call(url, photo=f"{url}gradio_api/file={path}")
-    assert not failed, words
+def test_no_address_of_this_computer_is_fetched(url: str) -> None:
+    """Gradio refuses it: a model must not read what only this computer can reach."""
+    failed, words = call(url, photo=f"{url}config")
+    assert failed
+    assert "components" not in words
 
 
 @pytest.mark.parametrize(
