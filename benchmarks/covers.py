@@ -1,6 +1,7 @@
 """Faces that are partly covered, cut off or turned away: what is changed on the cover, and how the rest comes out.
 
     python -m benchmarks.covers --photos 12 --panel out/covers.png --json out/covers.json
+    python -m benchmarks.covers --crops ../shared/data/faces      # to choose limits on
 
 Whole photos get a cover drawn over their face, at the photo's size: dark glasses, a surgical mask, a hand, a bar, a
 microphone, hair, a board over half of the face; or they are cut below the nose, or the head is turned away over one
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from diffusers_dedim.evaluation import read_protocol
 from diffusers_dedim.evaluation.gallery import central_face
 from diffusers_dedim.faces import Face, align_face, estimate_similarity, visible_gate, visible_share
 from diffusers_dedim.faces.align import ARCFACE_TEMPLATE, invert
+from diffusers_dedim.training.data import FaceCrops
 from diffusers_dedim.training.pose import turn_far
 
 Pixels = NDArray[np.uint8]
@@ -192,8 +194,8 @@ def measure_covers(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     if options.no_visibility:
         pipe.visibility = None
     photos = []
-    for record in read_protocol(options.data).gallery:
-        photo = _enlarged(record.read_photo(), options.side)
+    for plain in _crops(options) if options.crops else _gallery(options):
+        photo = _enlarged(plain, options.side)
         face = central_face(photo, pipe.face_detector)
         if face is not None:
             photos.append((photo, face))
@@ -215,8 +217,19 @@ def measure_covers(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
         "kinds": results,
         "visibility": pipe.visibility is not None,
         "preset": options.preset,
-        "data": str(options.data),
+        "data": str(options.crops or options.data),
     }
+
+
+def _gallery(options: argparse.Namespace) -> Iterator[Pixels]:
+    return (record.read_photo() for record in read_protocol(options.data).gallery)
+
+
+def _crops(options: argparse.Namespace) -> Iterator[Pixels]:
+    """Faces of a validation split, from all over it."""
+    crops = FaceCrops(options.crops, "val")
+    for index in torch.randperm(len(crops), generator=torch.Generator().manual_seed(0)).tolist():
+        yield crops[index]["image"].permute(1, 2, 0).numpy()
 
 
 def _measure(
@@ -299,6 +312,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("benchmarks.covers", str(__doc__))
     add = parser.add_argument
     add("--data", default=LFW, help="photos with roles, as for benchmarks.main_job; the gallery's are taken")
+    add("--crops", help="aligned faces in their place: a folder or data set with a validation split")
     add("--photos", type=at_least(1), default=12)
     add("--side", type=at_least(100), default=400, help="longer side that photos are brought to, px")
     add("--kinds", nargs="+", choices=["plain", *KINDS, *OTHERS], help="default: all")

@@ -53,19 +53,36 @@ def test_a_cover_does_not_leak_into_another_doubt() -> None:
     assert gate[85, 85] == 1
 
 
-def test_a_cover_over_the_mouth_reaches_as_far_as_there_is_any_doubt() -> None:
+def covered_mouth() -> tuple[Tensor, Tensor]:
+    """A cover over the mouth that the network is sure of in 7 x 7 px, and in doubt of around them."""
     points = torch.full((1, 51, 2), -50.0)
     points[:, 31:] = 60.0  # the mouth
     probability = seen()
     probability[..., 50:90, 40:80] = 0.8
     probability[..., 57:64, 57:64] = 0.1
+    return probability, points
+
+
+def test_a_cover_over_the_mouth_reaches_further_where_there_is_a_doubt() -> None:
+    probability, points = covered_mouth()
     hidden = visible_gate(probability, points)[0, 0] == 0
-    assert hidden[48:92, 38:82].all()
-    assert hidden.sum() == 44 * 44
+    assert hidden[48:74, 47:74].all()  # 8 px, no further up than the doubt, and the margin of 2
+    assert hidden.sum() == 26 * 27
     probability[..., 57:59, 57:64] = 0.8  # a speck that is no cover for sure
-    assert visible_gate(probability, points)[0, 0, 70, 45] == 1
+    assert visible_gate(probability, points)[0, 0, 70, 60] == 1
     points[:, 31:] = 20.0  # beside the face, as hair is
-    assert visible_gate(probability, points)[0, 0, 70, 45] == 1
+    assert visible_gate(probability, points)[0, 0, 70, 60] == 1
+
+
+def test_a_cover_is_drawn_less_wide_where_else_too_little_of_a_face_is_left() -> None:
+    probability, points = covered_mouth()
+    both = probability.repeat(2, 1, 1, 1), points.repeat(2, 1, 1)
+    mask = torch.zeros(2, 1, 112, 112)
+    mask[0, :, 46:76, 46:76] = 1
+    mask[1] = 1
+    narrow, wide = visible_gate(*both, mask)
+    assert (narrow == 0).sum() == 17 * 17  # 3 px
+    assert torch.equal(wide[None], visible_gate(probability, points))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])

@@ -14,9 +14,13 @@ from diffusers_dedim.models.landmarks import NUM_LANDMARKS
 _SURE, _LIKELY = 0.25, 0.5
 _CORE = 3  # px
 _REACH = 40  # px a cover goes on from its core at most; a third of the crop
-# One that lies over eyes, nose or mouth, and is no speck, is one for sure: it reaches as far as the network has any
+# One that lies over eyes, nose or mouth, and is no speck, is one for sure: it reaches further where the network has any
 # doubt, for its edges are drawn too narrow, a hand's most of all. Hair and background at a face's rim are no such core.
 _INSIDE_CORE, _INSIDE, _DOUBTED = 7, 3.0, 0.9  # px, px around the landmarks, probability
+_FURTHER = (8, 3)  # px; the second where the first leaves too little of a face
+MIN_VISIBLE = 0.4
+"""Share of a mask that must be visible. What is left of a smaller one cannot carry a face away from itself without
+being torn (`python -m benchmarks.covers`)."""
 # The network's edges are right to a pixel or two, and a changed pixel of the crop reaches two further in the photo.
 _MARGIN = 2  # px
 _BROWS = 10  # of the 51 the first are the brows'
@@ -30,15 +34,17 @@ _OUTER = 3.0  # px: the temple begins so far within the outermost point
 _PLAIN = 0.1  # a larger share of an eye and its brow must be hidden for the temple beside it to be doubted
 
 
-def visible_gate(probability: Tensor, landmarks: Tensor) -> Tensor:
+def visible_gate(probability: Tensor, landmarks: Tensor, mask: Tensor | None = None) -> Tensor:
     """Turn the probability that a pixel shows the face into a factor of its mask.
 
     The rim of the mask at the temples lies on skin, hair or background, which no network tells apart for sure. Where
-    the eye and the brow beside it are in sight, it stays.
+    the eye and the brow beside it are in sight, it stays. A cover over eyes, nose or mouth is drawn 8 px wider than
+    the network is sure of, as far as it has a doubt, and 3 px where 8 would leave less than `MIN_VISIBLE` of the mask.
 
     Args:
         probability: ``[N, 1, S, S]`` in [0, 1], of `VisibilityNet`.
         landmarks: ``[N, 51, 2]``, crop px.
+        mask: ``[N, 1, S, S]`` in [0, 1], what is to be changed of each face; None draws all covers 8 px wider.
 
     Returns:
         ``[N, 1, S, S]`` float32: exactly 0 on what covers the face or lies beside it, and 2 px around; exactly 1
@@ -61,12 +67,15 @@ def visible_gate(probability: Tensor, landmarks: Tensor) -> Tensor:
         raise ValueError(f"landmarks: expected shape {expected}, got {list(landmarks.shape)}.")
     if not ((probability >= 0) & (probability <= 1)).all():  # nan fails too
         raise ValueError("probability: expected values in [0, 1], got values outside or nan.")
-    hidden = _hidden(probability.detach().float(), landmarks.detach().float())
-    for points, outer, inner in _SIDES:
-        hidden = hidden * (1 - _plain_temple(hidden, landmarks.detach().float(), points, outer, inner))
-    clear = 1 - _widen(hidden, _MARGIN)
-    side = 2 * _MARGIN + 1
-    return clear * functional.avg_pool2d(clear, side, 1, _MARGIN, count_include_pad=False)
+    probability, landmarks = probability.detach().float(), landmarks.detach().float()
+    wide, narrow = _FURTHER
+    gate = _gate(probability, landmarks, wide)
+    if mask is None:
+        return gate
+    scant = visible_share(mask, gate.to(mask)) < MIN_VISIBLE
+    if scant.any():
+        gate[scant] = _gate(probability[scant], landmarks[scant], narrow)
+    return gate
 
 
 def visible_share(mask: Tensor, gate: Tensor) -> Tensor:
@@ -87,12 +96,22 @@ def visible_share(mask: Tensor, gate: Tensor) -> Tensor:
     return share
 
 
-def _hidden(probability: Tensor, landmarks: Tensor) -> Tensor:
+def _gate(probability: Tensor, landmarks: Tensor, further: int) -> Tensor:
+    hidden = _hidden(probability, landmarks, further)
+    for points, outer, inner in _SIDES:
+        hidden = hidden * (1 - _plain_temple(hidden, landmarks, points, outer, inner))
+    clear = 1 - _widen(hidden, _MARGIN)
+    side = 2 * _MARGIN + 1
+    return clear * functional.avg_pool2d(clear, side, 1, _MARGIN, count_include_pad=False)
+
+
+def _hidden(probability: Tensor, landmarks: Tensor, further: int) -> Tensor:
     """What is hidden, ``[N, 1, S, S]`` 0 or 1: all that is likely and hangs together with what is sure."""
-    sure = (probability < _SURE).float()
+    sure, likely = (probability < _SURE).float(), probability < _LIKELY
     inside = landmark_mask(landmarks[:, _BROWS:], _INSIDE, size=probability.shape[-1])
-    cover = _grow(_opened(sure, _INSIDE_CORE) * inside, probability < _DOUBTED)
-    return torch.maximum(cover, _grow(_opened(sure, _CORE), probability < _LIKELY))
+    cover = _grow(_opened(sure, _INSIDE_CORE) * inside, likely)
+    cover = _grow(cover, probability < _DOUBTED, further)
+    return torch.maximum(cover, _grow(_opened(sure, _CORE), likely))
 
 
 def _opened(marked: Tensor, width: int) -> Tensor:
@@ -100,8 +119,8 @@ def _opened(marked: Tensor, width: int) -> Tensor:
     return _widen(-_widen(-marked, width // 2), width // 2)
 
 
-def _grow(core: Tensor, allowed: Tensor) -> Tensor:
-    for _ in range(_REACH):
+def _grow(core: Tensor, allowed: Tensor, reach: int = _REACH) -> Tensor:
+    for _ in range(reach):
         last, core = core, _widen(core, 1) * allowed
         if torch.equal(core, last):
             break

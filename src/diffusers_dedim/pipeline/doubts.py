@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusers_dedim.faces import AlignedFace, contradictions, landmark_mask, visible_gate, visible_share
+from diffusers_dedim.faces.visible import MIN_VISIBLE
 from diffusers_dedim.pipeline.device import in_parts
-
-MIN_VISIBLE = 0.4
-"""Share of a mask that must be visible. What is left of a smaller one cannot carry a face away from itself without
-being torn (`python -m benchmarks.covers`)."""
 
 HIDDEN = "too little of it is visible"
 
@@ -55,8 +52,9 @@ class SecondLook:
         if self.visibility is None:
             return reasons, torch.ones_like(crops[:, :1])
         seen = in_parts(self.visibility, crops, self.batch_size)
-        gate = visible_gate(seen, landmarks).to(crops)
-        hidden = hidden_reasons(self.make_mask(landmarks), gate)
+        mask = self.make_mask(landmarks)
+        gate = visible_gate(seen, landmarks, mask).to(crops)
+        hidden = hidden_reasons(mask, gate)
         return [reason or other for reason, other in zip(reasons, hidden, strict=True)], gate
 
 

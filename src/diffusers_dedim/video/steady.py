@@ -23,8 +23,8 @@ from diffusers_dedim.faces import (
     visible_share,
 )
 from diffusers_dedim.faces.cover import Cover, cover_face
+from diffusers_dedim.faces.visible import MIN_VISIBLE
 from diffusers_dedim.pipeline.device import in_parts
-from diffusers_dedim.pipeline.doubts import MIN_VISIBLE
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.rescue import stronger
 from diffusers_dedim.video.frame_faces import FrameFace, record, treatment_of

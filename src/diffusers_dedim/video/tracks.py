@@ -20,6 +20,7 @@ from diffusers_dedim.faces import (
     align_face,
     contradictions,
     estimate_similarity,
+    landmark_mask,
     visible_gate,
 )
 from diffusers_dedim.pipeline.device import in_parts
@@ -256,7 +257,8 @@ class FaceTracker:
         crops, landmarks, embeddings = self._look(aligned)
         gates: Tensor | None = None
         if self.visibility is not None:
-            gates = visible_gate(in_parts(self.visibility, crops, _CROPS_AT_ONCE), landmarks)
+            seen = in_parts(self.visibility, crops, _CROPS_AT_ONCE)
+            gates = visible_gate(seen, landmarks, landmark_mask(landmarks))
         placed = []
         for row, (_, track, _) in enumerate(faces):
             track.latest = embeddings[row]
