@@ -8,10 +8,15 @@ Example:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Where onnxruntime is installed diffusers imports it, and its builds report their use to Microsoft unless this is set
+# before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Album": "pipeline.album",
