@@ -172,6 +172,25 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     assert sorted(path.name for path in source.iterdir()) == ["00.png", "01.png"]
 
 
+def test_a_disk_that_becomes_read_only_is_told_and_gone_on_with(tmp_path: Path, small_disk: Path) -> None:
+    source, out = folder(tmp_path / "in", 3), small_disk / "out"
+    FolderRun([source / "00.png"], out, RunSettings(seed=0)).execute(FakePipeline())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=False, capture_output=True)
+    if not os.access(out, os.W_OK):  # else there is no disk of its own
+        for place, resume in ((out, True), (small_disk / "new", False)):
+            run = FolderRun([source], place, RunSettings(seed=0), resume=resume)
+            with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\)"):
+                run.execute(FakePipeline())
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        FolderRun([out / "00.png"], tmp_path / "again").execute(FakePipeline())  # what only is read
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=False, capture_output=True)
+    again = FolderRun([source], out, RunSettings(seed=0), resume=True).execute(FakePipeline())
+    check_whole(source, out, again)
+    assert len(again.protected) == 3
+    assert (out / "00.png").read_bytes() == before["00.png"]
+
+
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = folder(tmp_path / "in", 6), tmp_path / "out"
     os.utime(source / "00.png", (4e9, 4e9))  # of the future
