@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from toys import seeded, tiny_preset, toy_pipeline
 
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline import pipeline_dedim
@@ -35,3 +38,15 @@ def test_a_pipeline_is_loaded_in_the_type_that_suits_its_device(monkeypatch: pyt
     monkeypatch.setattr(pipeline_dedim, "fast_dtype", note)
     assert DeDiMPipeline.from_pretrained(device_map="cpu").unet.dtype == torch.float16
     assert asked == ["cpu"]
+
+
+@pytest.mark.parametrize("around", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_autocast_around_the_pipeline_of_either_type_works(own: torch.dtype, around: torch.dtype) -> None:
+    pipe = toy_pipeline().to(own)
+    crop = Image.fromarray(np.random.default_rng(0).integers(60, 190, (112, 112, 3), dtype=np.uint8))
+    settings: dict[str, Any] = {"preset": tiny_preset(threshold=0.95), "aligned": True}
+    plain = pipe(crop, generator=seeded(0), **settings).faces[0].similarity
+    with torch.autocast("cpu", around):
+        inside = pipe(crop, generator=seeded(0), **settings).faces[0].similarity
+    assert inside == pytest.approx(plain, abs=0.1)  # three digits in each layer of what has the type around

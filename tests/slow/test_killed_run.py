@@ -56,7 +56,9 @@ def noise_photos(folder: Path) -> list[str]:
 def start(source: Path, out: Path, *words: str) -> ForkServerProcess:
     """A copy of a process that has imported everything, which else would take most of the time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusers_dedim.runs.run", "toys"])
+    context.set_forkserver_preload(
+        ["diffusers_dedim.runs.run", "diffusers_dedim.pipeline.pipeline_dedim", "toys"]
+    )
     settings = ("--seed", "0", "--max-rounds", "1", "--threshold", "0.999")
     process = context.Process(target=protect, args=([str(source), "-o", str(out), *settings, *words],))
     process.start()

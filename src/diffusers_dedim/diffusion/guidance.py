@@ -100,6 +100,7 @@ def judged_probability(
         >>> judged_probability(torch.tensor([[0.0, 1.0]]), known, 0.6, 0.2) > 0.6
         tensor([True])
     """
+    embedding = embedding.to(given["reference"].dtype)  # inside torch.autocast a recogniser may give another
     probability = match_probability(embedding, given["reference"])
     nearest = avoided_cosines(embedding, given["avoid"]).flatten(1)
     excess = torch.cat([nearest, nearest.new_full((len(nearest), 1), -1.0)], dim=1).amax(1) - limit

@@ -138,6 +138,7 @@ def sample_dedim(
 
 def _of_each_face(x_org: Tensor, mask: Tensor, reference: Tensor, avoid: Tensor | None) -> dict[str, Tensor]:
     """What stays the same in all rounds of a face, by the names that callbacks know it by."""
+    reference = reference.to(x_org.dtype)  # inside torch.autocast a recogniser may give another
     avoid = no_faces_to_avoid(reference) if avoid is None else avoid
     return {"x_org": x_org, "mask": mask, "reference": reference, "avoid": avoid}
 

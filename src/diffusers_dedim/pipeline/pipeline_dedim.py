@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -383,8 +384,11 @@ class DeDiMPipeline(ComposablePipeline):
     def _predict_noise(self, x_t: Tensor, timestep: int) -> Tensor:
         """Call the denoiser in its own type and the memory layout that convolutions like."""
         x_t = x_t.to(self.unet.dtype, memory_format=torch.channels_last)
-        # a tensor: torch.compile would compile anew for every whole number
-        eps: Tensor = self.unet(x_t, torch.tensor(timestep, device=x_t.device)).sample
+        # of two half types, its own and one around it, a processor's group norms take no mixture
+        own = nullcontext() if x_t.dtype == torch.float32 else torch.autocast(x_t.device.type, enabled=False)
+        with own:
+            # a tensor: torch.compile would compile anew for every whole number
+            eps: Tensor = self.unet(x_t, torch.tensor(timestep, device=x_t.device)).sample
         return eps.float()
 
 
