@@ -1,11 +1,11 @@
 """Draw faces we may show: before, after, and the difference times eight.
 
     python -m benchmarks.picture                        # the README's: docs/images/astronaut.png
-    python -m benchmarks.picture --six --drawn 1 2 3 4  # docs/images/faces.png
+    dedim sample --out out/drawn.png --steps 250 && python -m benchmarks.picture --six  # docs/images/faces.png
 
 The README's photo is NASA's portrait of Eileen Collins, from scikit-image. The six are this one, the US Navy's portrait
-of Grace Hopper, from matplotlib (both in the public domain), and four faces of nobody: those of these numbers, in
-reading order from 1, of the sixteen that `dedim sample --out out/drawn.png` draws with the same seed.
+of Grace Hopper, from matplotlib (both in the public domain), and four faces of nobody: those of ``--drawn``, in reading
+order from 1, of the sixteen that `dedim sample` drew into ``--sheet``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim.models.blocks import CROP_SIZE
 
 DIFFERENCE_GAIN = 8
 MARGIN = 0.45  # of the face's size, left around it
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[], Any] | None 
     options = parse(arguments)
     pipe = (load or DeDiMPipeline.from_pretrained)()
     if options.six:
-        faces = [astronaut(), grace_hopper(), *drawn_faces(pipe, options)]
+        faces = [astronaut(), grace_hopper(), *drawn_faces(options)]
         rows = [protect_face(pipe, face, options) for face in faces]
         picture = pages(rows)
     else:
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--drawn", type=int, nargs=4, default=[1, 2, 3, 4], help=f"which of {DRAWN} drawn faces"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="denoising steps of the drawn faces")
+    parser.add_argument("--sheet", type=Path, default=Path("out", "drawn.png"), help="the drawn faces")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -83,12 +84,17 @@ def grace_hopper() -> NDArray[np.uint8]:
         return np.asarray(Image.open(file).convert("RGB"))
 
 
-def drawn_faces(pipe: Any, options: argparse.Namespace) -> list[Image.Image]:
-    """Faces of nobody, aligned crops of 112 px, by the pipeline's own denoiser."""
-    from diffusers_dedim.cli.sample import draw_faces
-
-    faces = draw_faces(pipe, DRAWN, options.seed, options.steps)
-    return [faces[number - 1] for number in options.drawn]
+def drawn_faces(options: argparse.Namespace) -> list[Image.Image]:
+    """Faces of nobody, aligned crops of 112 px, from the sheet that `dedim sample` wrote."""
+    sheet = Image.open(options.sheet).convert("RGB")
+    columns = sheet.width // CROP_SIZE
+    places = [divmod(number - 1, columns) for number in options.drawn]
+    return [
+        sheet.crop(
+            (CROP_SIZE * column, CROP_SIZE * row, CROP_SIZE * column + CROP_SIZE, CROP_SIZE * row + CROP_SIZE)
+        )
+        for row, column in places
+    ]
 
 
 def protect_face(

@@ -34,8 +34,14 @@ def test_one_face_beside_itself(tmp_path: Path) -> None:
 
 
 def test_six_faces_in_two_columns(tmp_path: Path) -> None:
-    words = ["--six", "--drawn", "1", "4", "9", "16", "--steps", "1", "--out", str(tmp_path / "six.png")]
-    picture.main(words, toy)
+    sheet = Image.new("RGB", (448, 448))
+    sheet.paste((200, 150, 120), (336, 336, 448, 448))
+    sheet.save(tmp_path / "drawn.png")
+    words = ["--six", "--sheet", str(tmp_path / "drawn.png"), "--out", str(tmp_path / "six.png")]
+    picture.main([*words, "--drawn", "1", "4", "9", "16"], toy)
+    assert picture.drawn_faces(picture.parse([*words, "--drawn", "1", "2", "3", "16"]))[3].getpixel(
+        (0, 0)
+    ) == (200, 150, 120)
     assert Image.open(tmp_path / "six.png").size == (2 * 3 * 224 + 8, 3 * 224 + 2 * 8)
 
 
