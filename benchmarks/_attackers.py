@@ -224,6 +224,9 @@ class DrawnGuide(EstimateGuidance):
             like.smoothing,
             like.contrast_masking,
             like.config.cutoff_step_ratio,
+            gradient_power=like.gradient_power,
+            spread=like.spread,
+            spared_structure=like.spared_structure,
         )
         self._generator = generator
         self._drawn = torch.empty(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_dedim.faces import keep_eyes, landmark_mask
+from diffusers_dedim.faces import keep_between_brows, keep_eyes, landmark_mask
 
 
 def points(count: int = 3, seed: int = 0) -> Tensor:
@@ -100,6 +100,16 @@ def test_the_middle_of_each_eye_keeps_its_share_and_nothing_else_changes() -> No
         np.testing.assert_allclose(face_mask, 1 - 0.8 * np.exp(-(nearest**2) / 18), atol=1e-5)
     assert torch.equal(keep_eyes(mask, landmarks, 0.0), mask)
     assert float(keep_eyes(mask * 0, landmarks, 1.0).abs().max()) == 0
+
+
+def test_the_skin_between_the_brows_keeps_its_share_and_nothing_else_changes() -> None:
+    landmarks = points(2)
+    kept = keep_between_brows(torch.ones(2, 1, 112, 112), landmarks, 0.8)
+    ys, xs = np.mgrid[0:112, 0:112]
+    for face, face_mask in zip(landmarks, kept[:, 0], strict=True):
+        x, y = face[4:6].mean(0).tolist()  # the inner ends
+        expected = 1 - 0.8 * np.exp(-((xs - x) ** 2) / 32 - (ys - y) ** 2 / 72)
+        np.testing.assert_allclose(face_mask, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])

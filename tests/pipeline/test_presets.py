@@ -9,7 +9,7 @@ from toys import tiny_preset
 
 from diffusers_dedim import PRESETS, EstimateGuidance, IdentityGuidance
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
-from diffusers_dedim.faces import keep_eyes, landmark_mask
+from diffusers_dedim.faces import keep_between_brows, keep_eyes, landmark_mask
 from diffusers_dedim.pipeline.presets import resolve_preset
 
 
@@ -97,11 +97,13 @@ def test_the_mask_is_that_of_the_landmarks_less_the_share_of_the_eyes_that_stays
     assert torch.equal(tiny_preset(**settings).make_mask(landmarks), plain)
     kept = tiny_preset(**settings, keep_eyes=0.8).make_mask(landmarks)
     assert torch.equal(kept, keep_eyes(plain, landmarks, 0.8))
+    calm = tiny_preset(**settings, keep_between_brows=0.6).make_mask(landmarks)
+    assert torch.equal(calm, keep_between_brows(plain, landmarks, 0.6))
     assert not torch.equal(kept, plain)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("name", ["keep_eyes", "error_correction"])
+@pytest.mark.parametrize("name", ["keep_eyes", "keep_between_brows", "error_correction"])
 def test_a_share_out_of_range_is_refused_by_its_name(name: str, share: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}: expected a share in \[0, 1\]"):
         tiny_preset(**{name: share})

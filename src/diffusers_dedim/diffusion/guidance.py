@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0, shift_estimate
+from diffusers_dedim.diffusion.structure import spare_structure, spread
 
 # The gradient of log(1 - p) is that of -p over 1 - p, which is 0 for an unchanged face: keep it above this.
 MIN_OTHER_PROBABILITY = 1e-3
@@ -228,6 +229,12 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             for itself and clears away what does not belong to a face.
         avoid_weight: how much being told apart from the person's protected photos counts beside the rest, 0 or more.
         avoid_similarity: cosine in [-1, 1) with one of those below which it pushes no further.
+        gradient_power: in (0, 1]; each pixel is pushed by its gradient to this power. 1 keeps the gradient, towards 0
+            all pixels are pushed alike, as by its sign: no single spot is drawn darker or lighter.
+        spread: in [0, 1]; how much of what only goes on with the change that is there is taken out of the push
+            (`diffusion.structure.spread`): the change spreads instead of growing where it began.
+        spared_structure: in [0, 1]; how much of what lowers the structural similarity with the original is taken out of
+            the push (`spare_structure`): wrinkles, brows and frames stay.
 
     Source:
         Ours, not the paper's: D9 in docs/paper.md has the formulas, docs/experiments.md what was measured.
@@ -253,6 +260,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         cutoff_step_ratio: float = 0.7,
         avoid_weight: float = 1.0,
         avoid_similarity: float = -0.1,
+        gradient_power: float = 1.0,
+        spread: float = 0.0,
+        spared_structure: float = 0.0,
     ) -> None:
         super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
         if step_size < 0:
@@ -276,6 +286,14 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         self.views = views
         self.smoothing: float = smoothing
         self.contrast_masking: float = contrast_masking
+        if not 0 < gradient_power <= 1:
+            raise ValueError(f"gradient_power: expected a power in (0, 1], got {gradient_power}.")
+        for name, share in (("spread", spread), ("spared_structure", spared_structure)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {share}.")
+        self.gradient_power: float = gradient_power
+        self.spread: float = spread
+        self.spared_structure: float = spared_structure
 
     def before_step(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
@@ -292,7 +310,8 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         with autocast_as(getattr(pipeline, "unet", None), blend.device):
             gradients, weights = self._similarity_gradients(pipeline.face_encoder, blend, *known)
         where = mask * _local_contrast(x_org) ** self.contrast_masking if self.contrast_masking else mask
-        step = self.step_size * self._direction(gradients, weights, mask, where)
+        direction = self._direction(gradients, weights, mask, where)
+        step = self.step_size * self._spare(direction, blend, x_org, mask)
         pushed = (x_0 - step).clamp(-1, 1)
         callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
         return callback_kwargs
@@ -337,6 +356,15 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             return parts[0]
         weighted = [part * weight.reshape(-1, 1, 1, 1) for part, weight in zip(parts, weights, strict=True)]
         return _unit_rms(torch.stack(weighted).sum(0), mask)
+
+    def _spare(self, push: Tensor, changed: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+        """The push without what is seen most, of root mean square 1 again."""
+        if self.gradient_power < 1:
+            push = _unit_rms(push.sign() * push.abs() ** self.gradient_power, mask)
+        for spare, share in ((spread, self.spread), (spare_structure, self.spared_structure)):
+            if share > 0:
+                push = _unit_rms(spare(push, changed, original, share, mask), mask)
+        return push
 
     def _smooth(self, gradient: Tensor) -> Tensor:
         gradient = gradient.mean(1, keepdim=True).expand_as(gradient)

@@ -20,7 +20,7 @@ from diffusers_dedim.faces.find import (
     choose_faces,
     warn_small,
 )
-from diffusers_dedim.faces.mask import keep_eyes, landmark_mask
+from diffusers_dedim.faces.mask import keep_between_brows, keep_eyes, landmark_mask
 from diffusers_dedim.faces.turned import find_any_turn, turn_back
 from diffusers_dedim.faces.types import AlignedFace, Face
 from diffusers_dedim.faces.visible import visible_gate, visible_share
@@ -45,6 +45,7 @@ __all__ = [
     "estimate_similarity",
     "find_any_turn",
     "inside_photo",
+    "keep_between_brows",
     "keep_eyes",
     "landmark_mask",
     "named_detector",

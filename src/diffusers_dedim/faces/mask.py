@@ -1,11 +1,12 @@
 """The mask m of the paper (section 4): discs around the landmarks are sampled, the rest stays original.
 
-Ours is that the middle of the eyes may stay too (`keep_eyes`).
+Ours is that the middle of the eyes and the skin between the brows may stay too (`keep_eyes`, `keep_between_brows`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from diffusers_dedim.models.landmarks import NUM_LANDMARKS
 # Of the 51 landmarks, those around each eye; and how wide the middle is that may stay, standard deviation in crop px
 # (an iris is some 8 px wide).
 _EYES = (slice(19, 25), slice(25, 31))
-_EYE_WIDTH = 3.0
+_EYE_WIDTH = (3.0, 3.0)
+# The inner ends of the brows, and how wide and high the skin between them is that may stay.
+_BROW_ENDS, _GAP_WIDTH = slice(4, 6), (4.0, 6.0)
 # Faces at a time: [16, 51, 112, 112] float32 distances are 41 MB however large the batch is.
 _CHUNK = 16
 
@@ -70,16 +73,45 @@ def keep_eyes(mask: Tensor, landmarks: Tensor, share: float) -> Tensor:
         >>> round(float(keep_eyes(torch.ones(1, 1, 112, 112), points, 0.8)[0, 0, 50, 50]), 3)
         0.2
     """
+    return _keep(mask, landmarks, share, _EYES, _EYE_WIDTH)
+
+
+def keep_between_brows(mask: Tensor, landmarks: Tensor, share: float) -> Tensor:
+    """Let a share of the original stay between the brows, falling off as a Gaussian of 4 px across and 6 px upright.
+
+    A change there is a frown, or brows that meet.
+
+    Args:
+        mask, landmarks, share: as for `keep_eyes`.
+
+    Raises:
+        ValueError: the share is out of its range, or there are other than 51 landmarks.
+
+    Example:
+        >>> points = torch.full((1, 51, 2), 50.0)
+        >>> round(float(keep_between_brows(torch.ones(1, 1, 112, 112), points, 0.8)[0, 0, 56, 50]), 3)
+        0.515
+    """
+    return _keep(mask, landmarks, share, (_BROW_ENDS,), _GAP_WIDTH)
+
+
+def _keep(
+    mask: Tensor, landmarks: Tensor, share: float, places: Sequence[slice], width: tuple[float, float]
+) -> Tensor:
+    """Keep a share around the middle of some landmarks each; the widths are standard deviations, x then y."""
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected a number in [0, 1], got {share}.")
     if share == 0:
         return mask
     if landmarks.ndim != 3 or landmarks.shape[1] != NUM_LANDMARKS:
         raise ValueError(f"landmarks: expected [N, {NUM_LANDMARKS}, 2], got {list(landmarks.shape)}.")
-    eyes = torch.stack([landmarks[:, points].detach().float().mean(1) for points in _EYES], 1)  # [N, 2, 2]
-    axis = torch.arange(mask.shape[-1], dtype=torch.float32, device=eyes.device)
-    distance2 = (axis - eyes[..., :1]).square()[:, :, None] + (axis - eyes[..., 1:]).square()[..., None]
-    kept = (-distance2 / (2 * _EYE_WIDTH**2)).exp().amax(1, keepdim=True)  # [N, 1, S, S]
+    middles = torch.stack(
+        [landmarks[:, points].detach().float().mean(1) for points in places], 1
+    )  # [N, P, 2]
+    axis = torch.arange(mask.shape[-1], dtype=torch.float32, device=middles.device)
+    across = ((axis - middles[..., :1]) / width[0]).square()[:, :, None]
+    upright = ((axis - middles[..., 1:]) / width[1]).square()[..., None]
+    kept = (-(across + upright) / 2).exp().amax(1, keepdim=True)  # [N, 1, S, S]
     return mask * (1 - share * kept)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusers_dedim.diffusion.guidance import EstimateGuidance, IdentityGuidance
 from diffusers_dedim.diffusion.schedule import dedim_timesteps
-from diffusers_dedim.faces import keep_eyes, landmark_mask
+from diffusers_dedim.faces import keep_between_brows, keep_eyes, landmark_mask
 
 # A push that ended just where the sampler stops would let a face linger there: push a little past it (cosine).
 STOP_MARGIN = 0.1
@@ -37,9 +37,11 @@ class DeDiMPreset:
         least_contrast: standard deviation in [-1, 1] units that a face of less contrast is raised to while it is
             sampled (`at_least_contrast`); 0 for the paper.
         keep_eyes: share in [0, 1] of the original that stays in the middle of each eye; 0 for the paper.
+        keep_between_brows: share that stays between the brows; 0 for the paper.
         retries: how often a face that stays above the threshold is tried again, each time otherwise
             (`rescue.ATTEMPTS`), 0..3; each has ``max_rounds`` of its own. 0 for the paper.
-        views, smoothing, contrast_masking, cutoff_step_ratio: of `EstimateGuidance`.
+        views, smoothing, contrast_masking, gradient_power, spread, spared_structure, cutoff_step_ratio: of
+            `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
         avoid_limit: in an album, cosine with a protected photo of the same person above which a face that is below the
@@ -63,11 +65,15 @@ class DeDiMPreset:
     views: int = 2
     smoothing: float = 0.8
     contrast_masking: float = 0.0
+    gradient_power: float = 1.0
+    spread: float = 0.0
+    spared_structure: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
     avoid_limit: float = 1.0
     denoise_window: bool = False
     keep_eyes: float = 0.0
+    keep_between_brows: float = 0.0
     least_contrast: float = 0.0
     retries: int = 0
 
@@ -99,8 +105,9 @@ class DeDiMPreset:
             )
         if not -1 <= self.avoid_limit <= 1:
             raise ValueError(f"avoid_limit: expected a cosine in [-1, 1], got {self.avoid_limit}.")
-        if not 0 <= self.keep_eyes <= 1:
-            raise ValueError(f"keep_eyes: expected a share in [0, 1], got {self.keep_eyes}.")
+        for name in ("keep_eyes", "keep_between_brows"):
+            if not 0 <= getattr(self, name) <= 1:  # also refuses nan
+                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}.")
         if self.retries not in range(4):
             raise ValueError(f"retries: expected a whole number in 0..3, got {self.retries!r}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
@@ -118,12 +125,16 @@ class DeDiMPreset:
             views=self.views,
             smoothing=self.smoothing,
             contrast_masking=self.contrast_masking,
+            gradient_power=self.gradient_power,
+            spread=self.spread,
+            spared_structure=self.spared_structure,
             cutoff_step_ratio=self.cutoff_step_ratio,
         )
 
     def make_mask(self, landmarks: Tensor) -> Tensor:
         """Build the mask ``[N, 1, 112, 112]`` in [0, 1] of faces with these landmarks ``[N, 51, 2]``, crop px."""
         mask = landmark_mask(landmarks, self.mask_radius, self.mask_feather)
+        mask = keep_between_brows(mask, landmarks, self.keep_between_brows)
         return keep_eyes(mask, landmarks, self.keep_eyes)
 
     @property
@@ -141,16 +152,20 @@ _FAST = DeDiMPreset(
     start_timestep=250,
     num_inference_steps=5,
     guidance="estimate",
-    guidance_scale=0.04,
+    guidance_scale=0.05,
     error_correction=0.7,
     max_rounds=12,
-    threshold=0.56,
+    threshold=0.52,
     threshold_margin=0.06,
     mask_feather=4.0,
     keep_eyes=0.8,
+    keep_between_brows=0.8,
     least_contrast=0.25,
     views=1,
     contrast_masking=0.5,
+    gradient_power=0.6,
+    spread=0.3,
+    spared_structure=0.5,
     retries=3,
     denoise_window=True,
     avoid_limit=0.1,
@@ -168,14 +183,10 @@ PRESETS: dict[str, DeDiMPreset] = {
         max_rounds=100,
         threshold=0.2,
     ),
-    # dedim evaluate, 500 LFW probes: rank-1 by both guides and dlib 0.00, casia 0.004, FaceNet 0.008, mbf_w2 0.19;
-    # PSNR 33.1, SSIM 0.949; 37 denoiser calls a face. How it was chosen: D16 to D21 in docs/paper.md.
+    # How it was chosen: D16 to D24 in docs/paper.md; what it reaches: docs/results.
     "fast": _FAST,
-    # python -m benchmarks.settings dedim:gentle dedim dedim:strong, 24 UTKFace faces, cosine with the original by
-    # casia, FaceNet, mbf_w2: gentle 0.16, 0.21, 0.31 at SSIM 0.961 and 34.6 dB; fast 0.03, 0.08, 0.22 at 0.950
-    # and 33.3; strong -0.08, -0.02, 0.16 at 0.940 and 32.2.
-    "gentle": replace(_FAST, threshold=0.64),
-    "strong": replace(_FAST, threshold=0.48, max_rounds=20),
+    "gentle": replace(_FAST, threshold=0.62),
+    "strong": replace(_FAST, threshold=0.42, max_rounds=20),
 }
 
 

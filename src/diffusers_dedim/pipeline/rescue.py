@@ -220,7 +220,10 @@ def stronger(settings: DeDiMPreset) -> DeDiMPreset:
         ),
         mask_radius=settings.mask_radius * _WIDER,
         keep_eyes=0.0,
+        keep_between_brows=0.0,
         contrast_masking=0.0,
+        spread=0.0,
+        spared_structure=0.0,
     )
 
 
