@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from toy_clips import GREY, detect, moving, picture
+from toy_clips import GREY, detect, moving, picture, texture
 from toys import ToyEncoder, ToyLandmarker, face_at
 
 from diffusers_dedim.faces import Face
@@ -105,6 +105,32 @@ def test_a_cut_begins_anew_and_the_person_is_known() -> None:
 
     found = list(tracker(detector, every=50).follow(frames(moving(4) + dark)))
     assert people(found) == [[0]] * 8
+
+
+class HalfWay(ToyLandmarker):
+    """Sees half of the way to a face that lies elsewhere in the crop, by the middle of what is not grey."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        seen = ((crops + 1) * 127.5 - GREY).abs().amax(1) > 20  # [N, 112, 112]
+        middle = torch.stack([rows.nonzero().float().mean(0).flip(0) for rows in seen])
+        return super().forward(crops) + 0.5 * (middle - 55.5)[:, None]
+
+
+def test_a_face_that_moves_in_a_curve_is_followed_to_where_it_is() -> None:
+    ways = [(20 + 2 * index, 15 + 5 * min(index, 8 - index)) for index in range(9)]  # 20 px off the chord
+    follower = Singly(detect, HalfWay(), Centred(), torch.device("cpu"), every=8)
+    found = list(follower.follow(frames([picture((0, *way)) for way in ways])))
+    boxes = np.array([placed.aligned.face.box[:2] for _, (placed,) in found])
+    assert np.abs(boxes - ways).max() < 10  # most of which is the smoothing's, where it turns back at once
+
+
+def test_who_comes_back_half_hidden_gets_the_own_name_back() -> None:
+    plain, hidden = picture((0, 40, 30)), picture((0, 40, 30))
+    hidden[50:94, 40:104] = texture(3)[20:]
+    pictures = [plain] * 4 + [picture()] * 4 + [hidden] * 5 + [plain] * 9
+    found = people(tracker().follow(frames(pictures)))
+    assert found[8:12] == [[1]] * 4
+    assert found[13:] == [[0]] * 9
 
 
 def test_two_faces_are_two_people_and_no_one_is_twice_in_a_frame() -> None:

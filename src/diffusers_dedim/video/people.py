@@ -130,6 +130,20 @@ class People:
         self._known = [*self._known, found][-_MOST_PEOPLE:]
         return found
 
+    def earlier(self, embedding: Tensor, person: Person, elsewhere: Collection[Person]) -> Person | None:
+        """Who this face is more like than the person it was taken for, and was seen before; None where there is nobody.
+
+        Args:
+            embedding: of the original face, ``[D]`` or ``[K, D]``.
+            person: whose face it was taken for.
+            elsewhere: who is in the picture already.
+        """
+        least = max(self.same_person, likeness(embedding, person.embedding))
+        known = [each for each in self._known if each.number < person.number and each not in elsewhere]
+        alike = [(likeness(embedding, each.embedding), each) for each in known]
+        cosine, found = max(alike, key=lambda pair: pair[0], default=(-1.0, None))
+        return found if cosine > least else None
+
     def end_video(self) -> None:
         """A video is done: note in the album, if there is one, what became of its people."""
         for person in self._known:

@@ -23,7 +23,8 @@ class OneEuro:
 
     Source:
         Casiez et al. 2012, algorithm 1, on the speed at which the points move, turn and grow together: all are
-        smoothed alike, so that their shape does not shear.
+        smoothed alike, so that their shape does not shear. Ours is that of what is left out of the newest points a
+        part is made up for by that speed, the more the faster they go: what moves evenly has hardly a lag.
 
     Example:
         >>> smooth = OneEuro()
@@ -32,7 +33,7 @@ class OneEuro:
         True
     """
 
-    def __init__(self, cutoff: float = 1.0, beta: float = 20.0, speed_cutoff: float = 1.0) -> None:
+    def __init__(self, cutoff: float = 0.5, beta: float = 10.0, speed_cutoff: float = 3.0) -> None:
         if not (cutoff > 0 and speed_cutoff > 0 and beta >= 0):
             raise ValueError(
                 "cutoff, speed_cutoff, beta: expected Hz above 0 and a beta of 0 or more, got "
@@ -62,8 +63,9 @@ class OneEuro:
         speed = _common(last, points - last) / (unit * seconds)
         known = speed if self._speed is None else self._speed
         self._speed = known + _share(self.speed_cutoff, seconds) * (speed - known)
-        cutoff = self.cutoff + self.beta * float(np.linalg.norm(self._speed))
-        self._points = last + _share(cutoff, seconds) * (points - last)
+        share = _share(self.cutoff + self.beta * float(np.linalg.norm(self._speed)), seconds)
+        onwards = _onwards(last, self._speed * unit * seconds)
+        self._points = last + share * (points - last) + (1 - share) * share * onwards
         return self._points
 
 
@@ -74,6 +76,15 @@ def _common(points: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[
     growth = (about * steps).sum(axis=1).mean()
     turn = (about[:, 0] * steps[:, 1] - about[:, 1] * steps[:, 0]).mean()
     return np.array([*shift, growth / max(spread, 1e-9), turn / max(spread, 1e-9)])
+
+
+def _onwards(points: NDArray[np.float64], common: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The steps of points ``[K, 2]`` that have this in common: the inverse of `_common`."""
+    about = points - points.mean(axis=0)
+    spread = max(float(np.sqrt((about**2).sum(axis=1).mean())), 1e-9)
+    across = np.stack([-about[:, 1], about[:, 0]], axis=1)
+    steps: NDArray[np.float64] = common[:2] + (common[2] * about + common[3] * across) / spread
+    return steps
 
 
 def _share(cutoff: float, seconds: float) -> float:

@@ -35,7 +35,7 @@ Pixels = NDArray[np.uint8]
 Sampler = Callable[[DeDiMPreset], Callable[..., SampleResult]]
 """Settings -> `sample_dedim` with the networks bound, as `DeDiMPipeline.sampler` gives it."""
 
-CODING_MARGIN = 0.03  # of h, so that neither coding nor another alignment lifts a face above it
+CODING_MARGIN = 0.04  # of h, so that neither coding nor another alignment lifts a face above it
 _QUICK_ERROR = 0.005  # of a match probability by the quick recogniser
 _AT_ONCE = 16  # crops that it gets together
 _MOST_AHEAD = 8  # frames that are looked at together, as long as nobody needs more than what is worn
@@ -287,17 +287,17 @@ class SteadyFaces:
         return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
 
     def _may_go_on(self, each: _Worn) -> bool:
-        """Whether a face has tries left: but for one short round, the margin below h is worth none."""
+        """Whether a face has tries left: the margin below h is worth steps, and now and then one short round."""
         if each.probability < self._line:
             return False
         if each.probability < self.settings.threshold:
-            return each.tries < 1 and not each.person.settled_for
+            return _has_steps(each) or (each.tries < 1 and not each.person.settled_for)
         most = 1 if each.person.tired_for else len(self._tries)
         return bool(each.steps) or each.tries < most
 
     def _go_on(self, each: _Worn) -> None:
         """On to the target, if that is not reached yet; else to a new one."""
-        if each.steps and _has_way_to_go(each.person):
+        if _has_steps(each):
             self._step(each)
             return
         each.steps = ()
@@ -383,9 +383,10 @@ def shorter(settings: DeDiMPreset) -> DeDiMPreset:
     return replace(settings, start_timestep=start, num_inference_steps=steps)
 
 
-def _has_way_to_go(person: Person) -> bool:
-    """Whether the person's change is not at its target yet."""
-    if person.change is None or person.target is None:
+def _has_steps(each: _Worn) -> bool:
+    """Whether steps may be tried, and the person's change is not at its target yet."""
+    person = each.person
+    if not each.steps or person.change is None or person.target is None:
         return False
     return float((person.target - person.change).abs().max()) > 1 / 255
 

@@ -38,6 +38,7 @@ _BIAS_SHARE = 0.2  # of a new detection in what tells the detector's points from
 _LANDMARK_SHARE = 0.5  # of a new frame in the landmarks
 _OVERLAP = 0.2  # intersection over union of two boxes that may be one face
 _NEAR = 0.3  # centres nearer than this share of the size are one face
+_PASSES, _SETTLED = 3, 1.5  # times that a face is looked for by its landmarks, until it moves less, crop px
 _CROPS_AT_ONCE = 16  # that go through the networks together
 _GATE_SHARE = 0.3  # of what is in sight again; what is covered counts at once
 _RATE = Fraction(1, 25)  # s from frame to frame where nobody says
@@ -210,16 +211,16 @@ class FaceTracker:
         end = len(buffer) - 1
         pairs = self._match(self._tracks, detected)
         for track in self._tracks:
-            if track in pairs:
-                paths.append((track, self._between(track, buffer, pairs[track])))
-                continue
-            path = self._onwards(track, buffer, range(1, end + 1))
-            free = [found for found in detected if found not in pairs.values()]
-            near = next((found for found in free if end in path and _near(found.finding, path[end])), None)
-            if near is not None:
-                pairs[track] = near
-                path[end] = self._corrected(track, near)
-            paths.append((track, path))
+            if track not in pairs:  # it moved far, or nobody is there: where does it go?
+                path = self._onwards(track, buffer, range(1, end + 1))
+                free = [found for found in detected if found not in pairs.values()]
+                near = [found for found in free if end in path and _near(found.finding, path[end])]
+                if not near:
+                    paths.append((track, path))
+                    continue
+                pairs[track] = near[0]
+            self._rename(track, buffer[0], pairs[track])
+            paths.append((track, self._between(track, buffer, pairs[track])))
         for found in [each for each in detected if each not in pairs.values()]:
             track = self._begin(found, [track.person for track, path in paths if end in path])
             paths.append((track, self._onwards(track, buffer, range(end - 1, -1, -1), start=end)))
@@ -330,6 +331,16 @@ class FaceTracker:
                 chosen[track] = found
         return chosen
 
+    def _rename(self, track: _Track, first: Frame, found: _Detected) -> None:
+        """Give who came from behind another one, half hidden, and so was taken for somebody new, the own name back."""
+        person = self.people.earlier(found.embedding, track.person, [each.person for each in self._tracks])
+        if person is None:
+            return
+        # nor were the points right that were found in a part of the face
+        track.person, track.bias, track.smooth = person, found.bias, OneEuro()
+        (seen,) = self._refine([first.pixels], [track.finding], track.bias)
+        track.finding = seen or track.finding
+
     def _between(self, track: _Track, buffer: Sequence[Frame], found: _Detected) -> dict[int, Finding]:
         """A face that the detector saw at both ends: interpolated, then put right by its landmarks."""
         end = len(buffer) - 1
@@ -367,17 +378,25 @@ class FaceTracker:
     def _refine(
         self, frames: Sequence[NDArray[np.uint8]], priors: Sequence[Finding], bias: NDArray[np.float64]
     ) -> list[Finding | None]:
-        """Where the landmarks say that faces are that are expected somewhere; None for one outside its frame."""
+        """Where the landmarks say that faces are that are expected somewhere; None for one outside its frame.
+
+        They see half of the way to a face that lies elsewhere in the crop: it is cut out anew until it hardly moves.
+        """
         rows = [row for row, prior in enumerate(priors) if _inside(prior.face, frames[row])]
-        result: list[Finding | None] = [None] * len(priors)
-        if not rows:
-            return result
-        aligned = [align_face(frames[row], priors[row].face) for row in rows]
-        landmarks = self.landmarker(torch.stack([each.crop for each in aligned]).to(self.device))
-        for place, row in enumerate(rows):
-            crop = aligned[place].to_crop
-            points = (_five(landmarks[place]) + bias - crop[:, 2]) @ np.linalg.inv(crop[:, :2]).T
-            result[row] = priors[row].moved(points)
+        result: list[Finding | None] = [prior if row in rows else None for row, prior in enumerate(priors)]
+        for _ in range(_PASSES):
+            if not rows:
+                break
+            aligned = [align_face(frames[row], found.face) for row in rows if (found := result[row])]
+            landmarks = self.landmarker(torch.stack([each.crop for each in aligned]).to(self.device))
+            moving = []
+            for row, each, points in zip(rows, aligned, landmarks, strict=True):
+                crop, target = each.to_crop, _five(points) + bias
+                last = each.face.landmarks @ crop[:, :2].T + crop[:, 2]
+                result[row] = priors[row].moved((target - crop[:, 2]) @ np.linalg.inv(crop[:, :2]).T)
+                if np.linalg.norm(target - last, axis=1).mean() > _SETTLED:
+                    moving.append(row)
+            rows = moving
         return result
 
 
