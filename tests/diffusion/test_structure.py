@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from diffusers_dedim.diffusion.structure import spare_structure, structure_gradient
 from diffusers_dedim.metrics.quality import mean_ssim
@@ -29,6 +30,22 @@ def test_a_step_along_the_gradient_raises_the_index() -> None:
     gradient = structure_gradient(changed, original)
     better = changed + 1e-3 * gradient
     assert (mean_ssim(original, better) > mean_ssim(original, changed)).all()
+
+
+def test_the_closed_form_is_the_gradient() -> None:
+    original, changed, _ = pictures()
+    x = (1 + changed[:, :1]).requires_grad_()
+    y = 1 + original[:, :1]
+
+    def blur(values: Tensor) -> Tensor:
+        return gaussian_blur(values, 11, 1.5)
+
+    mean_x, mean_y = blur(x), blur(y)
+    light = (2 * mean_x * mean_y + 0.0004) / (mean_x**2 + mean_y**2 + 0.0004)
+    variances = blur(x**2) - mean_x**2 + blur(y**2) - mean_y**2
+    index = light * (2 * (blur(x * y) - mean_x * mean_y) + 0.0036) / (variances + 0.0036)
+    (expected,) = torch.autograd.grad(index.sum(), x)
+    assert torch.allclose(structure_gradient(changed, original), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_push_leaves_the_index_where_it_is() -> None:
