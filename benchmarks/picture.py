@@ -1,11 +1,11 @@
 """Draw faces we may show: before, after, and the difference times eight.
 
     python -m benchmarks.picture                        # the README's: docs/images/astronaut.png
-    dedim sample --out out/drawn.png --steps 250 && python -m benchmarks.picture --six  # docs/images/faces.png
+    python -m benchmarks.picture --six                  # docs/images/faces.png, from a sheet of drawn faces
 
 The README's photo is NASA's portrait of Eileen Collins, from scikit-image. The six are this one, the US Navy's portrait
 of Grace Hopper, from matplotlib (both in the public domain), and four faces of nobody: those of ``--drawn``, in reading
-order from 1, of the sixteen that `dedim sample` drew into ``--sheet``.
+order from 1, of the sixteen that `dedim sample --steps 100` drew into ``--sheet``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="docs/images/astronaut.png, or faces.png there")
     parser.add_argument("--six", action="store_true", help="six faces instead of one")
     parser.add_argument(
-        "--drawn", type=int, nargs=4, default=[1, 2, 3, 4], help=f"which of {DRAWN} drawn faces"
+        "--drawn", type=int, nargs=4, default=[1, 2, 10, 11], help=f"which of {DRAWN} drawn faces"
     )
     parser.add_argument("--sheet", type=Path, default=Path("out", "drawn.png"), help="the drawn faces")
     parser.add_argument("--preset", default="fast")
