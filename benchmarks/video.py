@@ -184,7 +184,7 @@ def _protect(
     """Write the clip without loss, protect it, and read what was written."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "before.mkv")
-        _write([each.frame.pixels for each in made], source, options.rate, 1)
+        _write([each.frame.pixels for each in made], source, options.rate, 0)  # 0: lossless
         read = _read(source)  # as it is in 4:2:0
         begin, processor = time.perf_counter(), time.process_time()
         report, targets = _write_protected(pipe, source, options)

@@ -19,6 +19,8 @@ from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, NotProtectedError, UnreadablePhotoError
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.doubts import HIDDEN
+from diffusers_dedim.pipeline.presets import DeDiMPreset
+from diffusers_dedim.video import steady
 from diffusers_dedim.video.people import People
 from diffusers_dedim.video.protect import protect_frames, protect_video
 from diffusers_dedim.video.reading import Frame, VideoReader
@@ -206,6 +208,62 @@ def test_a_face_of_which_too_little_is_visible_falls_back(pipe: DeDiMPipeline) -
     assert {(face.treatment, face.reason) for result in results for face in result.faces} == {
         ("blurred", HIDDEN)
     }
+
+
+@pytest.mark.parametrize("passes", [0, 24])
+def test_who_was_half_hidden_comes_out_with_the_face_from_before(
+    pipe: DeDiMPipeline, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """Half hidden for longer than ``passes`` frames, it is pushed to what is forgotten then."""
+    monkeypatch.setattr(steady, "_PASSES", passes)
+    people = People()
+
+    def protect(row: int, preset: DeDiMPreset = PRESET, fallback: str = "blur") -> list[str]:
+        pipe.visibility = Seen(row)
+        results = protect_frames(pipe, moving(2), preset=preset, seed=0, people=people, fallback=fallback)
+        return [face.treatment for result in results for face in result.faces]
+
+    protect(112)
+    (person,) = people._known
+    whole = person.target
+    assert whole is not None
+    protect(70, replace(PRESET, threshold=PRESET.threshold - 0.2), "leave-out")
+    assert person.half_hidden == 2
+    assert (person.target is whole) == (passes > 0)
+    assert person.whole is not None
+    assert person.whole[0] is whole
+    assert protect(112) == ["changed"] * 2
+    assert person.target is person.whole[0]
+    assert person.half_hidden == 0
+
+
+def test_who_begins_half_hidden_begins_anew_when_it_comes_out(pipe: DeDiMPipeline) -> None:
+    people = People()
+    gates = []
+    for row in (70, 112):
+        pipe.visibility = Seen(row)
+        (result, *_) = protect_frames(pipe, moving(2), preset=PRESET, seed=0, people=people)
+        assert result.faces[0].treatment == "changed"
+        gates.append(people._known[0].gate)
+    assert not (gates[0][:, 90:] > 0).any()
+    assert (gates[1][:, 90:] > 0).any()
+
+
+def test_what_is_half_hidden_for_some_frames_is_not_pushed_and_keeps_a_larger_margin(
+    pipe: DeDiMPipeline,
+) -> None:
+    people = People()
+    pipe.visibility = Seen(112)
+    list(protect_frames(pipe, moving(1), preset=replace(PRESET, threshold=0.6), seed=0, people=people))
+    pipe.visibility = Seen(70)
+    (worn,) = protect_frames(
+        pipe, moving(1), preset=replace(PRESET, threshold=0.1), seed=0, people=people, fallback="leave-out"
+    )
+    ends = (1 + worn.faces[0].similarity) / 2
+    for above, treatment in ((0.02, "blurred"), (0.06, "blurred"), (0.09, "changed")):
+        preset = replace(PRESET, threshold=ends + above)
+        (result,) = protect_frames(pipe, moving(1), preset=preset, seed=0, people=people)
+        assert (result.faces[0].treatment, result.faces[0].rounds) == (treatment, 0)
 
 
 def test_people_are_known_in_the_next_video_and_wear_the_same_face(pipe: DeDiMPipeline) -> None:

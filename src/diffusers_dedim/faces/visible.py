@@ -24,21 +24,12 @@ being torn (`python -m benchmarks.covers`)."""
 # The network's edges are right to a pixel or two, and a changed pixel of the crop reaches two further in the photo.
 _MARGIN = 2  # px
 _BROWS = 10  # of the 51 the first are the brows'
-# The points of each brow and eye, and the outer and inner corner of that eye.
-_SIDES = (
-    ((0, 1, 2, 3, 4, 19, 20, 21, 22, 23, 24), 19, 22),
-    ((5, 6, 7, 8, 9, 25, 26, 27, 28, 29, 30), 28, 25),
-)
-_AROUND = 16.0  # px: what the mask reaches of an eye and its brow, and the margin
-_OUTER = 3.0  # px: the temple begins so far within the outermost point
-_PLAIN = 0.1  # a larger share of an eye and its brow must be hidden for the temple beside it to be doubted
 
 
 def visible_gate(probability: Tensor, landmarks: Tensor, mask: Tensor | None = None) -> Tensor:
     """Turn the probability that a pixel shows the face into a factor of its mask.
 
-    The rim of the mask at the temples lies on skin, hair or background, which no network tells apart for sure. Where
-    the eye and the brow beside it are in sight, it stays. A cover over eyes, nose or mouth is drawn 8 px wider than
+    A cover over eyes, nose or mouth is drawn 8 px wider than
     the network is sure of, as far as it has a doubt, and 3 px where 8 would leave less than `MIN_VISIBLE` of the mask.
 
     Args:
@@ -98,8 +89,6 @@ def visible_share(mask: Tensor, gate: Tensor) -> Tensor:
 
 def _gate(probability: Tensor, landmarks: Tensor, further: int) -> Tensor:
     hidden = _hidden(probability, landmarks, further)
-    for points, outer, inner in _SIDES:
-        hidden = hidden * (1 - _plain_temple(hidden, landmarks, points, outer, inner))
     clear = 1 - _widen(hidden, _MARGIN)
     side = 2 * _MARGIN + 1
     return clear * functional.avg_pool2d(clear, side, 1, _MARGIN, count_include_pad=False)
@@ -125,24 +114,6 @@ def _grow(core: Tensor, allowed: Tensor, reach: int = _REACH) -> Tensor:
         if torch.equal(core, last):
             break
     return core
-
-
-def _plain_temple(
-    hidden: Tensor, landmarks: Tensor, points: tuple[int, ...], outer: int, inner: int
-) -> Tensor:
-    """The temple beside an eye, ``[N, 1, S, S]`` 0 or 1; empty where the eye or its brow is hidden too."""
-    near = landmarks[:, list(points)]
-    around = landmark_mask(near, _AROUND, size=hidden.shape[-1])
-    outwards = landmarks[:, outer] - landmarks[:, inner]
-    outwards = outwards / outwards.norm(dim=1, keepdim=True).clamp_min(1e-3)  # [N, 2]
-    begin = (near * outwards[:, None]).sum(2).amax(1) - _OUTER
-    axis = torch.arange(hidden.shape[-1], dtype=torch.float32, device=hidden.device)
-    along = axis * outwards[:, 0, None, None] + axis[:, None] * outwards[:, 1, None, None]  # [N, S, S]
-    temple = (along > begin[:, None, None]).float()[:, None]
-    eye = around * (1 - temple)
-    share = (hidden * eye).sum((1, 2, 3), keepdim=True) / eye.sum((1, 2, 3), keepdim=True).clamp_min(1)
-    plain: Tensor = around * temple * (share < _PLAIN)
-    return plain
 
 
 def _widen(marked: Tensor, reach: int) -> Tensor:

@@ -40,6 +40,8 @@ class Person:
         settled_for: frames for which a face a little below h takes no round: the last one did not help, or 0.
         small: the face was too small in the last frame.
         hidden: too little of it was visible in the last frame.
+        half_hidden: frames for which much of it has not been visible now.
+        whole: the last target and gate that were not made while it was half hidden, or None.
         avoid: embeddings ``[M, D]`` or ``[M, K, D]`` of protected photos of this person, which the change leads away
             from too; None for none.
         result: embedding of the face in the last frame in which it ended below h, or None.
@@ -56,6 +58,8 @@ class Person:
     settled_for: int = 0
     small: bool = False
     hidden: bool = False
+    half_hidden: int = 0
+    whole: tuple[Tensor, Tensor] | None = None
     avoid: Tensor | None = None
     result: Tensor | None = None
     seen: int = 1

@@ -49,6 +49,12 @@ _FEW_ROUNDS = 3
 _BEGINNING = 2  # place of the try from the beginning, after short rounds and before stronger ones
 _RESTS = 6  # frames from one time that all tries failed to the next that all are made; between them one short round
 _STAYS = 12  # frames for which a round for the margin alone is not tried again, after one that did not help
+_HALF_HIDDEN = (
+    0.75  # share of a face that is visible, below which what it is pushed to is for this while alone
+)
+_PASSES = (
+    24  # frames for which a half hidden face is covered where what it wears is not enough, and not pushed
+)
 _GROWN = (
     1.15  # times the smallest size, or the least that must be visible, from which on a face is changed again
 )
@@ -77,6 +83,11 @@ class _Worn:
     @property
     def person(self) -> Person:
         return self.placed.person
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it has been half hidden for some frames only, and is known whole."""
+        return 0 < self.person.half_hidden <= _PASSES and self.person.whole is not None
 
 
 class SteadyFaces:
@@ -177,7 +188,7 @@ class SteadyFaces:
         done = []
         for result, records, worn, _ in begun:
             self._judge_worn(worn, [next(embeddings) for _ in worn])
-            if any(each.probability >= self._line - _QUICK_ERROR for each in worn):
+            if any(each.probability >= self._line_of(each) - _QUICK_ERROR for each in worn):
                 break
             records += [self._changed(each) for each in worn]
             done.append((result, records))
@@ -208,10 +219,12 @@ class SteadyFaces:
                 each.crop = each.best[1]
             result = self._try_on(pixels, worn)
         for each in worn:
-            if each.probability >= self._line and each.tries:
+            line = self._line_of(each)
+            if each.probability >= line and each.tries:
                 each.person.settled_for = _STAYS
-            if each.probability >= self.settings.threshold and self.fallback != "leave-out":
-                each.person.tired_for = each.person.tired_for or _RESTS
+            is_above = each.probability >= self.settings.threshold
+            if (is_above or (each.is_passing and each.probability >= line)) and self.fallback != "leave-out":
+                each.person.tired_for = each.person.tired_for or _RESTS * is_above
                 covered.append(each.placed)
                 records.append(record(each.placed, treatment_of(self.fallback), each.rounds, each.unet_calls))
             else:
@@ -232,7 +245,9 @@ class SteadyFaces:
         for each in placed:
             person, size = each.person, each.aligned.face.size
             person.small = size < MIN_FACE_SIZE * (_GROWN if person.small else 1)
-            person.hidden = _visible(each) < MIN_VISIBLE * (_GROWN if person.hidden else 1)
+            share = _visible(each)
+            person.hidden = share < MIN_VISIBLE * (_GROWN if person.hidden else 1)
+            _note_hidden(person, share < _HALF_HIDDEN * (_GROWN if person.half_hidden else 1))
             word = self.small_faces if person.small else self.fallback
             if person.small and word == "error":
                 raise FaceTooSmallError(
@@ -286,10 +301,19 @@ class SteadyFaces:
         mean = torch.stack([each.person.embedding for each in worn])
         return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
 
+    def _line_of(self, each: _Worn) -> float:
+        """The probability below which a face is done.
+
+        Who is half hidden for some frames is placed by few points, so less exactly, and keeps twice the margin.
+        """
+        return 2 * self._line - self.settings.threshold if each.is_passing else self._line
+
     def _may_go_on(self, each: _Worn) -> bool:
         """Whether a face has tries left: the margin below h is worth steps, and now and then one short round."""
-        if each.probability < self._line:
+        if each.probability < self._line_of(each):
             return False
+        if each.is_passing:
+            return _has_steps(each)
         if each.probability < self.settings.threshold:
             return _has_steps(each) or (each.tries < 1 and not each.person.settled_for)
         most = 1 if each.person.tired_for else len(self._tries)
@@ -312,7 +336,7 @@ class SteadyFaces:
         changes = [torch.lerp(person.change, person.target, share) for share in each.steps]
         crops = torch.stack([_wear(each.x_org, each.mask, person, change) for change in changes])
         values = self._judge(self.quick(crops), [each] * len(crops)).tolist()
-        line = self._line - _CROP_MARGIN
+        line = self._line_of(each) - _CROP_MARGIN
         place = next((row for row, value in enumerate(values) if value < line), len(values) - 1)
         person.change, each.crop = changes[place], crops[place]
         # where the frame needs more than the crop says, the rest of the way
@@ -348,6 +372,8 @@ class SteadyFaces:
             person.draw += 1
             return
         person.target, person.gate = result.crops[0] - each.x_org, each.mask
+        if not person.half_hidden:
+            person.whole = person.target, person.gate
         each.steps = _STEPS
         if first:
             person.change = person.target
@@ -400,6 +426,19 @@ def _wear(x_org: Tensor, mask: Tensor, person: Person, change: Tensor | None = N
         0, 1
     )
     return (x_org + share * worn).clamp(-1, 1)
+
+
+def _note_hidden(person: Person, half_hidden: bool) -> None:
+    """Note whether much of a face is hidden; who comes out goes back to the change of the whole face.
+
+    The little that is visible of a half hidden face is pushed hard, if at all, and what that leaves would be seen
+    on the whole one. The change moves back slowly; who was never seen whole begins anew.
+    """
+    if person.half_hidden and not half_hidden:
+        person.target, person.gate = person.whole or (None, None)
+        person.change = None if person.whole is None else person.change
+        person.settled_for = person.tired_for = 0
+    person.half_hidden = person.half_hidden + 1 if half_hidden else 0
 
 
 def _visible(placed: PlacedFace) -> float:
