@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from toys import MEAN_FACE, ToyEncoder, ToyLandmarker, face_at, in_bytes, seeded, tiny_preset, tiny_unet
 
-from diffusers_dedim import DeDiMPipeline, LandmarkRegressor, MobileFaceNet, VisibilityNet, make_scheduler
+from diffusers_dedim import (
+    DeDiMPipeline,
+    DeDiMPreset,
+    LandmarkRegressor,
+    MobileFaceNet,
+    VisibilityNet,
+    make_scheduler,
+)
 
 EASY = tiny_preset(threshold=0.999, max_rounds=1)
 
@@ -49,13 +56,35 @@ def test_what_is_covered_keeps_its_bits(photo: NDArray[np.uint8]) -> None:
     assert out.faces[0].treatment == "changed"
 
 
-def test_a_face_of_which_too_little_is_visible_is_left_with_the_reason(photo: NDArray[np.uint8]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        out = in_bytes(pipeline(HalfVisible(40))(photo, preset=EASY, faces=[face_at(20, 20, 112)]))
-    assert np.array_equal(out.images[0], photo)
-    assert [(face.treatment, face.reason) for face in out.faces] == [("left", "too little of it is visible")]
-    assert not out.faces[0].reached_threshold
+@pytest.mark.parametrize(
+    ("small_faces", "fallback", "treatment"),
+    [
+        ("blur", "leave-out", "blurred"),
+        ("pixelate", "leave-out", "pixelated"),
+        ("skip", "leave-out", "left"),
+        ("skip", "blur", "blurred"),
+        ("error", "pixelate", "pixelated"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("row", "preset"), [(40, EASY), (75, tiny_preset(threshold=0.01, max_rounds=1))]
+)  # too little to try; too little to succeed
+def test_a_face_of_which_too_little_is_visible_is_treated_like_a_small_one(
+    photo: NDArray[np.uint8], row: int, preset: DeDiMPreset, small_faces: str, fallback: str, treatment: str
+) -> None:
+    with pytest.warns(UserWarning, match="too little of it is visible|stayed above the threshold"):
+        out = in_bytes(
+            pipeline(HalfVisible(row))(
+                photo, preset=preset, faces=[face_at(20, 20, 112)], small_faces=small_faces, fallback=fallback
+            )
+        )
+    (face,) = out.faces
+    if treatment == "left" and row == 75:
+        treatment = "changed"  # as far as it went
+    assert (face.treatment, face.reason) == (treatment, "too little of it is visible")
+    assert (face.rounds > 0) == (row == 75)
+    assert face.is_protected == (treatment in ("blurred", "pixelated"))
+    assert np.array_equal(out.images[0], photo) == (treatment == "left")
 
 
 def test_without_a_visibility_network_all_is_visible(photo: NDArray[np.uint8]) -> None:
@@ -67,14 +96,16 @@ def test_without_a_visibility_network_all_is_visible(photo: NDArray[np.uint8]) -
     assert np.array_equal(whole.images[0], seen.images[0])
 
 
-def test_points_that_contradict_one_another_are_left(photo: NDArray[np.uint8]) -> None:
+def test_points_that_contradict_one_another_are_covered(photo: NDArray[np.uint8]) -> None:
     upside_down = face_at(20, 20, 112)
     points = np.array([[130.0, 130.0]]) + 18 - upside_down.landmarks
     wrong = type(upside_down)(upside_down.box, points * (1, 0.4) + (0, 40), 0.95)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         out = in_bytes(pipeline(None)(photo, preset=EASY, faces=[wrong]))
-    assert [face.reason for face in out.faces] == ["the points found in it contradict one another"]
+    assert [(face.treatment, face.reason) for face in out.faces] == [
+        ("blurred", "the points found in it contradict one another")
+    ]
 
 
 def test_the_network_is_saved_and_loaded_and_may_be_missing(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def test_faces_that_cannot_be_changed_are_named() -> None:
     assert len(state.get("crops")) == 1
     modular.face_detector = lambda photo: [lying]
     with pytest.raises(NoFaceError, match="1 faces are left UNPROTECTED"):
-        modular(image=PHOTO)
+        modular(image=PHOTO, small_faces="skip")
+    assert [how for _, _, how in modular(image=PHOTO).get("covered_faces")] == ["blur"]
     with pytest.raises(ValueError, match=r"small_faces: expected one of .*, got 'hide'"):
         modular(image=PHOTO, small_faces="hide")
 

@@ -135,7 +135,7 @@ def test_what_stays_above_the_threshold_is_covered_where_asked(
     assert record.reason == "stayed above the threshold"
     assert len(record.attempts) == 4
     # the original is covered, not what was tried
-    untried = protect(pipe, photo, EASY, faces=[replace(face, reason="turned")], fallback=fallback)
+    untried = protect(pipe, photo, EASY, faces=[replace(face, reason="turned")], small_faces=fallback)
     np.testing.assert_array_equal(out.images[0], untried.images[0])
 
 
@@ -144,10 +144,10 @@ def test_a_face_with_a_reason_is_not_sampled(pipe: DeDiMPipeline, photo: Pixels)
     pipe.face_detector = lambda _: [turned]
     text = r"1 of 1 faces cannot be changed \(lies on its side\) and were left UNPROTECTED"
     with pytest.warns(UserWarning, match=text):
-        out = in_bytes(pipe(photo, preset=EASY))
+        out = in_bytes(pipe(photo, preset=EASY, small_faces="skip"))
     np.testing.assert_array_equal(out.images[0], photo)
     assert [(face.treatment, face.is_protected) for face in out.faces] == [("left", False)]
-    (result,) = pipe.stream([photo], preset=EASY, fallback="blur")
+    (result,) = pipe.stream([photo], preset=EASY)
     assert [(face.treatment, face.is_protected) for face in result.faces] == [("blurred", True)]
 
 
@@ -173,7 +173,7 @@ def test_doubts_of_the_networks_are_heeded(pipe: DeDiMPipeline, photo: Pixels) -
     faces = [face_at(20, 20, 112), face_at(180, 20, 112), face_at(0, 0, 30)]
     (result,) = stream.protect([StreamPhoto(0, photo, seeded(0)[0], faces)])
     assert asked == [2]
-    assert [face.treatment for face in result.faces] == ["left", "changed", "blurred"]
+    assert [face.treatment for face in result.faces] == ["blurred", "changed", "blurred"]
     assert result.faces[0].reason == "too little of it is visible"
     np.testing.assert_array_equal(result.pixels[30:88, 180:292], photo[30:88, 180:292])
     assert (result.pixels[92:132, 180:292] != photo[92:132, 180:292]).any()

@@ -98,9 +98,15 @@ def test_a_stubborn_face_fails_its_photo_or_is_covered(
 
 def test_a_face_that_cannot_be_changed_is_listed_with_its_reason(pipe: DeDiMPipeline, source: Path) -> None:
     pipe.face_detector = lambda _: [replace(LARGE, reason="lies on its side"), SMALL]
-    (record,) = protect(pipe, source, allow_partial=True).failures
-    assert (record.status, record.output) == ("not_protected", "a.not-protected.png")
-    assert record.reason == "1 of 2 faces cannot be changed (lies on its side)"
+    (record,) = protect(pipe, source, small_faces="skip").failures
+    assert (record.status, record.output) == ("not_protected", None)
+    assert record.reason == "1 of 1 faces cannot be changed (lies on its side)"
+    again = FolderRun([source], source.parent / "two", RunSettings(preset="never", seed=0))
+    (record,) = again.execute(pipe).protected
+    assert record.notes == (
+        "1 of 2 faces was blurred (lies on its side)",
+        "1 of 2 faces was blurred (under 40 px)",
+    )
 
 
 def test_ray_carries_the_reasons_of_faces() -> None:

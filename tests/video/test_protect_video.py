@@ -175,6 +175,8 @@ def test_a_face_that_cannot_be_changed_is_covered(pipe: DeDiMPipeline) -> None:
         ("blurred", "lies on its side")
     ] * 2
     (result,) = protect_frames(pipe, moving(1), preset=PRESET, fallback="leave-out")
+    assert result.faces[0].treatment == "blurred"
+    (result,) = protect_frames(pipe, moving(1), preset=PRESET, fallback="leave-out", small_faces="skip")
     assert result.faces[0].treatment == "left"
     assert not result.is_protected
 

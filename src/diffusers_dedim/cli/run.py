@@ -91,7 +91,8 @@ def run(
     small_faces: Annotated[
         SmallFaces,
         typer.Option(
-            help="A face under 40 px: cover it, leave it UNPROTECTED (skip), or fail its photo (error)."
+            help="A face under 40 px, covered or turned away: cover it; or leave one under 40 px UNPROTECTED "
+            "(skip), or fail its photo (error)."
         ),
     ] = SmallFaces.blur,
     fallback: Annotated[

@@ -25,7 +25,7 @@ class Face:
             mouth, "left" as the viewer sees it when the face is upright; may lie outside the photo.
         confidence: the detector's own score in 0..1 (not a calibrated probability).
         reason: why the face cannot be changed, in a few words such as "lies on its side"; empty where it can. A face
-            with a reason is not sampled: the ``fallback`` is for it.
+            with a reason is not sampled, but covered or left.
 
     Raises:
         ValueError: the landmarks have another shape or are not finite, or the box is empty.

@@ -21,6 +21,8 @@ _FURTHER = (8, 3)  # px; the second where the first leaves too little of a face
 MIN_VISIBLE = 0.4
 """Share of a mask that must be visible. What is left of a smaller one cannot carry a face away from itself without
 being torn (`python -m benchmarks.covers`)."""
+HALF_HIDDEN = 0.75
+"""Share of a mask that is visible below which a face that cannot be brought below the threshold counts as covered."""
 # The network's edges are right to a pixel or two, and a changed pixel of the crop reaches two further in the photo.
 _MARGIN = 2  # px
 _BROWS = 10  # of the 51 the first are the brows'

@@ -47,9 +47,7 @@ __all__ = ["DeDiMBlocks"]
 _PARTS = ("unet", "scheduler", "face_encoder", "landmarker", "visibility")
 _PRESET = InputParam("preset", default="fast", description="Name of a preset, or a DeDiMPreset.")
 _FALLBACK = InputParam(
-    "fallback",
-    default="leave-out",
-    description="A face that cannot be changed, or still matches, as the pipeline.",
+    "fallback", default="leave-out", description="A face that still matches, as the pipeline."
 )
 _THRESHOLD = InputParam(
     "threshold", description="Match probability (Eq. 4) below which a face counts as done."
@@ -109,7 +107,11 @@ class FindFaces(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers ships
         """What it reads from the state."""
         return [
             InputParam("image", required=True, description="Photos as for DeDiMPipeline."),
-            InputParam("small_faces", default="blur", description="A face under 40 px, as the pipeline."),
+            InputParam(
+                "small_faces",
+                default="blur",
+                description="A face under 40 px or turned away, as the pipeline.",
+            ),
             _FALLBACK,
             InputParam("select_faces", description="face -> bool; None for every face."),
         ]

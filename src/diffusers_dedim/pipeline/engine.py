@@ -20,12 +20,16 @@ from diffusers_dedim.faces import (
     align_face,
     cover_face,
     inside_photo,
+    landmark_mask,
     paste_back,
+    visible_share,
 )
+from diffusers_dedim.faces.visible import HALF_HIDDEN
 from diffusers_dedim.images.modes import as_written, is_neutral
 from diffusers_dedim.pipeline.album import Album, AlbumFace, AlbumQueue
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts
+from diffusers_dedim.pipeline.doubts import HIDDEN
 from diffusers_dedim.pipeline.inputs import (
     NOTHING_BESIDE,
     BesidePixels,
@@ -166,6 +170,11 @@ class _OpenPhoto:
         mask: Tensor = settings.make_mask(self.landmarks[row : row + 1])[0] * self.gate[row]
         return mask
 
+    def is_half_hidden(self, row: int) -> bool:
+        """Whether so little of a face is visible that this is why it cannot be changed far enough."""
+        one = slice(row, row + 1)
+        return bool(visible_share(landmark_mask(self.landmarks[one]), self.gate[one]) < HALF_HIDDEN)
+
 
 class PhotoStream:
     """Photos in, protected photos out, with ``slots`` faces in the networks all the time.
@@ -305,7 +314,7 @@ class PhotoStream:
                 gate[rows] *= factor
             for row, reason in zip(changed, reasons, strict=True):
                 if reason:
-                    treatment = treatment_of(self.policy.fallback)
+                    treatment = treatment_of(self.policy.hidden)
                     subjects[row] = replace(subjects[row], treatment=treatment, reason=reason)
         tries = {row: Tries() for row in changed if subjects[row].treatment == "changed"}
         return _OpenPhoto(photo, found, subjects, x_org, landmarks, gate, tries, len(tries), embeddings)
@@ -350,13 +359,17 @@ class PhotoStream:
             self._try_again(opened, again)
             return None
         best = {row: each.best for row, each in opened.tries.items()}
-        if self.policy.fallback != "leave-out":
-            covered = {row: treatment_of(self.policy.fallback) for row in hard}
+        covered = {row: self._given_up(opened, row) for row in hard}
+        covered = {row: treatment for row, treatment in covered.items() if treatment != "left"}
         if covered or any(best[row] is not shown[row] for row in best):
             pixels, records = self._paste_and_measure(opened, best, covered)
         small, unchosen = opened.found.small, opened.found.unchosen
         aligned = tuple(subject.aligned for subject in opened.subjects)
         return StreamResult(opened.photo, pixels, tuple(records), small, unchosen, aligned=aligned)
+
+    def _given_up(self, opened: _OpenPhoto, row: int) -> Treatment:
+        """What becomes of a face that stays above the threshold."""
+        return treatment_of(self.policy.hidden if opened.is_half_hidden(row) else self.policy.fallback)
 
     @torch.no_grad()
     def _leave_album(self, opened: _OpenPhoto, result: StreamResult) -> None:
@@ -428,15 +441,19 @@ class PhotoStream:
             unet_calls=[each.unet_calls for each in tries],
         )
         return [
-            replace(record, treatment=treatment, reason=_reason(subject, record, treatment), attempts=each)
-            for record, treatment, subject, each in zip(
-                records, treatments, opened.subjects, (tuple(each.names) for each in tries), strict=True
+            replace(
+                record, treatment=treatment, reason=_reason(opened, row, record, treatment), attempts=each
+            )
+            for row, (record, treatment, each) in enumerate(
+                zip(records, treatments, (tuple(each.names) for each in tries), strict=True)
             )
         ]
 
 
-def _reason(subject: Subject, record: FaceResult, treatment: Treatment) -> str:
+def _reason(opened: _OpenPhoto, row: int, record: FaceResult, treatment: Treatment) -> str:
     """Why a face was not simply changed."""
-    if subject.treatment != "changed":
-        return subject.reason
-    return "" if treatment == "changed" and record.reached_threshold else ABOVE
+    if opened.subjects[row].treatment != "changed":
+        return opened.subjects[row].reason
+    if treatment == "changed" and record.reached_threshold:
+        return ""
+    return HIDDEN if opened.is_half_hidden(row) else ABOVE

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.guidance import match_probability
 from diffusers_dedim.faces import AlignedFace, align_face
+from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.pipeline.device import in_parts
+from diffusers_dedim.pipeline.doubts import HIDDEN
 
 Treatment = Literal["changed", "blurred", "pixelated", "left"]
 """What was done to a face. Only what is "changed" aims at the threshold; a face that is "left" is as it was."""
@@ -82,6 +84,13 @@ class DeDiMOutput(BaseOutput):  # type: ignore[misc]  # diffusers ships no types
 
 def warn_unreached(faces: Sequence[FaceResult], threshold: float, stacklevel: int) -> None:
     """Say aloud which faces are not protected as asked; ``stacklevel`` counts from here, as in `warnings.warn`."""
+    hidden = [face for face in faces if face.treatment in ("blurred", "pixelated") and _is_hidden(face)]
+    if hidden:
+        reasons = ", ".join(sorted({face.reason for face in hidden}))
+        warnings.warn(
+            f"{len(hidden)} of {len(faces)} faces cannot be changed ({reasons}) and are {hidden[0].treatment}.",
+            stacklevel=stacklevel,
+        )
     left = [face for face in faces if face.treatment == "left"]
     if left:
         reasons = ", ".join(sorted({face.reason for face in left}))
@@ -99,6 +108,11 @@ def warn_unreached(faces: Sequence[FaceResult], threshold: float, stacklevel: in
             "threshold, give fallback='blur', or look at faces[i].is_protected.",
             stacklevel=stacklevel,
         )
+
+
+def _is_hidden(face: FaceResult) -> bool:
+    """Whether a face has too little to change, and not for its size, of which there is a word before the work."""
+    return face.reason == HIDDEN or not (face.attempts or face.reason == TOO_SMALL)
 
 
 @torch.no_grad()

@@ -196,11 +196,11 @@ class DeDiMPipeline(ComposablePipeline):
                 tensors) -> tensors``; what it returns as ``prev_sample`` is used.
             callback_on_step_end_tensor_inputs: what a plain function gets, of ``_callback_tensor_inputs``.
             aligned: the images are aligned 112x112 crops already; nothing is detected.
-            small_faces: a face under 40 px, which has too little to change, is covered: "blur" or "pixelate"; "skip"
-                leaves it as it is; each with a warning. "error" refuses its photo.
-            fallback: what becomes of a face that cannot be changed for another reason, or that stays above the
-                threshold after all attempts: "blur" or "pixelate" covers it; with "leave-out" there is a warning, and
-                ``is_protected`` is False: leave the photo out.
+            small_faces: a face that has too little to change is covered: "blur" or "pixelate". It is under 40 px, too
+                little of it is visible, or it is turned away. "skip" leaves one under 40 px as it is; each with a
+                warning. "error" refuses its photo. With these two the ``fallback`` is for the others.
+            fallback: what becomes of a face that stays above the threshold after all attempts: "blur" or "pixelate"
+                covers it; with "leave-out" there is a warning, and ``is_protected`` is False: leave the photo out.
             faces: found by other means, instead of the detector: a list for one photo, or a list a photo; boxes and
                 five points in photo px.
             select_faces: ``face -> bool`` by its box, landmarks and confidence, or a `PersonChoice`; the faces it

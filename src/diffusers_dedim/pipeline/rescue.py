@@ -72,8 +72,8 @@ class FacePolicy:
 
     Attributes:
         small_faces: a face under 40 px is an "error", or "skip": left as it is, or "blur" or "pixelate": covered.
-        fallback: a face that cannot be changed for another reason, or that stays above the threshold whatever is
-            tried, stays as it is ("leave-out": its photo is not to be handed out), or is covered.
+        fallback: a face that stays above the threshold whatever is tried stays as it is ("leave-out": its photo is not
+            to be handed out), or is covered.
         select_faces: says which faces are to be protected; None for all of them.
 
     Raises:
@@ -88,6 +88,18 @@ class FacePolicy:
         for name, known in (("small_faces", SMALL_FACES), ("fallback", FALLBACKS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {list(known)}, got {getattr(self, name)!r}.")
+
+    @property
+    def hidden(self) -> Fallback | SmallFaces:
+        """What becomes of a face that has too little to change at any size: covered like a small one, or the fallback.
+
+        Too little of it is visible, or its points contradict one another, as of heads that are turned away.
+
+        Example:
+            >>> FacePolicy().hidden, FacePolicy(small_faces="skip").hidden
+            ('blur', 'leave-out')
+        """
+        return self.small_faces if self.small_faces in _TREATMENTS else self.fallback
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +191,7 @@ def find_faces(
         if id(face) in too_small and not skipped:
             subjects.append(Subject(_align_anyhow(photo, face), treatment_of(policy.small_faces), TOO_SMALL))
         elif id(face) in chosen - too_small and face.reason:
-            subjects.append(Subject(_align_anyhow(photo, face), treatment_of(policy.fallback), face.reason))
+            subjects.append(Subject(_align_anyhow(photo, face), treatment_of(policy.hidden), face.reason))
         elif id(face) in chosen - too_small:
             subjects.append(Subject(align_face(photo, face)))
     return FoundFaces(tuple(subjects), tuple(skipped), unchosen)

@@ -155,10 +155,11 @@ class RunSettings:
         preset: name of a preset of ``DeDiMPipeline``.
         threshold: probability below which a face counts as protected, in (0, 1), or the preset's.
         max_rounds: most rounds of Algorithm 2, at least 1, or the preset's.
-        small_faces: a face too small to be changed is covered ("blur", "pixelate"), left ("skip"), or fails its photo
-            ("error").
-        fallback: a face that cannot be changed for another reason, or stays above the threshold whatever is tried,
-            fails its photo ("leave-out") or is covered ("blur", "pixelate").
+        small_faces: a face with too little to change (too small, covered, turned away) is covered ("blur",
+            "pixelate"); or one that is too small is left ("skip"), or fails its photo ("error"), and the others are
+            left to ``fallback``.
+        fallback: a face that stays above the threshold whatever is tried fails its photo ("leave-out") or is covered
+            ("blur", "pixelate").
         only, all_but: photos of a person, to protect nobody else, or everybody else; at most one of the two.
         seed: each photo gets its own generator from it and its name; ``None`` draws afresh.
         weights: which weights the pipeline was loaded from, as the user named them.

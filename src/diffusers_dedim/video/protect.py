@@ -77,7 +77,8 @@ def protect_frames(
             be endless.
         preset: "gentle", "fast", "strong", "paper" or a `DeDiMPreset`.
         threshold: h, which overrides the preset's.
-        small_faces: a face under 40 px is covered ("blur", "pixelate"), left as it is ("skip"), or an "error".
+        small_faces: a face under 40 px, covered or turned away is covered ("blur", "pixelate"); one under 40 px may be
+            left as it is ("skip"), or an "error".
         fallback: one that does not come below h is covered ("blur", "pixelate") or left there ("leave-out").
         select_faces: says of each face that is detected whether it is to be protected, or a `PersonChoice`, which knows
             by the recogniser; None for all.

@@ -23,7 +23,7 @@ from diffusers_dedim.faces import (
     visible_share,
 )
 from diffusers_dedim.faces.cover import Cover, cover_face
-from diffusers_dedim.faces.visible import MIN_VISIBLE
+from diffusers_dedim.faces.visible import HALF_HIDDEN, MIN_VISIBLE
 from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.rescue import stronger
@@ -49,9 +49,6 @@ _FEW_ROUNDS = 3
 _BEGINNING = 2  # place of the try from the beginning, after short rounds and before stronger ones
 _RESTS = 6  # frames from one time that all tries failed to the next that all are made; between them one short round
 _STAYS = 12  # frames for which a round for the margin alone is not tried again, after one that did not help
-_HALF_HIDDEN = (
-    0.75  # share of a face that is visible, below which what it is pushed to is for this while alone
-)
 _PASSES = (
     24  # frames for which a half hidden face is covered where what it wears is not enough, and not pushed
 )
@@ -107,7 +104,8 @@ class SteadyFaces:
         device: where the networks compute.
         quick: the same recogniser with a small error, for frames that are clearly below h and for the choice among
             changes. None for itself.
-        small_faces: what becomes of a face under 40 px: "blur", "pixelate", "skip" (left as it is) or "error".
+        small_faces: what becomes of a face with too little to change, small or hidden: "blur", "pixelate"; of one under
+            40 px also "skip" (left as it is) or "error".
         fallback: what becomes of one that cannot be brought below h: "blur", "pixelate", or "leave-out", which leaves
             it above.
         seed: of the noise of each person.
@@ -247,8 +245,8 @@ class SteadyFaces:
             person.small = size < MIN_FACE_SIZE * (_GROWN if person.small else 1)
             share = _visible(each)
             person.hidden = share < MIN_VISIBLE * (_GROWN if person.hidden else 1)
-            _note_hidden(person, share < _HALF_HIDDEN * (_GROWN if person.half_hidden else 1))
-            word = self.small_faces if person.small else self.fallback
+            _note_hidden(person, share < HALF_HIDDEN * (_GROWN if person.half_hidden else 1))
+            word = self._word(each)
             if person.small and word == "error":
                 raise FaceTooSmallError(
                     f"a face of {size:.0f} px is smaller than {MIN_FACE_SIZE} px and cannot be changed; use a larger "
@@ -258,6 +256,13 @@ class SteadyFaces:
                 aside.append(each)
                 records.append(record(each, "left" if word == "skip" else treatment_of(word)))
         return aside, records
+
+    def _word(self, placed: PlacedFace) -> str:
+        """What becomes of a face that is not changed: one with too little to change is covered like a small one."""
+        person = placed.person
+        hidden = person.hidden or bool(placed.aligned.face.reason)
+        is_small = person.small or (hidden and self.small_faces in ("blur", "pixelate"))
+        return self.small_faces if is_small else self.fallback
 
     def _dress(self, placed: Sequence[PlacedFace], shape: tuple[int, ...]) -> list[_Worn]:
         """The faces with the changes of their people on."""
@@ -381,7 +386,7 @@ class SteadyFaces:
 
     def _cover(self, pixels: Pixels, covered: Sequence[PlacedFace]) -> Pixels:
         for each in covered:
-            word = self.small_faces if each.person.small else self.fallback
+            word = self._word(each)
             if word in ("blur", "pixelate"):
                 cover: Cover = "blur" if word == "blur" else "pixelate"
                 pixels = cover_face(pixels, each.aligned.face, cover)
