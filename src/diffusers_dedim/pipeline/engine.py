@@ -354,7 +354,7 @@ class PhotoStream:
         for row, each in opened.tries.items():
             each.judge(records[row].probability)
         hard = [row for row, each in opened.tries.items() if each.probability >= self.settings.threshold]
-        again = [row for row in hard if len(opened.tries[row].names) < len(self._attempts)]
+        again = {row: number for row in hard if (number := self._next_attempt(opened, row)) is not None}
         if again:
             self._try_again(opened, again)
             return None
@@ -387,15 +387,23 @@ class PhotoStream:
             if self._album is not None:
                 self._album.leave(member, embedding)
 
-    def _try_again(self, opened: _OpenPhoto, rows: Sequence[int]) -> None:
-        """Queue faces of a photo for their next attempt (`rescue.ATTEMPTS`)."""
-        opened.awaited = len(rows)
-        for row in rows:
+    def _next_attempt(self, opened: _OpenPhoto, row: int) -> int | None:
+        """Number of what is tried next on a face (`rescue.ATTEMPTS`), or None."""
+        last, number = len(self._attempts) - 1, ATTEMPTS.index(opened.tries[row].names[-1]) + 1
+        if number > last:
+            return None
+        # where little is left to change, other noise or more of the same hardly ever helps
+        return last if opened.is_half_hidden(row) else number
+
+    def _try_again(self, opened: _OpenPhoto, attempts: Mapping[int, int]) -> None:
+        """Queue faces of a photo for attempts with these numbers."""
+        opened.awaited = len(attempts)
+        for row, number in attempts.items():
             each = opened.tries[row]
             last, best = each.latest, each.best
             if last is None or best is None:  # they have been sampled: for the type checker
                 continue
-            settings, name = self._attempts[len(each.names)], ATTEMPTS[len(each.names)]
+            settings, name = self._attempts[number], ATTEMPTS[number]
             each.names.append(name)
             generator = child_generator(last.face.generator)
             member = opened.members.get(row)

@@ -211,7 +211,7 @@ def _align_anyhow(photo: NDArray[np.uint8], face: Face) -> AlignedFace:
 ATTEMPTS = ("first", "another draw", "more rounds", "stronger")
 """What is tried on a face, in this order, until it ends below the threshold, as `FaceResult.attempts` has it: as set;
 from the beginning with other noise; on from the better of the two; from the beginning, pushed further, in a wider mask
-and without keeping the eyes."""
+and without keeping the eyes. A face of which little is visible gets the first and the last."""
 
 _PUSH, _FURTHER, _WIDER = 1.5, 1.5, 1.2
 
