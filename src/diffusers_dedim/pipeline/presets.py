@@ -46,6 +46,7 @@ class DeDiMPreset:
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
         avoid_limit: in an album, cosine with a protected photo of the same person above which a face that is below the
             threshold goes on; 1 for none.
+        avoid_similarity: in an album, cosine with such a photo below which a face is pushed no further from it.
         denoise_window: call the denoiser on a window around the mask alone (`WindowedDenoiser`), where that saves
             anything; False for the paper.
 
@@ -71,6 +72,7 @@ class DeDiMPreset:
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
     avoid_limit: float = 1.0
+    avoid_similarity: float = -0.1
     denoise_window: bool = False
     keep_eyes: float = 0.0
     keep_between_brows: float = 0.0
@@ -129,6 +131,7 @@ class DeDiMPreset:
             spread=self.spread,
             spared_structure=self.spared_structure,
             cutoff_step_ratio=self.cutoff_step_ratio,
+            avoid_similarity=self.avoid_similarity,
         )
 
     def make_mask(self, landmarks: Tensor) -> Tensor:
