@@ -167,7 +167,8 @@ _FAST = DeDiMPreset(
     contrast_masking=0.5,
     retries=3,
     denoise_window=True,
-    avoid_limit=0.1,
+    avoid_limit=0.2,
+    avoid_similarity=0.1,
 )
 
 PRESETS: dict[str, DeDiMPreset] = {
@@ -197,7 +198,7 @@ PRESETS: dict[str, DeDiMPreset] = {
         spared_structure=0.5,
         keep_between_brows=0.8,
     ),
-    "strong": replace(_FAST, threshold=0.48, max_rounds=20),
+    "strong": replace(_FAST, threshold=0.48, max_rounds=20, avoid_limit=0.1, avoid_similarity=-0.1),
 }
 
 
