@@ -152,7 +152,7 @@ class ProtectFaces:
             images: ``[B, H, W, 3]`` in [0, 1], or with an alpha as the fourth channel, which is kept.
             strength: a name of `STRENGTHS`.
             seed: each image draws with its own, made of this one and its number.
-            without_a_face, not_protected: what to do with such an image; a face under 40 px is blurred in any case.
+            without_a_face, not_protected: what to do with such an image; a face under 40 px, or covered, is blurred.
             album: an image then depends on those before it.
 
         Returns:
