@@ -56,9 +56,9 @@ from diffusers_dedim.metrics.quality import mean_ssim, psnr
 from diffusers_dedim.metrics.retrieval import genuine_ranks
 from diffusers_dedim.metrics.verification import threshold_at_fmr
 from diffusers_dedim.pipeline.album import SAME_PERSON, Album
-from diffusers_dedim.pipeline.engine import StreamPhoto
 from diffusers_dedim.pipeline.guides import is_guide
 from diffusers_dedim.pipeline.output import FaceResult
+from diffusers_dedim.pipeline.photos import StreamPhoto
 from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 
 CROPS = SHARED / "data" / "lfw" / "lfw_pairs_crops.parquet"

@@ -201,8 +201,8 @@ def _results(
     pipe: DeDiMPipeline, rgb: Tensor, strength: str, seed: int, not_protected: str, album: bool
 ) -> Iterator[tuple[int, Any]]:
     """Protect the images; each with its number, in the order in which they are done."""
-    from diffusers_dedim.pipeline.engine import StreamPhoto
     from diffusers_dedim.pipeline.inputs import generators, to_pixel_list
+    from diffusers_dedim.pipeline.photos import StreamPhoto
 
     preset = resolve_preset(STRENGTHS[strength])
     pixels = to_pixel_list(rgb.permute(0, 3, 1, 2))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.output import FaceResult
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 
 NO_FACE = (1, 1, 1)
 """A photo whose first pixel has this colour shows no face, and so on."""

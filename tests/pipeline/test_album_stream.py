@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from toys import face_at, seeded, tiny_preset
 
 from diffusers_dedim import Album, DeDiMPipeline
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 
 Pixels = NDArray[np.uint8]
 # pushes that tell faces apart; the toy recogniser sees all crops of a texture as one person

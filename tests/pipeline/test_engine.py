@@ -12,7 +12,7 @@ from toys import face_at, seeded, tiny_preset
 from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.errors import FaceTooSmallError, NoFaceError
 from diffusers_dedim.faces import Face
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 
 Pixels = NDArray[np.uint8]
 PRESET = tiny_preset(threshold=0.45, max_rounds=3)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from toys import face_at, in_bytes, seeded, tiny_preset
 
 from diffusers_dedim import DeDiMPipeline
-from diffusers_dedim.pipeline.engine import PhotoStream, StreamPhoto
+from diffusers_dedim.pipeline.engine import PhotoStream
+from diffusers_dedim.pipeline.photos import StreamPhoto
 from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 from diffusers_dedim.pipeline.rescue import ATTEMPTS, FacePolicy, find_faces, stronger
 

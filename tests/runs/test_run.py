@@ -21,7 +21,7 @@ from diffusers_dedim import __version__
 from diffusers_dedim.atomic import TEMPORARY_PREFIX
 from diffusers_dedim.images import files as image_io
 from diffusers_dedim.images.files import read_photo
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 from diffusers_dedim.runs.jobs import RunError, plan_jobs
 from diffusers_dedim.runs.journal import Journal
 from diffusers_dedim.runs.manifest import (

@@ -14,7 +14,7 @@ from PIL import Image
 from toys import ToyEncoder
 
 from diffusers_dedim.pipeline.album import Album
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 from diffusers_dedim.runs.albums import NEW_ALBUM
 from diffusers_dedim.runs.jobs import RunError
 from diffusers_dedim.runs.records import RunSettings

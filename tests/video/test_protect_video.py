@@ -20,7 +20,7 @@ from diffusers_dedim.errors import FaceTooSmallError, NoFaceError, NotProtectedE
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.doubts import HIDDEN
 from diffusers_dedim.pipeline.presets import DeDiMPreset
-from diffusers_dedim.video import steady
+from diffusers_dedim.video import worn
 from diffusers_dedim.video.people import People
 from diffusers_dedim.video.protect import protect_frames, protect_video
 from diffusers_dedim.video.reading import Frame, VideoReader
@@ -217,7 +217,7 @@ def test_who_was_half_hidden_comes_out_with_the_face_from_before(
     pipe: DeDiMPipeline, monkeypatch: pytest.MonkeyPatch, passes: int
 ) -> None:
     """Half hidden for longer than ``passes`` frames, it is pushed to what is forgotten then."""
-    monkeypatch.setattr(steady, "_PASSES", passes)
+    monkeypatch.setattr(worn, "_PASSES", passes)
     people = People()
 
     def protect(row: int, preset: DeDiMPreset = PRESET, fallback: str = "blur") -> list[str]:
@@ -258,10 +258,10 @@ def test_what_is_half_hidden_for_some_frames_is_not_pushed_and_keeps_a_larger_ma
     pipe.visibility = Seen(112)
     list(protect_frames(pipe, moving(1), preset=replace(PRESET, threshold=0.6), seed=0, people=people))
     pipe.visibility = Seen(70)
-    (worn,) = protect_frames(
+    (carried,) = protect_frames(
         pipe, moving(1), preset=replace(PRESET, threshold=0.1), seed=0, people=people, fallback="leave-out"
     )
-    ends = (1 + worn.faces[0].similarity) / 2
+    ends = (1 + carried.faces[0].similarity) / 2
     for above, treatment in ((0.02, "blurred"), (0.06, "blurred"), (0.09, "changed")):
         preset = replace(PRESET, threshold=ends + above)
         (result,) = protect_frames(pipe, moving(1), preset=preset, seed=0, people=people)

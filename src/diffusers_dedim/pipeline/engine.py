@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.faces import (
     AlignedFace,
-    Face,
     FaceDetection,
     align_face,
     cover_face,
@@ -30,14 +28,9 @@ from diffusers_dedim.pipeline.album import Album, AlbumFace, AlbumQueue
 from diffusers_dedim.pipeline.components import check_embeddings
 from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.doubts import HIDDEN
-from diffusers_dedim.pipeline.inputs import (
-    NOTHING_BESIDE,
-    BesidePixels,
-    child_generator,
-    from_pixels,
-    take_photos,
-)
+from diffusers_dedim.pipeline.inputs import child_generator
 from diffusers_dedim.pipeline.output import FaceResult, Treatment, measure_faces
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.queue import FaceQueue, QueuedFace, SampledFace
 from diffusers_dedim.pipeline.rescue import (
@@ -79,75 +72,6 @@ class Networks:
     sample: Callable[[DeDiMPreset], Callable[..., SampleResult]]
     device: torch.device
     second_look: Callable[[Sequence[AlignedFace], Tensor, Tensor], tuple[list[str], Tensor]] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class StreamPhoto:
-    """A photo that goes into the stream.
-
-    Attributes:
-        owner: whatever tells the caller which photo it is.
-        pixels: uint8 RGB ``[H, W, 3]``, upright.
-        generator: as for the pipeline; None draws from torch's global one.
-        faces: found already, photo px, or cut out already; None where they are still to be found. `FoundFaces` where
-            it is settled already what is to be done with each.
-        grey: it will be written as greyscale: the result is, so that what is measured is what is written.
-        beside: what the photo has beside its pixels, for `StreamResult.image`.
-    """
-
-    owner: Any
-    pixels: NDArray[np.uint8]
-    generator: torch.Generator | None = None
-    faces: Sequence[Face] | Sequence[AlignedFace] | FoundFaces | None = None
-    grey: bool = False
-    beside: BesidePixels = NOTHING_BESIDE
-
-
-def stream_photo(item: Any, index: int, generator: torch.Generator | None) -> Any:
-    """A photo as a `StreamPhoto` whose owner is its number; what is one already, or no photo, as it is.
-
-    Args:
-        item: PIL image, array, float tensor, `StreamPhoto`, or anything else.
-        index: number of the photo in its stream.
-        generator: for a photo that brings none.
-
-    Raises:
-        ValueError: an array or tensor has another shape, type or range.
-    """
-    if not isinstance(item, (Image.Image, np.ndarray, Tensor)):
-        return item
-    (pixels,), (beside,) = take_photos([item])
-    return StreamPhoto(index, pixels, generator, beside=beside)
-
-
-@dataclass(frozen=True, eq=False)
-class StreamResult:
-    """What became of a photo.
-
-    Attributes:
-        photo: as it went in.
-        pixels: protected, uint8 RGB ``[H, W, 3]``; the original where there is an error.
-        faces: a record of each face that was changed or covered, or was to be, in the order in which they were found;
-            ``image_index`` is 0.
-        small_faces: faces under 40 px, left as they are (``small_faces="skip"``): **unprotected**.
-        unchosen: faces that ``select_faces`` refused, left as they are: **unprotected**.
-        error: why the photo is not protected, or None.
-        aligned: each of ``faces`` as it was cut from the original, to measure it again once the photo is packed.
-    """
-
-    photo: StreamPhoto
-    pixels: NDArray[np.uint8]
-    faces: tuple[FaceResult, ...] = ()
-    small_faces: tuple[Face, ...] = ()
-    unchosen: tuple[Face, ...] = ()
-    error: Exception | None = None
-    aligned: tuple[AlignedFace, ...] = ()
-
-    @property
-    def image(self) -> Image.Image:
-        """The pixels as a PIL image: RGB, or RGBA where the photo came with transparency."""
-        image: Image.Image = from_pixels(self.pixels, "pil", self.photo.beside)
-        return image
 
 
 @dataclass(eq=False)

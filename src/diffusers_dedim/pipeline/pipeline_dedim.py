@@ -37,7 +37,7 @@ from diffusers_dedim.pipeline.components import (
 )
 from diffusers_dedim.pipeline.device import fast_dtype, mapped_device
 from diffusers_dedim.pipeline.doubts import SecondLook
-from diffusers_dedim.pipeline.engine import Networks, PhotoStream, StreamPhoto, stream_photo
+from diffusers_dedim.pipeline.engine import Networks, PhotoStream
 from diffusers_dedim.pipeline.inputs import (
     OUTPUT_TYPES,
     PhotoInput,
@@ -47,6 +47,7 @@ from diffusers_dedim.pipeline.inputs import (
     take_photos,
 )
 from diffusers_dedim.pipeline.output import DeDiMOutput, FaceResult, warn_unreached
+from diffusers_dedim.pipeline.photos import StreamPhoto, stream_photo
 from diffusers_dedim.pipeline.presets import DeDiMPreset, resolve_preset
 from diffusers_dedim.pipeline.rescue import Choice, FacePolicy, Fallback, FoundFaces, find_faces
 

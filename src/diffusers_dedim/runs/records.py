@@ -26,8 +26,8 @@ from diffusers_dedim.video.writing import DEFAULT_CRF
 
 if TYPE_CHECKING:
     from diffusers_dedim.faces import Face
-    from diffusers_dedim.pipeline.engine import StreamResult
     from diffusers_dedim.pipeline.output import FaceResult
+    from diffusers_dedim.pipeline.photos import StreamResult
 
 
 @dataclass(frozen=True)

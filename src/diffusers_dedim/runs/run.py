@@ -13,8 +13,8 @@ from typing import Any
 
 from diffusers_dedim.atomic import sha256, write_atomic
 from diffusers_dedim.pipeline.album import Album
-from diffusers_dedim.pipeline.engine import StreamPhoto, StreamResult
 from diffusers_dedim.pipeline.inputs import generators
+from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 from diffusers_dedim.prefetch import map_ahead
 from diffusers_dedim.runs.albums import AlbumKeeper
 from diffusers_dedim.runs.jobs import JobPlan, PhotoJob, RunError, is_video, plan_jobs, remove_temporaries

@@ -13,8 +13,8 @@ from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.runs.records import LoadedPhoto, PhotoRecord, RunSettings, record_result
 
 if TYPE_CHECKING:
-    from diffusers_dedim.pipeline.engine import StreamResult
     from diffusers_dedim.pipeline.output import FaceResult
+    from diffusers_dedim.pipeline.photos import StreamResult
 
 NOTE_FINER = "is packed more finely than asked, because as asked it would show a face again"
 

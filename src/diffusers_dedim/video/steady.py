@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,22 +14,15 @@ from torch import Tensor, nn
 from diffusers_dedim.diffusion.guidance import match_probability
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError
-from diffusers_dedim.faces import (
-    MIN_FACE_SIZE,
-    align_face,
-    inside_photo,
-    landmark_mask,
-    paste_back,
-    visible_share,
-)
+from diffusers_dedim.faces import MIN_FACE_SIZE, inside_photo
 from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.visible import HALF_HIDDEN, MIN_VISIBLE
 from diffusers_dedim.pipeline.device import in_parts
 from diffusers_dedim.pipeline.presets import DeDiMPreset
 from diffusers_dedim.pipeline.rescue import stronger
 from diffusers_dedim.video.frame_faces import FrameFace, record, treatment_of
-from diffusers_dedim.video.people import Person
 from diffusers_dedim.video.tracks import Network, PlacedFace
+from diffusers_dedim.video.worn import STEPS, WornFace, note_hidden, paste, visible_part, wear
 
 Pixels = NDArray[np.uint8]
 Sampler = Callable[[DeDiMPreset], Callable[..., SampleResult]]
@@ -42,49 +35,14 @@ _MOST_AHEAD = 8  # frames that are looked at together, as long as nobody needs m
 _CROP_MARGIN = 0.02  # of h, which carrying a crop's change into the frame takes
 _DEPTH = 0.05  # how far below its usual aim a round goes, so that its change holds for the next frames
 _DRIFT = 0.15  # share of the way to its target that a change moves in a frame
-_STEPS = (0.25, 0.5, 0.75, 1.0)  # of the way to the target, where the frame needs more
 _SHORT = 0.4  # start of a short round, as a share of the preset's
 _SHORT_STEPS = 0.6
 _FEW_ROUNDS = 3
 _BEGINNING = 2  # place of the try from the beginning, after short rounds and before stronger ones
 _RESTS = 6  # frames from one time that all tries failed to the next that all are made; between them one short round
 _STAYS = 12  # frames for which a round for the margin alone is not tried again, after one that did not help
-_PASSES = (
-    24  # frames for which a half hidden face is covered where what it wears is not enough, and not pushed
-)
-_GROWN = (
-    1.15  # times the smallest size, or the least that must be visible, from which on a face is changed again
-)
-
-
-@dataclass(eq=False)
-class _Worn:
-    """A face that is changed, on its way through the tries for a frame."""
-
-    placed: PlacedFace
-    x_org: Tensor  # [3, 112, 112]
-    mask: Tensor  # [1, 112, 112]
-    crop: Tensor
-    probability: float = 1.0
-    rounds: int = 0
-    unet_calls: int = 0
-    steps: tuple[float, ...] = _STEPS  # of the way to the target, that may still be tried
-    tries: int = 0  # of the sampler
-    best: tuple[float, Tensor, Tensor | None] = field(
-        init=False
-    )  # probability, crop, and embedding in the frame
-
-    def __post_init__(self) -> None:
-        self.best = math.inf, self.crop, None
-
-    @property
-    def person(self) -> Person:
-        return self.placed.person
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether it has been half hidden for some frames only, and is known whole."""
-        return 0 < self.person.half_hidden <= _PASSES and self.person.whole is not None
+# Times the smallest size, or the least that must be visible, from which on a face is changed again.
+_GROWN = 1.15
 
 
 class SteadyFaces:
@@ -178,7 +136,7 @@ class SteadyFaces:
             worn = self._dress([each for each in placed if each not in covered], pixels.shape)
             if any(each.person.target is None for each in worn):
                 break
-            result, seen = _paste(pixels, worn)
+            result, seen = paste(pixels, worn)
             # covered now: what a person is in the frames to come decides nothing here
             begun.append((self._cover(result, covered), records, worn, seen))
         crops = [crop for *_, seen in begun for crop in seen]
@@ -229,7 +187,7 @@ class SteadyFaces:
                 records.append(self._changed(each))
         return self._cover(result, covered), records
 
-    def _changed(self, each: _Worn) -> FrameFace:
+    def _changed(self, each: WornFace) -> FrameFace:
         """The record of a face that goes into the video as it is dressed."""
         if each.probability < self.settings.threshold:
             each.person.result = each.best[2]
@@ -243,9 +201,9 @@ class SteadyFaces:
         for each in placed:
             person, size = each.person, each.aligned.face.size
             person.small = size < MIN_FACE_SIZE * (_GROWN if person.small else 1)
-            share = _visible(each)
+            share = visible_part(each)
             person.hidden = share < MIN_VISIBLE * (_GROWN if person.hidden else 1)
-            _note_hidden(person, share < HALF_HIDDEN * (_GROWN if person.half_hidden else 1))
+            note_hidden(person, share < HALF_HIDDEN * (_GROWN if person.half_hidden else 1))
             word = self._word(each)
             if person.small and word == "error":
                 raise FaceTooSmallError(
@@ -264,7 +222,7 @@ class SteadyFaces:
         is_small = person.small or (hidden and self.small_faces in ("blur", "pixelate"))
         return self.small_faces if is_small else self.fallback
 
-    def _dress(self, placed: Sequence[PlacedFace], shape: tuple[int, ...]) -> list[_Worn]:
+    def _dress(self, placed: Sequence[PlacedFace], shape: tuple[int, ...]) -> list[WornFace]:
         """The faces with the changes of their people on."""
         if not placed:
             return []
@@ -280,18 +238,18 @@ class SteadyFaces:
             person.tired_for = max(0, person.tired_for - 1)
             if person.change is not None and person.target is not None:
                 person.change = torch.lerp(person.change, person.target, _DRIFT)
-            worn.append(_Worn(each, x_org[row], mask[row], _wear(x_org[row], mask[row], person)))
+            worn.append(WornFace(each, x_org[row], mask[row], wear(x_org[row], mask[row], person)))
         return worn
 
-    def _try_on(self, pixels: Pixels, worn: Sequence[_Worn]) -> Pixels:
+    def _try_on(self, pixels: Pixels, worn: Sequence[WornFace]) -> Pixels:
         """The frame with these faces, which get their probability from it: its 8 bits are what counts."""
         if not worn:
             return pixels
-        result, crops = _paste(pixels, worn)
+        result, crops = paste(pixels, worn)
         self._judge_worn(worn, list(self.face_encoder(torch.stack(crops).to(self.device))))
         return result
 
-    def _judge_worn(self, worn: Sequence[_Worn], embeddings: Sequence[Tensor]) -> None:
+    def _judge_worn(self, worn: Sequence[WornFace], embeddings: Sequence[Tensor]) -> None:
         """Give faces their probability by their embeddings in the frame, and note it where it is their best."""
         if not worn:
             return
@@ -300,46 +258,46 @@ class SteadyFaces:
             each.probability = value
             each.best = min(each.best, (value, each.crop, embedding), key=lambda known: known[0])
 
-    def _judge(self, embeddings: Tensor, worn: Sequence[_Worn]) -> Tensor:
+    def _judge(self, embeddings: Tensor, worn: Sequence[WornFace]) -> Tensor:
         """Match probability ``[N]`` with the frame's own original or the person's mean, the higher one."""
         own = torch.stack([each.placed.embedding for each in worn])
         mean = torch.stack([each.person.embedding for each in worn])
         return torch.maximum(match_probability(embeddings, own), match_probability(embeddings, mean))
 
-    def _line_of(self, each: _Worn) -> float:
+    def _line_of(self, each: WornFace) -> float:
         """The probability below which a face is done.
 
         Who is half hidden for some frames is placed by few points, so less exactly, and keeps twice the margin.
         """
         return 2 * self._line - self.settings.threshold if each.is_passing else self._line
 
-    def _may_go_on(self, each: _Worn) -> bool:
+    def _may_go_on(self, each: WornFace) -> bool:
         """Whether a face has tries left: the margin below h is worth steps, and now and then one short round."""
         if each.probability < self._line_of(each):
             return False
         if each.is_passing:
-            return _has_steps(each)
+            return each.has_steps
         if each.probability < self.settings.threshold:
-            return _has_steps(each) or (each.tries < 1 and not each.person.settled_for)
+            return each.has_steps or (each.tries < 1 and not each.person.settled_for)
         most = 1 if each.person.tired_for else len(self._tries)
         return bool(each.steps) or each.tries < most
 
-    def _go_on(self, each: _Worn) -> None:
+    def _go_on(self, each: WornFace) -> None:
         """On to the target, if that is not reached yet; else to a new one."""
-        if _has_steps(each):
+        if each.has_steps:
             self._step(each)
             return
         each.steps = ()
         if self._may_go_on(each):
             self._sample(each)
 
-    def _step(self, each: _Worn) -> None:
+    def _step(self, each: WornFace) -> None:
         """Go on to the target, as little as the frame needs."""
         person = each.person
         if person.change is None or person.target is None:
             return
         changes = [torch.lerp(person.change, person.target, share) for share in each.steps]
-        crops = torch.stack([_wear(each.x_org, each.mask, person, change) for change in changes])
+        crops = torch.stack([wear(each.x_org, each.mask, person, change) for change in changes])
         values = self._judge(self.quick(crops), [each] * len(crops)).tolist()
         line = self._line_of(each) - _CROP_MARGIN
         place = next((row for row, value in enumerate(values) if value < line), len(values) - 1)
@@ -347,13 +305,13 @@ class SteadyFaces:
         # where the frame needs more than the crop says, the rest of the way
         each.steps = (1.0,) if place < len(values) - 1 else ()
 
-    def _sample(self, each: _Worn) -> None:
+    def _sample(self, each: WornFace) -> None:
         """Run a round, or rounds; where they end lower than the target does, they set a new one."""
         person, first = each.person, each.person.target is None
         number = _BEGINNING if first else each.tries
         each.tries += not first
         sample, rounds = self._tries[number]
-        standing = _wear(each.x_org, each.mask, person, person.target)
+        standing = wear(each.x_org, each.mask, person, person.target)
         start = each.x_org if number == _BEGINNING else standing
         originals = torch.stack([each.placed.embedding, person.embedding])
         values = match_probability(self.quick(start[None]).expand_as(originals), originals)
@@ -379,7 +337,7 @@ class SteadyFaces:
         person.target, person.gate = result.crops[0] - each.x_org, each.mask
         if not person.half_hidden:
             person.whole = person.target, person.gate
-        each.steps = _STEPS
+        each.steps = STEPS
         if first:
             person.change = person.target
         self._step(each)
@@ -393,14 +351,6 @@ class SteadyFaces:
         return pixels
 
 
-def _paste(pixels: Pixels, worn: Sequence[_Worn]) -> tuple[Pixels, list[Tensor]]:
-    """The frame with these faces, and their crops cut out of it again."""
-    for each in worn:
-        support = (each.mask > 0).float().cpu()
-        pixels = paste_back(pixels, each.placed.aligned, each.crop.cpu(), support)
-    return pixels, [align_face(pixels, each.placed.aligned.face).crop for each in worn]
-
-
 def deeper(settings: DeDiMPreset) -> DeDiMPreset:
     """Settings whose rounds end further below h, so that what they make holds for frames to come."""
     margin = min(settings.threshold_margin + _DEPTH, settings.threshold / 2)
@@ -412,42 +362,3 @@ def shorter(settings: DeDiMPreset) -> DeDiMPreset:
     start = max(1, math.ceil(settings.start_timestep * _SHORT))
     steps = min(start, max(1, math.ceil(settings.num_inference_steps * _SHORT_STEPS)))
     return replace(settings, start_timestep=start, num_inference_steps=steps)
-
-
-def _has_steps(each: _Worn) -> bool:
-    """Whether steps may be tried, and the person's change is not at its target yet."""
-    person = each.person
-    if not each.steps or person.change is None or person.target is None:
-        return False
-    return float((person.target - person.change).abs().max()) > 1 / 255
-
-
-def _wear(x_org: Tensor, mask: Tensor, person: Person, change: Tensor | None = None) -> Tensor:
-    """The crop with a change on, the person's own where none is given; where the mask is smaller now, less of it."""
-    worn = person.change if change is None else change
-    if worn is None or person.gate is None:
-        return x_org
-    share = torch.where(person.gate > 0, mask / person.gate.clamp_min(1e-6), torch.zeros_like(mask)).clamp(
-        0, 1
-    )
-    return (x_org + share * worn).clamp(-1, 1)
-
-
-def _note_hidden(person: Person, half_hidden: bool) -> None:
-    """Note whether much of a face is hidden; who comes out goes back to the change of the whole face.
-
-    The little that is visible of a half hidden face is pushed hard, if at all, and what that leaves would be seen
-    on the whole one. The change moves back slowly; who was never seen whole begins anew.
-    """
-    if person.half_hidden and not half_hidden:
-        person.target, person.gate = person.whole or (None, None)
-        person.change = None if person.whole is None else person.change
-        person.settled_for = person.tired_for = 0
-    person.half_hidden = person.half_hidden + 1 if half_hidden else 0
-
-
-def _visible(placed: PlacedFace) -> float:
-    """Share of a face that is visible, 0 to 1."""
-    if placed.gate is None:
-        return 1.0
-    return float(visible_share(landmark_mask(placed.landmarks[None]), placed.gate[None])[0])
