@@ -193,7 +193,10 @@ class PurifierTask:
         return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
-        """Error of the pixels as a share of the protection's, plus ``identity_weight`` (1 - cosine)."""
+        """Squared error of the pixels as a share of the protection's, plus ``identity_weight`` (1 - cosine).
+
+        Squared, because the absolute error of a change of unknown sign is least where nothing is undone.
+        """
         sides = torch.cat([to_model_range(batch[name]) for name in PAIR_PARTS], 1)
         flip = (torch.rand(len(sides), 1, 1, 1, generator=generator) < 0.5).to(sides.device)
         sides = torch.where(flip, sides.flip(3), sides)
@@ -204,8 +207,8 @@ class PurifierTask:
         )
         protected, original = sides.clamp(-1, 1).chunk(2, dim=1)
         restored = model(protected)
-        worst = (protected - original).abs().mean().clamp_min(1e-3)
-        loss: Tensor = (restored - original).abs().mean() / worst
+        worst = (protected - original).square().mean().clamp_min(1e-5)
+        loss: Tensor = (restored - original).square().mean() / worst
         if self.config.identity_weight:
             loss = loss + self.config.identity_weight * (1 - self._cosine(restored, original).mean())
         return loss
