@@ -16,7 +16,8 @@ from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.cli import common
 from diffusers_dedim.cli import evaluate as command
 from diffusers_dedim.cli import main as cli
-from diffusers_dedim.evaluation import report
+from diffusers_dedim.errors import DeDiMError
+from diffusers_dedim.evaluation import purification, report
 
 
 def dedim(*arguments: object) -> Result:
@@ -98,7 +99,8 @@ def test_bad_input_is_one_line_and_costs_nothing(methods: Methods, data: Path, t
         (("--data", data, "--black-box", f"a={tmp_path / 'small.onnx'}"), "got input 'face' [1, 3, 96, 96]"),
         (("--data", data, "--lpips", tmp_path / "none.pth"), "lpips: there is no file"),
         (("--data", data, "--adaptive", tmp_path / "none.json"), "none.json is no result of python -m"),
-        (("--data", data, "--purifier", tmp_path), "--purifier: it is one of the attackers of --robustness"),
+        (("--data", data, "--purifier", tmp_path), "--purifier: it is for --robustness; give that too"),
+        (("--data", data, "--attacks", "jpeg-75"), "--attacks: it is for --robustness; give that too"),
         (
             ("--data", data, "--methods", "swap", "--panel", tmp_path / "gone.png"),
             "gone.png (panel of 'gone')",
@@ -176,3 +178,13 @@ def _write_onnx(path: Path, size: int) -> None:
     node = helper.make_node("ReduceMean", ["face"], ["embedding"], axes=[2, 3], keepdims=0)
     graph = helper.make_graph([node], "toy", [face], [embedding])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
+def test_attacks_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"jpeg-75": object(), "purifier": object()}
+    monkeypatch.setattr(purification, "make_attacks", lambda pipe, **_: dict(known))
+    assert command._load_transforms(None, 0, None, None) == known
+    assert command._load_transforms(None, 0, None, "purifier, jpeg-75") == known
+    assert list(command._load_transforms(None, 0, None, "purifier")) == ["purifier"]
+    with pytest.raises(DeDiMError, match="--attacks: expected some of jpeg-75, purifier, got 'jpg'"):
+        command._load_transforms(None, 0, None, "jpeg-75,jpg")

@@ -73,6 +73,13 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Search again after JPEG, blur and the like.")
     ] = False,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="What --robustness does, names with commas: jpeg-75, purify-100 and the like.",
+            show_default="all",
+        ),
+    ] = None,
     purifier: Annotated[
         Path | None, typer.Option(help="Folder of dedim train purifier: one more attacker for --robustness.")
     ] = None,
@@ -113,12 +120,13 @@ def evaluate(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     settings = EvaluationSettings(tuple(names), seed, chunk, gallery.value)
-    if purifier is not None and not robustness:
-        raise DeDiMError("--purifier: it is one of the attackers of --robustness; give that too.")
+    for option, given in (("--purifier", purifier), ("--attacks", attacks)):
+        if given is not None and not robustness:
+            raise DeDiMError(f"{option}: it is for --robustness; give that too.")
     check_folder(out, resume=resume)
     experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
     boxes = load_black_boxes(black_box or [])
-    attacks = [entry for file in adaptive or [] for entry in read_adaptive(file)]
+    learnt = [entry for file in adaptive or [] for entry in read_adaptive(file)]
     pipe = _load_pipeline(weights, device, white_box)
     session = Session(
         pipe,
@@ -129,12 +137,12 @@ def evaluate(
         FaceDetector(device=str(pipe.device)),
         boxes,
         _read_targets(targets, seed),
-        _load_transforms(pipe, seed, purifier) if robustness else None,
+        _load_transforms(pipe, seed, purifier, attacks) if robustness else None,
         Lpips(lpips) if lpips else None,
         [Record(str(file), file.stem, "panel", file) for file in panel or []],
         cache,
         shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
-        attacks,
+        learnt,
     )
     try:
         session.run(out, _tell)
@@ -194,10 +202,16 @@ def _load_pipeline(weights: str | None, device: str | None, white_box: Sequence[
     return guided_by(pipe, white_box) if white_box else pipe
 
 
-def _load_transforms(pipe: Any, seed: int, purifier: Path | None) -> dict[str, Any]:
+def _load_transforms(pipe: Any, seed: int, purifier: Path | None, names: str | None) -> dict[str, Any]:
+    """What is done to photos: of all attacks those that are named."""
     module = import_extra("diffusers_dedim.evaluation.purification", "--robustness")
     transforms: dict[str, Any] = module.make_attacks(pipe, seed=seed, purifier=purifier)
-    return transforms
+    chosen = list(transforms) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in transforms:
+            known = ", ".join(transforms)
+            raise DeDiMError(f"--attacks: expected some of {known}, got {name!r}.")
+    return {name: transforms[name] for name in chosen}
 
 
 def _tell(entry: MethodEntry) -> None:
