@@ -114,3 +114,16 @@ def test_a_pixelated_face_is_of_squares(photo: Pixels) -> None:
 def test_another_cover_is_refused(photo: Pixels) -> None:
     with pytest.raises(ValueError, match=r"cover: expected one of \['blur', 'pixelate'\], got 'emoji'\."):
         cover_face(photo, FACE, "emoji")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cover", COVERS)
+def test_a_larger_face_in_front_keeps_its_bits(cover: str) -> None:
+    noisy = np.random.default_rng(1).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    behind, front = face_at(60, 30, 40), face_at(90, 20, 60)
+    covered = cover_face(noisy, behind, cover, [front])
+    np.testing.assert_array_equal(covered[40:60, 92:130], noisy[40:60, 92:130])
+    assert (covered[40:60, 65:80] != noisy[40:60, 65:80]).any(axis=2).mean() > 0.9
+    for other in (face_at(90, 20, 30), face_at(55, 20, 60), behind):  # smaller; around it; itself
+        np.testing.assert_array_equal(
+            cover_face(noisy, behind, cover, [other]), cover_face(noisy, behind, cover)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,7 +31,9 @@ _MOST_GRAIN = 6.0  # levels of 255: above it is texture, no noise
 _QUIET = 0.25  # share of a face's surroundings without texture; 0.3186 is that quantile of a normal variable's size
 
 
-def cover_face(photo: NDArray[np.uint8], face: Face, cover: Cover = "blur") -> NDArray[np.uint8]:
+def cover_face(
+    photo: NDArray[np.uint8], face: Face, cover: Cover = "blur", beside: Sequence[Face] = ()
+) -> NDArray[np.uint8]:
     """Cover a face's ellipse so that nobody, and no recogniser, reads it.
 
     The blur takes the colours of the face alone, so that none of the background flows in, fades at its rim and has the
@@ -41,6 +44,8 @@ def cover_face(photo: NDArray[np.uint8], face: Face, cover: Cover = "blur") -> N
         photo: ``[H, W, 3]`` uint8 RGB; not modified.
         face: its box and points in photo px; may reach beyond the photo, or lie outside.
         cover: "blur", or "pixelate": squares of one colour, a fifth of the face wide.
+        beside: faces of the photo that are not covered. Those that are larger and do not hold the middle of this one
+            are taken to be in front of it, and keep their bits within their own ellipse.
 
     Returns:
         A new photo; pixels farther than 1.25 radii from the middle keep their bits.
@@ -76,6 +81,11 @@ def cover_face(photo: NDArray[np.uint8], face: Face, cover: Cover = "blur") -> N
         covered = make(region, radii, float(2 * axes.max()))
         if cover == "blur":
             covered += _fade(radii) * _grain(photo, centre, axes, region.shape[1:])
+        for other in beside:
+            centre_of, axes_of = _ellipse(other)
+            if other.size > face.size and np.linalg.norm((centre - centre_of) / axes_of) > 1:
+                kept = _fade(_radii(centre_of, axes_of, (int(x0), int(y0), int(x1), int(y1))))
+                covered = torch.where(kept == 1, region, torch.lerp(covered, region, kept))
     result[y0:y1, x0:x1] = covered.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return result
 

@@ -286,7 +286,8 @@ class PasteFaces(ModularPipelineBlocks):  # type: ignore[misc]
         threshold = resolve_preset(block.preset, threshold=block.threshold).threshold
         pixels = paste_changes(block.photos, block.aligned_faces, block.crops, block.protected_crops)
         for index, face, how in block.covered_faces:
-            pixels[index] = cover_face(pixels[index], face, how)
+            beside = [aligned.face for place, aligned in block.aligned_faces if place == index]
+            pixels[index] = cover_face(pixels[index], face, how, beside)
         probability = _probabilities(components.face_encoder, pixels, block.aligned_faces)
         block.similarities = (2 * probability - 1).tolist()
         block.reached_threshold = (probability < threshold).tolist()

@@ -350,10 +350,15 @@ class PhotoStream:
         grey = opened.photo.grey or is_neutral(opened.photo.pixels)
         pixels = as_written(pixels, grey=grey)  # colours that are lost may be what hid the face
         treatments = [covered.get(row, each.treatment) for row, each in enumerate(opened.subjects)]
-        for subject, treatment in zip(opened.subjects, treatments, strict=True):
+        pairs = [
+            (each.aligned.face, treatment)
+            for each, treatment in zip(opened.subjects, treatments, strict=True)
+        ]
+        changed = [face for face, treatment in pairs if treatment == "changed"]
+        for face, treatment in pairs:
             cover = cover_of(treatment)
             if cover is not None:
-                pixels = cover_face(pixels, subject.aligned.face, cover)
+                pixels = cover_face(pixels, face, cover, changed)
         return pixels, self._measure(opened, pixels, treatments)
 
     def _measure(

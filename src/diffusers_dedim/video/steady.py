@@ -138,7 +138,7 @@ class SteadyFaces:
                 break
             result, seen = paste(pixels, worn)
             # covered now: what a person is in the frames to come decides nothing here
-            begun.append((self._cover(result, covered), records, worn, seen))
+            begun.append((self._cover(result, covered, worn), records, worn, seen))
         crops = [crop for *_, seen in begun for crop in seen]
         embeddings = iter(in_parts(self.quick, torch.stack(crops).to(self.device), _AT_ONCE) if crops else ())
         done = []
@@ -185,7 +185,7 @@ class SteadyFaces:
                 records.append(record(each.placed, treatment_of(self.fallback), each.rounds, each.unet_calls))
             else:
                 records.append(self._changed(each))
-        return self._cover(result, covered), records
+        return self._cover(result, covered, worn), records
 
     def _changed(self, each: WornFace) -> FrameFace:
         """The record of a face that goes into the video as it is dressed."""
@@ -342,12 +342,13 @@ class SteadyFaces:
             person.change = person.target
         self._step(each)
 
-    def _cover(self, pixels: Pixels, covered: Sequence[PlacedFace]) -> Pixels:
+    def _cover(self, pixels: Pixels, covered: Sequence[PlacedFace], worn: Sequence[WornFace]) -> Pixels:
+        beside = [each.placed.aligned.face for each in worn if each.placed not in covered]
         for each in covered:
             word = self._word(each)
             if word in ("blur", "pixelate"):
                 cover: Cover = "blur" if word == "blur" else "pixelate"
-                pixels = cover_face(pixels, each.aligned.face, cover)
+                pixels = cover_face(pixels, each.aligned.face, cover, beside)
         return pixels
 
 
