@@ -275,7 +275,10 @@ def _protect(pipe: Any, photo: Pixels, options: argparse.Namespace, seed: int) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         generator = torch.Generator().manual_seed(seed)
-        (result,) = pipe.stream([photo], preset=options.preset, generator=generator)
+        # others who are covered too much stay as they are: a blur of theirs may reach over the cover
+        (result,) = pipe.stream(
+            [photo], preset=options.preset, generator=generator, small_faces="skip", fallback="leave-out"
+        )
     return list(result.faces), result.pixels
 
 
