@@ -31,8 +31,8 @@ _BROWS = 10  # of the 51 the first are the brows'
 def visible_gate(probability: Tensor, landmarks: Tensor, mask: Tensor | None = None) -> Tensor:
     """Turn the probability that a pixel shows the face into a factor of its mask.
 
-    A cover over eyes, nose or mouth is drawn 8 px wider than
-    the network is sure of, as far as it has a doubt, and 3 px where 8 would leave less than `MIN_VISIBLE` of the mask.
+    A cover over eyes, nose or mouth is drawn 8 px wider than the network is sure of, as far as it has a doubt, and 3 px
+    where 8 would leave less than `MIN_VISIBLE` of the mask.
 
     Args:
         probability: ``[N, 1, S, S]`` in [0, 1], of `VisibilityNet`.

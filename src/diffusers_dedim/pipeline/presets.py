@@ -188,7 +188,7 @@ PRESETS: dict[str, DeDiMPreset] = {
     "fast": _FAST,
     # python -m benchmarks.settings dedim:gentle dedim dedim:strong, 24 UTKFace faces, cosine with the original by
     # casia, FaceNet, mbf_w2: gentle 0.14, 0.23, 0.29 at SSIM 0.964 and 35.1 dB; fast 0.03, 0.08, 0.22 at 0.950
-    # and 33.3; strong -0.08, -0.02, 0.16 at 0.940 and 32.2.
+    # and 33.3; strong -0.08, -0.02, 0.16 at 0.940 and 32.2 (before 30a7e37, which changes less at the temples).
     "gentle": replace(
         _FAST,
         threshold=0.62,
