@@ -41,10 +41,10 @@ def test_each_size_and_cover_is_searched_for(
     results = json.loads(capsys.readouterr().out)
     assert (results["probes"], results["gallery"], list(results["sizes"])) == (3, 3, ["20", "39"])
     for ways in results["sizes"].values():
-        assert list(ways) == ["none", "blur", "pixelate"]
+        assert list(ways) == ["none", "blur", "pixelate", "beside"]
         # a colour is what a cover keeps, and by it these recognisers go
         assert all(way["rank1"] == {"white": 1, "toy": 1} for way in ways.values())
-    assert Image.open(tmp_path / "panel.png").size == (3 * small_faces.PANEL_SIDE, 4 * small_faces.PANEL_SIDE)
+    assert Image.open(tmp_path / "panel.png").size == (4 * small_faces.PANEL_SIDE, 4 * small_faces.PANEL_SIDE)
 
 
 def test_shrinking_takes_the_face_along() -> None:

@@ -136,3 +136,17 @@ def test_who_lies_beside_somebody_upright_is_found_too(turn: int) -> None:
     assert left is standing
     upright = turn_back(right.landmarks - (300, 0), 4 - turn, lying.shape)
     np.testing.assert_allclose(upright, face_at(20, 20, 150).landmarks, atol=0.6)
+
+
+@pytest.mark.parametrize(("down", "sure", "count"), [(84, 0.99, 1), (84, 0.9995, 2), (140, 0.99, 2)])
+def test_hair_over_an_upright_face_is_no_face_that_hangs_down(down: int, sure: float, count: int) -> None:
+    photo = np.zeros((400, 300, 3), dtype=np.uint8)
+    hanging = np.zeros((400, 300, 3), dtype=np.uint8)
+    draw_face(hanging, face_at(70, 230, 150))
+    photo[:] = np.rot90(hanging, 2)
+    dots, upright = DotDetector(sure=sure), face_at(70, down, 150)
+
+    def detector(pixels: Pixels) -> list[Face]:
+        return [*([upright] if pixels is photo else []), *dots(pixels)]
+
+    assert len(find_any_turn(photo, detector)) == count

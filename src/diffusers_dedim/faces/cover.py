@@ -25,6 +25,7 @@ _POINTS_INSIDE = 0.85
 _FADED = 1.25
 # Measured, with the grid: python -m benchmarks.small_faces
 _SIGMA = 0.16  # of the blur, as a share of the ellipse's longer axis
+_OWN = 0.7  # radii: so far from its middle a covered face is covered whatever lies in front of it
 _BLOCKS = 5  # along the ellipse's longer axis
 _COARSE = 64  # px: what is blurred so far has no more detail than such a copy
 _MOST_GRAIN = 6.0  # levels of 255: above it is texture, no noise
@@ -45,7 +46,8 @@ def cover_face(
         face: its box and points in photo px; may reach beyond the photo, or lie outside.
         cover: "blur", or "pixelate": squares of one colour, a fifth of the face wide.
         beside: faces of the photo that are not covered. Those that are larger and do not hold the middle of this one
-            are taken to be in front of it, and keep their bits within their own ellipse.
+            are taken to be in front of it, and keep their bits well within their own ellipse, but for what lies so near
+            the middle of the covered face that it may be that one's.
 
     Returns:
         A new photo; pixels farther than 1.25 radii from the middle keep their bits.
@@ -84,7 +86,8 @@ def cover_face(
         for other in beside:
             centre_of, axes_of = _ellipse(other)
             if other.size > face.size and np.linalg.norm((centre - centre_of) / axes_of) > 1:
-                kept = _fade(_radii(centre_of, axes_of, (int(x0), int(y0), int(x1), int(y1))))
+                theirs = _radii(centre_of, axes_of, (int(x0), int(y0), int(x1), int(y1)))
+                kept = _fade(_FADED * theirs) * (1 - _fade(radii / _OWN))
                 covered = torch.where(kept == 1, region, torch.lerp(covered, region, kept))
     result[y0:y1, x0:x1] = covered.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return result

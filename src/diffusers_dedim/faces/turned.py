@@ -20,6 +20,9 @@ _SAME_FACE = 0.6
 _UPRIGHT = 0.99
 # A finding on a turned photo must be this sure, and leave at most this share of the doubt that an upright one leaves.
 _SURE, _LESS_DOUBT = 0.97, 0.2
+# One that covers this share of another face, or lies so far in it, must be as sure as this: hair and forehead of who
+# stands upright may look like a face that hangs down.
+_OVERLAP, _SURE_OVER_ANOTHER = 0.2, 0.999
 
 
 def find_any_turn(photo: NDArray[np.uint8], detector: FaceDetection) -> list[Face]:
@@ -56,8 +59,8 @@ def find_any_turn(photo: NDArray[np.uint8], detector: FaceDetection) -> list[Fac
         turns = _promising(photo, faces, detector)
     found = [face for turn in turns for face in _detect_turned(photo, turn, detector)]
     for face in sorted(found, key=lambda face: -face.confidence):
-        rivals = [other for other in faces if _same(other, face)]
-        if _beats(face, rivals):
+        if _beats(face, faces):
+            rivals = [other for other in faces if _same(other, face)]
             beaten = {id(rival) for rival in rivals}
             faces = [*(other for other in faces if id(other) not in beaten), face]
     return sorted(faces, key=lambda face: face.box[0] + face.box[2])
@@ -120,7 +123,7 @@ def _promising(photo: NDArray[np.uint8], faces: list[Face], detector: FaceDetect
         start = np.array([ends[place] - _GAP - copies[place].shape[1], 0.0])
         box = (np.array(found.box).reshape(2, 2) - start).ravel().tolist()
         face = _moved(Face((*box,), found.landmarks - start, found.confidence), place + 1, copy.shape)
-        if _beats(face, [other for other in small if _same(other, face)]):
+        if _beats(face, small):
             turns.add(place + 1)
     return tuple(sorted(turns))
 
@@ -136,8 +139,19 @@ def _same(one: Face, other: Face) -> bool:
     return distance < _SAME_FACE * max(one.size, other.size)
 
 
-def _beats(face: Face, rivals: list[Face]) -> bool:
+def _overlap(one: Face, other: Face) -> float:
+    """What the boxes share, as a part of the smaller one's area."""
+    boxes = np.array([one.box, other.box])
+    across, down = (boxes[:, 2:].min(0) - boxes[:, :2].max(0)).clip(0)
+    return float(across * down / (boxes[:, 2:] - boxes[:, :2]).prod(1).min())
+
+
+def _beats(face: Face, others: list[Face]) -> bool:
     """Whether a finding on a turned photo is sure, and leaves much less doubt than others of the same face."""
-    return face.confidence >= _SURE and all(
-        1 - face.confidence < _LESS_DOUBT * (1 - rival.confidence) for rival in rivals
-    )
+    sure = _SURE
+    for other in others:
+        if _same(other, face):
+            sure = max(sure, 1 - _LESS_DOUBT * (1 - other.confidence))
+        elif _overlap(other, face) > _OVERLAP:
+            sure = max(sure, _SURE_OVER_ANOTHER)
+    return face.confidence >= sure
