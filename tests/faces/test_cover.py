@@ -132,10 +132,8 @@ def test_a_larger_face_in_front_keeps_its_bits(cover: str) -> None:
 @pytest.mark.parametrize("cover", COVERS)
 def test_what_lies_near_its_middle_is_covered_whoever_stands_in_front(cover: str) -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
-    behind, front = (
-        face_at(40, 30, 48),
-        face_at(64, 20, 60),
-    )  # its ellipse ends beside the middle of the other
+    # the ellipse of the one in front ends beside the middle of the other
+    behind, front = face_at(40, 30, 48), face_at(64, 20, 60)
     covered = cover_face(noisy, behind, cover, [front])
     middle = (slice(40, 66), slice(60, 72))
     changed = abs(covered[middle].astype(int) - noisy[middle])

@@ -144,9 +144,30 @@ def test_hair_over_an_upright_face_is_no_face_that_hangs_down(down: int, sure: f
     hanging = np.zeros((400, 300, 3), dtype=np.uint8)
     draw_face(hanging, face_at(70, 230, 150))
     photo[:] = np.rot90(hanging, 2)
-    dots, upright = DotDetector(sure=sure), face_at(70, down, 150)
+    dots, upright = DotDetector(sure=sure), replace(face_at(70, down, 150), confidence=0.9997)
 
     def detector(pixels: Pixels) -> list[Face]:
         return [*([upright] if pixels is photo else []), *dots(pixels)]
 
     assert len(find_any_turn(photo, detector)) == count
+
+
+def test_two_cheek_to_cheek_on_a_turned_photo_are_both_found() -> None:
+    faces = [
+        replace(face_at(60, 40, 120), confidence=0.9999),
+        replace(face_at(145, 40, 120), confidence=0.98),
+    ]  # 0.29 of each
+    photo = np.zeros((300, 400, 3), dtype=np.uint8)
+    photo[0, 0] = 1  # tells which way up it is
+
+    def detector(pixels: Pixels) -> list[Face]:
+        return faces if pixels[0, 0].any() and pixels.shape == photo.shape else []
+
+    assert len(find_any_turn(np.rot90(photo).copy(), detector)) == 2
+
+
+def test_of_two_findings_that_leave_no_doubt_the_upright_one_stays() -> None:
+    photo = np.zeros((300, 300, 3), dtype=np.uint8)
+    upright = replace(face_at(90, 90, 120), confidence=1.0)
+
+    assert find_any_turn(photo, lambda _: [upright]) == [upright]

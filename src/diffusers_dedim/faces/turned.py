@@ -20,8 +20,8 @@ _SAME_FACE = 0.6
 _UPRIGHT = 0.99
 # A finding on a turned photo must be this sure, and leave at most this share of the doubt that an upright one leaves.
 _SURE, _LESS_DOUBT = 0.97, 0.2
-# One that covers this share of another face, or lies so far in it, must be as sure as this: hair and forehead of who
-# stands upright may look like a face that hangs down.
+# One whose box shares this part with that of a surer face that is turned otherwise must be as sure as this: hair and
+# forehead of who stands upright may look like a face that hangs down.
 _OVERLAP, _SURE_OVER_ANOTHER = 0.2, 0.999
 
 
@@ -146,12 +146,21 @@ def _overlap(one: Face, other: Face) -> float:
     return float(across * down / (boxes[:, 2:] - boxes[:, :2]).prod(1).min())
 
 
+def _turned_apart(one: Face, other: Face) -> bool:
+    """Whether they are turned against one another by more than half a quarter turn."""
+    down = [face.landmarks[3:].mean(axis=0) - face.landmarks[:2].mean(axis=0) for face in (one, other)]
+    lengths = np.linalg.norm(down, axis=1)
+    return bool(down[0] @ down[1] < 0.5**0.5 * lengths[0] * lengths[1])
+
+
 def _beats(face: Face, others: list[Face]) -> bool:
-    """Whether a finding on a turned photo is sure, and leaves much less doubt than others of the same face."""
-    sure = _SURE
-    for other in others:
-        if _same(other, face):
-            sure = max(sure, 1 - _LESS_DOUBT * (1 - other.confidence))
-        elif _overlap(other, face) > _OVERLAP:
-            sure = max(sure, _SURE_OVER_ANOTHER)
-    return face.confidence >= sure
+    """Whether a finding on a turned photo is sure, and loses against none of the others."""
+    return face.confidence >= _SURE and not any(_loses(face, other) for other in others)
+
+
+def _loses(face: Face, other: Face) -> bool:
+    """Whether the other is the same face and hardly less sure, or a surer one that the finding reaches into."""
+    if _same(other, face):
+        return 1 - face.confidence >= _LESS_DOUBT * (1 - other.confidence)
+    unsure = face.confidence < min(other.confidence, _SURE_OVER_ANOTHER)
+    return unsure and _overlap(other, face) > _OVERLAP and _turned_apart(other, face)
