@@ -91,6 +91,36 @@ def test_both_parts_learn(data: FaceCrops, teacher: BlockTeacher) -> None:
     assert all(-1 <= value <= 1 for value in figures.values())
 
 
+def test_crops_are_moved_against_the_student_by_the_radius(data: FaceCrops, teacher: BlockTeacher) -> None:
+    task = task_of(data, teacher, adversarial_radius=0.5)
+    images = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        goal = task.model.eval()(images) + 0.1  # not the student's own: its cosine has a slope here
+    moved = task._against(images, goal, torch.Generator().manual_seed(0))
+    assert not moved.requires_grad
+    torch.testing.assert_close((moved - images).flatten(1).norm(dim=1), torch.full((3,), 0.5))
+    chance = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    chance = images + 0.5 * torch.nn.functional.normalize(chance.flatten(1)).reshape_as(images)
+    with torch.no_grad():
+        similarities = [
+            torch.nn.functional.cosine_similarity(task.model(x), goal) for x in (images, chance, moved)
+        ]
+    assert bool((similarities[2] < similarities[0]).all())
+    assert bool((similarities[2] < similarities[1]).all())
+
+
+def test_moved_crops_change_what_all_together_learn_only(data: FaceCrops, teacher: BlockTeacher) -> None:
+    losses = {}
+    for radius in (0.0, 2.0):
+        task = task_of(data, teacher, adversarial_radius=radius)
+        for share in (0.0, 0.5):
+            task.begin_step(share)
+            loss = task.loss(task.model.train(), next(task.batches(0)), torch.Generator().manual_seed(0))
+            losses[radius, share] = loss.item()
+    assert losses[2.0, 0.0] == losses[0.0, 0.0]
+    assert losses[2.0, 0.5] > losses[0.0, 0.5]
+
+
 def test_the_rate_falls_over_each_part(data: FaceCrops, teacher: BlockTeacher) -> None:
     task = task_of(data, teacher, blocks_share=0.5)
     rates = [task.begin_step(share / 100) for share in range(101)]

@@ -40,7 +40,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "a number from 0 on": (
         lambda value: 0 <= value < math.inf,
-        "weight_decay feature_weight relation_weight max_noise identity_weight",
+        "weight_decay feature_weight relation_weight adversarial_radius max_noise identity_weight",
     ),
     "a number from 0 to 1": (
         lambda value: 0 <= value <= 1,
@@ -186,6 +186,10 @@ class EncoderConfig(TrainConfig):
     labels: str = setting("label", "arcface: column of identities; in a folder of images, its subfolders.")
     margin: float = setting(0.5, "arcface: angle added to that of the right identity, radians.")
     scale: float = setting(64.0, "arcface: factor of the cosines.")
+    adversarial_radius: float = setting(
+        0.0,
+        "blockwise, all together: how far (L2 norm, crops in [-1, 1]) each crop is moved against the student.",
+    )
     max_noise: float = setting(0.1, "Largest std of the noise on half of the crops.")
 
     def __post_init__(self) -> None:
