@@ -121,6 +121,17 @@ def test_moved_crops_change_what_all_together_learn_only(data: FaceCrops, teache
     assert losses[2.0, 0.5] > losses[0.0, 0.5]
 
 
+def test_batch_norms_are_settled_on_crops_that_are_not_moved(data: FaceCrops, teacher: BlockTeacher) -> None:
+    losses = []
+    for radius in (0.0, 2.0):
+        task = task_of(data, teacher, adversarial_radius=radius)
+        task.begin_step(1.0)
+        with torch.no_grad():  # as `settle_batch_norm` runs it at the end of a training
+            batch = next(task.batches(0))
+            losses.append(task.loss(task.model.train(), batch, torch.Generator().manual_seed(0)).item())
+    assert losses[0] == losses[1]
+
+
 def test_the_rate_falls_over_each_part(data: FaceCrops, teacher: BlockTeacher) -> None:
     task = task_of(data, teacher, blocks_share=0.5)
     rates = [task.begin_step(share / 100) for share in range(101)]
