@@ -22,6 +22,7 @@ from PIL import Image
 from toy_demo import toy_face, toy_handlers
 
 from diffusers_dedim.demo import app, files, launch
+from diffusers_dedim.demo import handlers as drawing
 from diffusers_dedim.demo import protect as scores
 from diffusers_dedim.demo.protect import ScoreScale
 from diffusers_dedim.images.files import decode_photo
@@ -159,11 +160,46 @@ def download(page: Any, name: str, folder: Path) -> Path:
     return folder / "kept"
 
 
+def shown_photo(page: Any) -> str:
+    """Its address, which says what its pixels are."""
+    return page.evaluate("document.querySelector('#faces img').src")
+
+
+def wait_for_other_photo(page: Any, before: str) -> None:
+    page.wait_for_function("before => document.querySelector('#faces img').src != before", arg=before)
+
+
+def test_a_choice_while_the_boxes_of_another_are_drawn(
+    page: Any, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(page, photo)
+    page.wait_for_selector("#faces img")
+    everybody = shown_photo(page)
+    people = page.locator("#chosen label")
+    people.nth(0).click()
+    wait_for_other_photo(page, everybody)
+    only_second = shown_photo(page)
+    people.nth(1).click()
+    wait_for_other_photo(page, only_second)
+    nobody = shown_photo(page)
+    people.nth(1).click()
+    wait_for_other_photo(page, nobody)
+    people.nth(0).click()
+    wait_for_other_photo(page, only_second)
+    mark_faces = drawing.mark_faces
+    monkeypatch.setattr(drawing, "mark_faces", lambda *arguments: (time.sleep(1), mark_faces(*arguments))[1])
+    for person in (0, 1):
+        people.nth(person).click()
+    page.wait_for_function("nobody => document.querySelector('#faces img').src == nobody", arg=nobody)
+
+
 def test_several_photos_one_zip(page: Any, photo: Path, tmp_path: Path) -> None:
     """Two faces on two photos that are the same people are chosen once; what cannot be used is named."""
     (tmp_path / "notes.jpg").write_text("Dear diary")
     Image.new("RGB", (64, 48)).save(tmp_path / "night.png")
-    upload(page, [photo, tmp_path / "notes.jpg", photo, tmp_path / "night.png"])
+    again = tmp_path / "again.jpg"  # other pixels: the same picture would have the same address
+    Image.open(photo).save(again, quality=80)
+    upload(page, [photo, tmp_path / "notes.jpg", again, tmp_path / "night.png"])
     page.wait_for_selector("#faces img")
     wait_for_text(page, "#found", "2 people on 3 photos.")
     wait_for_text(page, "#found", "No face was found in photo 4.")
@@ -172,10 +208,10 @@ def test_several_photos_one_zip(page: Any, photo: Path, tmp_path: Path) -> None:
     shown = "getComputedStyle(document.querySelector('#chosen label'), '::before').backgroundImage"
     assert page.evaluate(shown).startswith('url("data:image/webp')
     picture(page, "10-several")
-    page.locator("#chosen label").nth(1).click()
-    before = page.get_attribute("#faces img", "src")
-    page.locator("#which label").nth(1).click()
-    page.wait_for_function("before => document.querySelector('#faces img').src != before", arg=before)
+    for box in ("#chosen", "#which"):
+        before = shown_photo(page)
+        page.locator(f"{box} label").nth(1).click()
+        wait_for_other_photo(page, before)
     run(page)
     wait_for_text(page, "#verdict", "2 of 4 photos are in the ZIP.")
     wait_for_text(page, "#verdict", "Photo 4 (night.png): no face was found on it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,22 @@ def test_folders_that_killed_servers_left_go_at_the_next_start(
     stay |= {f"dedim-demo-{gone.pid}-link", first.name, second.name}
     assert {path.name for path in tmp_path.iterdir()} == stay
     assert (tmp_path / "other" / "photo.jpg").exists()
+
+
+def test_a_folder_that_goes_away_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another request deletes its own folder at any time; the thread must go on to the others."""
+    for name in ("one", "two", "three"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "photo.jpg").write_bytes(b"a face")
+    scandir = os.scandir
+
+    def slow(path: Any) -> Any:
+        if isinstance(path, str | Path) and Path(path).name == "two":
+            shutil.rmtree(path, ignore_errors=True)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    assert files.delete_old_files(tmp_path, -1) == 2
 
 
 def test_files_go_by_their_age_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

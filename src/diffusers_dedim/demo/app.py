@@ -31,6 +31,10 @@ PRIVACY = (
 SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+_LAST: dict[str, Any] = {
+    **_QUIET,
+    "trigger_mode": "always_last",
+}  # a choice during the answer to another counts too
 
 
 def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
@@ -96,7 +100,7 @@ def _wire_people(handlers: DemoHandlers, opened: gr.State, people: PeopleCard) -
     corner, drawing = gr.State(None), gr.State(False)
     shown = [opened, people.chosen, people.which]
     # on the user's own choice alone: the same picture written twice is cut off where it is being sent
-    people.chosen.input(events.redrawing(handlers), [*shown, corner], [people.picture], **_QUIET)
+    people.chosen.input(events.redrawing(handlers), [*shown, corner], [people.picture], **_LAST)
     people.which.change(events.turning(handlers), shown, [people.picture, corner], **_QUIET)
     people.drawing.expand(lambda: True, None, [drawing], queue=False, **_QUIET)
     people.drawing.collapse(lambda: False, None, [drawing], queue=False, **_QUIET)
@@ -127,4 +131,4 @@ def _wire_run(
     job.then(events.ended, None, buttons, queue=False, **_QUIET)
     job.then(None, js=SHOW_RESULT)
     settings.stop.click(events.stopping(handlers), None, [settings.stop], queue=False, **_QUIET)
-    result.which.input(events.show_photo, [done, result.which], shown, **_QUIET)
+    result.which.input(events.show_photo, [done, result.which], shown, **_LAST)

@@ -159,7 +159,9 @@ def delete_old_files(folder: Path, age: float) -> int:
         ...     delete_old_files(Path(name), 60), delete_old_files(Path(name), -1)
         (0, 1)
     """
-    return sum(_delete_if_old(path, age) for path in list(folder.rglob("*")))
+    # os.walk passes over a folder that goes away while it is read; rglob of Python 3.11 ends in an error there
+    files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return sum(_delete_if_old(path, age) for path in files)
 
 
 def keep_deleting(folder: Path, every: float, age: float) -> None:
