@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,27 @@ def test_a_folder_that_goes_away_while_it_is_read(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "scandir", slow)
     assert files.delete_old_files(tmp_path, -1) == 2
+
+
+def test_a_task_that_fails_is_done_again_and_its_words_are_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    done = threading.Event()
+
+    def fails(folder: Path, age: float) -> None:
+        calls.append(folder.name)
+        if len(calls) == 3:
+            done.set()
+        raise RuntimeError("holiday.jpg")
+
+    clock = SimpleNamespace(sleep=lambda seconds: time.sleep(0.01 if len(calls) < 3 else 3600))
+    monkeypatch.setattr(files, "time", clock)
+    monkeypatch.setattr(files, "delete_old_files", fails)
+    files.keep_deleting(Path("photos"), 300, 60)
+    assert done.wait(30)
+    assert "dedim-delete failed: RuntimeError" in caplog.text
+    assert "holiday" not in caplog.text
 
 
 def test_files_go_by_their_age_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

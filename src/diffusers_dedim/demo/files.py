@@ -7,6 +7,7 @@ session forgets which files it wrote, and those would stay until the folder is c
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ if (
 ):  # at run time where they are used: the folder is made, and its end arranged, before Gradio is loaded
     import gradio as gr
 
+_log = logging.getLogger(__name__)
 _ENVIRONMENT = "GRADIO_TEMP_DIR"
 _OUR_FOLDER = re.compile(r"dedim-demo-(?:(?P<process>\d+)-)?\w+")
 _LEFT_SECONDS = 86_400.0  # a server that runs touches its folder every few minutes
@@ -99,14 +101,7 @@ def keep_forgetting(
         every: seconds.
         also: gets the age each time: forgets what is held elsewhere.
     """
-
-    def work() -> None:
-        while True:
-            time.sleep(every)
-            forget_photos(demo, age)
-            also(age)
-
-    threading.Thread(target=work, name="dedim-forget", daemon=True).start()
+    _repeat("dedim-forget", every, lambda: forget_photos(demo, age), lambda: also(age))
 
 
 def make_private_folder() -> Path:
@@ -169,15 +164,31 @@ def keep_deleting(folder: Path, every: float, age: float) -> None:
 
     The folder itself is touched, which tells other servers that it is in use.
     """
+    _repeat("dedim-delete", every, lambda: _touch(folder), lambda: delete_old_files(folder, age))
+
+
+def _repeat(name: str, every: float, *tasks: Callable[[], object]) -> None:
+    """Do these every so many seconds in a thread, again also after one that failed: photos must not stay."""
 
     def work() -> None:
         while True:
             time.sleep(every)
-            with suppress(OSError):
-                os.utime(folder)
-            delete_old_files(folder, age)
+            for task in tasks:
+                _attempt(name, task)
 
-    threading.Thread(target=work, name="dedim-delete", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _attempt(name: str, task: Callable[[], object]) -> None:
+    try:
+        task()
+    except Exception as error:
+        _log.warning("%s failed: %s", name, type(error).__name__)  # its words may name a visitor's file
+
+
+def _touch(folder: Path) -> None:
+    with suppress(OSError):
+        os.utime(folder)
 
 
 def _delete_if_old(path: Path, age: float) -> bool:
