@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from chromium import CHROMIUM
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +17,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "holiday.jpg"
+    coarse = np.random.default_rng(0).integers(60, 196, (10, 16, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x010F] = "Camera maker"
+    picture = Image.fromarray(coarse).resize((640, 400), Image.Resampling.BICUBIC)
+    picture.save(path, quality=95, exif=exif)
+    return path

@@ -1,13 +1,7 @@
-"""The page in headless Chromium, with a pipeline without networks; ``pytest -m browser``.
-
-Needs Debian's ``chromium`` (or ``CHROMIUM``) and playwright for Python. With ``DEDIM_SCREENSHOTS=FOLDER`` it leaves
-pictures of the page to look at.
-"""
+"""The page in headless Chromium, with a pipeline without networks; ``pytest -m browser``, see `chromium`."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -17,9 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import (
+    ENDLESS,
+    MARKS,
+    click_on_picture,
+    detect,
+    opened_page,
+    picture,
+    run,
+    shown_photo,
+    upload,
+    wait_for_checked,
+    wait_for_other_photo,
+    wait_for_text,
+)
 from free_port import free_port
 from PIL import Image
-from toy_demo import toy_face, toy_handlers
+from toy_demo import toy_handlers
 
 from diffusers_dedim.demo import app, files, launch
 from diffusers_dedim.demo import handlers as drawing
@@ -27,22 +35,7 @@ from diffusers_dedim.demo import protect as scores
 from diffusers_dedim.demo.protect import ScoreScale
 from diffusers_dedim.images.files import decode_photo
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-# allow_hosts: the server itself may talk to nobody else either
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"]),
-    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed (Debian: apt install chromium)"),
-]
-FACES = [toy_face(60, 60, 120), toy_face(400, 80, 100), toy_face(570, 10, 24)]
-SECONDS = 60_000  # a page of Gradio's takes long to load where two cores are shared
-ENDLESS = 10**6  # rounds: such a run ends when it is stopped, however slow the machine
-
-
-def detect(pixels: np.ndarray) -> list[Any]:
-    """No face in a black photo; three in the others."""
-    return FACES if pixels.any() else []
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -59,66 +52,10 @@ def url(handlers: Any, cache: Path) -> Iterator[str]:
     demo.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Any, url: str, handlers: Any) -> Iterator[Any]:
     handlers.protector.pipe.reached, handlers.protector.pipe.rounds = True, 1
     yield from opened_page(browser, url)
-
-
-def opened_page(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """A loaded page; at the end every request must have stayed on this machine."""
-    context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options})
-    context.set_default_timeout(SECONDS)
-    page, asked = context.new_page(), []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    page.wait_for_selector("#photos")
-    yield page
-    outside = [other for other in asked if not other.startswith((url, "data:", "blob:"))]
-    context.close()
-    assert not outside, "the page asked other hosts"
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("photos") / "holiday.jpg"
-    coarse = np.random.default_rng(0).integers(60, 196, (10, 16, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x010F] = "Camera maker"
-    picture = Image.fromarray(coarse).resize((640, 400), Image.Resampling.BICUBIC)
-    picture.save(path, quality=95, exif=exif)
-    return path
-
-
-def upload(page: Any, path: Path | list[Path], field: str = "photos") -> None:
-    page.set_input_files(f"#{field} input[type=file]", path)
-
-
-def run(page: Any) -> None:
-    page.click("#run")
-    page.wait_for_selector("#slider img")
-    page.wait_for_selector("#run")  # all of the result has come
-
-
-def wait_for_text(page: Any, place: str, text: str) -> None:
-    script = "([place, text]) => document.querySelector(place)?.innerText.includes(text)"
-    page.wait_for_function(script, arg=[place, text])
-
-
-def picture(page: Any, name: str) -> None:
-    folder = os.environ.get("DEDIM_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(700)
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 def test_upload_choose_run_compare_download(page: Any, photo: Path, tmp_path: Path) -> None:
@@ -142,31 +79,12 @@ def test_upload_choose_run_compare_download(page: Any, photo: Path, tmp_path: Pa
     check_file(photo, download(page, "dedim-some-faces.jpg", tmp_path))
 
 
-def wait_for_checked(page: Any, count: int) -> None:
-    page.wait_for_function(f"document.querySelectorAll('#chosen input:checked').length == {count}")
-
-
-def click_on_picture(page: Any, x: float, y: float) -> None:
-    """At these shares of its width and height."""
-    box = page.locator("#faces img").bounding_box()
-    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-
-
 def download(page: Any, name: str, folder: Path) -> Path:
     with page.expect_download() as download:
         page.click("#download")
     assert download.value.suggested_filename == name
     download.value.save_as(folder / "kept")
     return folder / "kept"
-
-
-def shown_photo(page: Any) -> str:
-    """Its address, which says what its pixels are."""
-    return page.evaluate("document.querySelector('#faces img').src")
-
-
-def wait_for_other_photo(page: Any, before: str) -> None:
-    page.wait_for_function("before => document.querySelector('#faces img').src != before", arg=before)
 
 
 def test_a_choice_while_the_boxes_of_another_are_drawn(

@@ -31,10 +31,8 @@ PRIVACY = (
 SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-_LAST: dict[str, Any] = {
-    **_QUIET,
-    "trigger_mode": "always_last",
-}  # a choice during the answer to another counts too
+# what is chosen or clicked during the answer to the one before counts too
+_LAST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
 
 
 def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
@@ -49,11 +47,12 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
     with demo:
         gr.Markdown(INTRO, elem_classes="dd-intro")
         opened, done = (gr.State(None, time_to_live=DELETE_CACHE[1]) for _ in range(2))
+        corner, pictured = gr.State(None), gr.State(None)
         upload, people = layout.upload_card(), layout.people_card()
         settings, result = layout.settings_card(handlers.strengths), layout.result_card()
         gr.Markdown(PRIVACY.format(where=where), elem_classes="dd-privacy")
-        _wire_photos(handlers, opened, upload, people, settings, result)
-        _wire_people(handlers, opened, people)
+        _wire_photos(handlers, opened, corner, pictured, upload, people, settings, result)
+        _wire_people(handlers, opened, corner, pictured, people)
         _wire_run(handlers, opened, done, people, settings, result)
         demo.unload(events.leaving(handlers))
         add_api(handlers, result.download.GRADIO_CACHE)
@@ -64,6 +63,8 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
 def _wire_photos(
     handlers: DemoHandlers,
     opened: gr.State,
+    corner: gr.State,
+    pictured: gr.State,
     upload: UploadCard,
     people: PeopleCard,
     settings: SettingsCard,
@@ -85,27 +86,44 @@ def _wire_photos(
         people.which,
         people.picture,
         people.drawn,
+        corner,
+        pictured,
     ]
-    quiet = {"concurrency_limit": 2, **_QUIET}
-    upload.photos.change(open_photos, [upload.photos], outputs, **quiet)
+    quiet = {
+        "concurrency_limit": None,
+        **_QUIET,
+    }  # they wait for the detector, and the page says so meanwhile
+
+    def on_photos(payload: Any) -> Any:
+        yield from open_photos(upload.read(payload))
+
+    upload.photos.change(on_photos, [upload.photos], outputs, preprocess=False, **quiet)
 
     def on_example() -> Any:
         yield from open_photos([Upload(str(EXAMPLE), EXAMPLE.name)])
 
     upload.example.click(on_example, None, outputs, **quiet)
-    people.back.click(events.closed, None, [*outputs, settings.other], queue=False, **_QUIET)
+    people.back.click(events.closed, None, [*outputs, settings.other, settings.status], queue=False, **_QUIET)
 
 
-def _wire_people(handlers: DemoHandlers, opened: gr.State, people: PeopleCard) -> None:
-    corner, drawing = gr.State(None), gr.State(False)
+def _wire_people(
+    handlers: DemoHandlers, opened: gr.State, corner: gr.State, pictured: gr.State, people: PeopleCard
+) -> None:
+    drawing, redraw = gr.State(False), gr.State("")
     shown = [opened, people.chosen, people.which]
-    # on the user's own choice alone: the same picture written twice is cut off where it is being sent
-    people.chosen.input(events.redrawing(handlers), [*shown, corner], [people.picture], **_LAST)
-    people.which.change(events.turning(handlers), shown, [people.picture, corner], **_QUIET)
+    # One event draws, whatever for: of two the first may answer last. And on what the user does alone, not on every
+    # change: the same picture written twice is cut off where it is being sent.
+    gr.on(
+        [people.chosen.input, people.which.input, redraw.change],
+        events.redrawing(handlers),
+        [*shown, corner],
+        [people.picture, pictured, people.drawn],
+        **_LAST,
+    )
     people.drawing.expand(lambda: True, None, [drawing], queue=False, **_QUIET)
     people.drawing.collapse(lambda: False, None, [drawing], queue=False, **_QUIET)
-    outputs = [opened, people.portraits, people.chosen, people.picture, corner, people.drawn]
-    people.picture.select(events.clicking(handlers), [*shown, corner, drawing], outputs, **_QUIET)
+    outputs = [opened, people.portraits, people.chosen, redraw, corner, people.drawn]
+    people.picture.select(events.clicking(handlers), [*shown, corner, drawing, pictured], outputs, **_LAST)
     people.add.click(events.adding(handlers), [*shown, *people.edges], outputs, **_QUIET)
 
 

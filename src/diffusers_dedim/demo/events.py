@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -25,24 +27,34 @@ PROGRESS_SECONDS = 0.3
 SECOND_CORNER = "Now click on the opposite corner."
 
 
+class Corner(NamedTuple):
+    """Where a box begins that is being drawn: index of the photo, px of its picture."""
+
+    photo: int
+    x: float
+    y: float
+
+
 def opening(handlers: DemoHandlers) -> Callable[[Sequence[Upload]], Iterator[Updates]]:
     """Show who is on the photos, or why they cannot be used.
 
     Updates: opened, problem, the photo field, which is emptied after files that cannot be used, the cards of upload,
-    people, settings and result; of the people's card sentence, problems, portraits, chosen, which, picture and drawn.
+    people, settings and result; of the people's card sentence, problems, portraits, chosen, which, picture and drawn;
+    corner and pictured.
     """
 
     def on_photos(uploads: Sequence[Upload]) -> Iterator[Updates]:
         if not uploads:  # the field was emptied
-            yield (gr.skip(),) * 14
+            yield (gr.skip(),) * 16
             return
         job = _Background(lambda report: handlers.open(uploads, report))
         for share, words in job.progress():
-            yield gr.skip(), texts.render_progress(share, words), *(gr.skip(),) * 12
+            yield gr.skip(), texts.render_progress(share, words), *(gr.skip(),) * 14
         try:
             opened: OpenedPhotos = job.result()
         except DemoError as error:
-            yield None, texts.render_message(str(error), "problem"), None, gr.skip(), *_hidden(3), *_nobody()
+            problem = texts.render_message(str(error), "problem")
+            yield None, problem, None, gr.skip(), *_hidden(3), *_nobody(), None, None
             return
         everybody = opened.everybody
         yield (
@@ -59,61 +71,67 @@ def opening(handlers: DemoHandlers) -> Callable[[Sequence[Upload]], Iterator[Upd
             _pages([photo.number for photo in opened.photos]),
             handlers.picture(opened, everybody, 0),
             "",
+            None,
+            0,
         )
 
     return on_photos
 
 
 def closed() -> Updates:
-    """Back to the empty page; updates as `opening`, then the field of the second photo."""
-    return None, "", None, gr.update(visible=True), *_hidden(3), *_nobody(), None
+    """Back to the empty page; updates as `opening`, then the field of the second photo and the run's status."""
+    return None, "", None, gr.update(visible=True), *_hidden(3), *_nobody(), None, None, None, ""
 
 
-def redrawing(handlers: DemoHandlers) -> Callable[..., Any]:
-    """Draw the boxes anew."""
+def redrawing(handlers: DemoHandlers) -> Callable[..., Updates]:
+    """Draw the photo with its boxes anew, after a choice, a turn of the page or a click.
 
-    def on_choice(opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None, corner: Any) -> Any:
-        return gr.skip() if opened is None else handlers.picture(opened, chosen, which or 0, corner)
+    Updates: picture, which photo it shows, drawn.
+    """
 
-    return on_choice
+    def on_change(
+        opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None, corner: Corner | None
+    ) -> Updates:
+        if opened is None:
+            return gr.skip(), gr.skip(), texts.render_message(texts.GONE, "problem")
+        photo = which or 0
+        if corner is None:
+            return handlers.picture(opened, chosen, photo), photo, gr.skip()
+        if corner.photo != photo:
+            return handlers.picture(opened, chosen, photo), photo, ""
+        picture = handlers.picture(opened, chosen, photo, (corner.x, corner.y))
+        return picture, photo, texts.render_message(SECOND_CORNER)
 
-
-def turning(handlers: DemoHandlers) -> Callable[..., Updates]:
-    """Show another photo; updates: picture, corner."""
-
-    def on_page(opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None) -> Updates:
-        if opened is None or which is None:
-            return gr.skip(), None
-        return handlers.picture(opened, chosen, which), None
-
-    return on_page
+    return on_change
 
 
 def clicking(handlers: DemoHandlers) -> Callable[..., Updates]:
     """A click on the picture: on a face, or on a corner of a box.
 
-    Updates: opened, portraits, chosen, picture, corner, drawn.
+    Updates: opened, portraits, chosen, something new where there is something to draw, corner, drawn.
     """
 
     def on_click(
         opened: OpenedPhotos | None,
         chosen: Sequence[int],
         which: int | None,
-        corner: tuple[float, float] | None,
+        corner: Corner | None,
         drawing: bool,
+        pictured: int | None,
         event: gr.SelectData,
     ) -> Updates:
-        if opened is None:
-            return (gr.skip(),) * 6
         photo, (x, y) = which or 0, event.index
+        if opened is None:
+            return _gone()
+        if pictured != photo:  # the click was on the photo before, whose picture is still there
+            return (gr.skip(),) * 6
         if not drawing:
             chosen = handlers.toggle(opened, chosen, photo, x, y)
-            return gr.skip(), gr.skip(), chosen, handlers.picture(opened, chosen, photo), None, ""
-        if corner is None:
-            picture = handlers.picture(opened, chosen, photo, (x, y))
-            return gr.skip(), gr.skip(), gr.skip(), picture, (x, y), texts.render_message(SECOND_CORNER)
+            return gr.skip(), gr.skip(), chosen, _new(), None, ""
+        if corner is None or corner.photo != photo:  # what to do next is said once the corner is drawn
+            return gr.skip(), gr.skip(), gr.skip(), _new(), Corner(photo, x, y), gr.skip()
         width, height = opened.photos[photo].shown.size
-        box = corner[0] / width, corner[1] / height, x / width, y / height
+        box = corner.x / width, corner.y / height, x / width, y / height
         return _added(handlers, opened, chosen, photo, box)
 
     return on_click
@@ -126,7 +144,7 @@ def adding(handlers: DemoHandlers) -> Callable[..., Updates]:
         opened: OpenedPhotos | None, chosen: Sequence[int], which: int | None, *edges: float | None
     ) -> Updates:
         if opened is None:
-            return (gr.skip(),) * 6
+            return _gone()
         left, top, right, bottom = ((edge or 0) / 100 for edge in edges)
         return _added(handlers, opened, chosen, which or 0, (left, top, right, bottom))
 
@@ -220,11 +238,9 @@ class _Background:
 
     def __init__(self, work: Callable[[Progress], Any], left: Callable[[], None] = lambda: None) -> None:
         self._told: deque[tuple[float, str]] = deque([(0.0, "Starting")], maxlen=1)
-        self._left = left
+        self._left, self._gone = left, threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._job = self._pool.submit(
-            copy_context().run, work, lambda share, words: self._told.append((share, words))
-        )
+        self._job = self._pool.submit(copy_context().run, work, self._tell)
 
     def progress(self) -> Iterator[tuple[float, str]]:
         """Share of the work and words, from time to time, until it is done."""
@@ -232,12 +248,18 @@ class _Background:
             while not wait([self._job], timeout=PROGRESS_SECONDS).done:
                 yield self._told[0]
         finally:
+            self._gone.set()
             self._left()
-            self._pool.shutdown()
+            self._pool.shutdown(wait=False)  # Gradio closes this in its event loop, which must not wait
 
     def result(self) -> Any:
         """What the work gave, or its error."""
         return self._job.result()
+
+    def _tell(self, share: float, words: str) -> None:
+        if self._gone.is_set():  # nobody waits for it any more
+            raise DemoError(STOPPED)
+        self._told.append((share, words))
 
 
 def _added(
@@ -246,11 +268,19 @@ def _added(
     try:
         opened, chosen, words = handlers.draw(opened, chosen, photo, box)
     except DemoError as error:
-        picture = handlers.picture(opened, chosen, photo)
         problem = texts.render_message(str(error), "problem")
-        return gr.skip(), gr.skip(), gr.skip(), picture, None, problem
-    picture = handlers.picture(opened, chosen, photo)
-    return opened, *_people(opened, chosen), picture, None, texts.render_message(words)
+        return gr.skip(), gr.skip(), gr.skip(), _new(), None, problem
+    return opened, *_people(opened, chosen), _new(), None, texts.render_message(words)
+
+
+def _new() -> str:
+    """Another value each time: what hangs on it is done again."""
+    return secrets.token_hex(4)
+
+
+def _gone() -> Updates:
+    """Updates as `clicking` of a page that was open for so long that its photos were deleted."""
+    return *(gr.skip(),) * 5, texts.render_message(texts.GONE, "problem")
 
 
 def _people(opened: OpenedPhotos, chosen: Sequence[int]) -> Updates:

@@ -180,7 +180,7 @@ class DemoHandlers:
             DemoError: says in plain words why there is no result.
         """
         if opened is None:
-            raise DemoError("The photos are not here any more; please choose them again.")
+            raise DemoError(texts.GONE)
         if not chosen:
             raise DemoError("Choose at least one person.")
         people = list(chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class UploadCard:
     photos: Any
     problem: Any
     example: Any
+    read: Callable[[Any], list[Upload]]
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,16 @@ def upload_card() -> UploadCard:
             elem_id="photos",
         )
 
-        def uploads(payload: Any) -> list[Upload]:
-            images = [getattr(item, "image", None) for item in (payload.root if payload else [])]
+        # not as the field's own preprocess: Gradio makes a new field for a session at its first update, `gr.skip()` too
+        def read(payload: Any) -> list[Upload]:
+            items = payload if isinstance(payload, list) else []
+            images = [item.get("image") if isinstance(item, dict) else None for item in items]
             return [_uploaded("photos", image, field.GRADIO_CACHE) for image in images]
 
-        # not in a subclass: Gradio writes a .pyi file beside the source of every class of components
-        field.preprocess = uploads  # type: ignore[assignment,method-assign]
         problem = gr.HTML(elem_id="problem")
         gr.HTML(LIMITS)
         example = gr.Button("Try an example", size="sm", elem_id="example")
-    return UploadCard(card, field, problem, example)
+    return UploadCard(card, field, problem, example, read)
 
 
 def people_card() -> PeopleCard:
@@ -213,6 +214,7 @@ def _photo_field(elem_id: str, placeholder: str) -> gr.Image:
         placeholder=placeholder,
     )
 
+    # lost at the first update of this field (see `upload_card`): it must only ever get values
     def upload(payload: Any) -> Upload | None:
         if payload is None or payload.path is None:
             return None
@@ -228,4 +230,5 @@ def _uploaded(name: str, file: Any, cache_dir: str) -> Upload:
         path = uploaded_file(name, file, cache_dir)
     except DemoError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    return Upload(path, str(getattr(file, "orig_name", None) or Path(path).name))
+    name_there = file.get("orig_name") if isinstance(file, dict) else getattr(file, "orig_name", None)
+    return Upload(path, str(name_there or Path(path).name))

@@ -1,0 +1,247 @@
+"""The page in headless Chromium for those who are faster than the server, or leave; ``pytest -m browser``."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import (
+    ENDLESS,
+    MARKS,
+    click_on_picture,
+    detect,
+    opened_page,
+    shown_photo,
+    upload,
+    wait_for_checked,
+    wait_for_other_photo,
+    wait_for_text,
+)
+from free_port import free_port
+from PIL import Image
+from toy_demo import toy_handlers
+
+from diffusers_dedim.demo import handlers as drawing
+from diffusers_dedim.demo import launch
+
+pytestmark = MARKS
+FIRST, SECOND = (
+    (120 / 640, 120 / 400),
+    (450 / 640, 130 / 400),
+)  # two faces, shares of the picture's width and height
+WIDTH, LOADED = (
+    "document.querySelector('#faces img').naturalWidth",
+    "document.querySelector('#faces img')?.complete",
+)
+
+
+@pytest.fixture(scope="module")
+def pause() -> SimpleNamespace:
+    """Seconds that the server takes to find the faces of a photo, and for a round."""
+    return SimpleNamespace(detect=0.0)
+
+
+@pytest.fixture(scope="module")
+def handlers(pause: SimpleNamespace) -> Any:
+    def slow(pixels: np.ndarray) -> list[Any]:
+        time.sleep(pause.detect)
+        return detect(pixels)
+
+    return toy_handlers(slow, keen=lambda _: [], pause=0.05)
+
+
+@pytest.fixture(scope="module")
+def url(handlers: Any, cache: Path) -> Iterator[str]:
+    demo, address = launch.serve(handlers, port=free_port(), block=False)
+    yield address
+    demo.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str, handlers: Any, pause: SimpleNamespace) -> Iterator[Any]:
+    pause.detect, handlers.protector.pipe.rounds = 0.0, 1
+    yield from opened_page(browser, url)
+
+
+@pytest.fixture(scope="module")
+def other_photo(photo: Path) -> Path:
+    """Of other pixels and another size."""
+    path = photo.with_name("other.jpg")
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((0, 0, 636, 400)).save(path)
+    return path
+
+
+@pytest.fixture
+def draw_slowly(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    mark_faces = drawing.mark_faces
+
+    def set_pause(seconds: float) -> None:
+        monkeypatch.setattr(
+            drawing, "mark_faces", lambda *arguments: (time.sleep(seconds), mark_faces(*arguments))[1]
+        )
+
+    return set_pause
+
+
+def checked(page: Any) -> str:
+    """Who is ticked: 1 or 0 for each."""
+    return page.evaluate("[...document.querySelectorAll('#chosen input')].map(box => +box.checked).join('')")
+
+
+def wait_for_ticks(page: Any, ticks: str) -> None:
+    script = (
+        "ticks => [...document.querySelectorAll('#chosen input')].map(box => +box.checked).join('') == ticks"
+    )
+    page.wait_for_function(script, arg=ticks)
+
+
+def longest_answer(url: str, seconds: float) -> float:
+    """The longest time that the server took to answer, in so many seconds."""
+    longest, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        with urllib.request.urlopen(f"{url}theme.css", timeout=60) as answer:
+            answer.read()
+        longest = max(longest, time.monotonic() - start)
+        time.sleep(0.1)
+    return longest
+
+
+def test_who_leaves_while_photos_are_opened_stops_nobody_else(
+    browser: Any, url: str, pause: SimpleNamespace, photo: Path
+) -> None:
+    pause.detect = 3.0
+    for page in opened_page(browser, url):
+        upload(page, [photo] * 6)
+        wait_for_text(page, "#problem", "photo 2 of 6")
+    assert longest_answer(url, 6) < 2.5
+
+
+def test_who_leaves_during_a_long_round_stops_nobody_else(
+    browser: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    handlers = toy_handlers(detect, pause=6)
+    demo, url = launch.serve(handlers, port=free_port(), block=False)
+    try:
+        for page in opened_page(browser, url):
+            upload(page, photo)
+            page.wait_for_selector("#faces img")
+            page.click("#run")
+            wait_for_text(page, "#status", "Round")
+        assert longest_answer(url, 5) < 4
+    finally:
+        demo.close()
+
+
+def test_photos_after_others_that_took_a_while(
+    page: Any, pause: SimpleNamespace, photo: Path, other_photo: Path
+) -> None:
+    """The page has said meanwhile how far it is."""
+    pause.detect = 1.0
+    for path in (photo, other_photo):
+        upload(page, path)
+        wait_for_text(page, "#problem", "photo 1 of 1")
+        page.wait_for_selector("#faces img")
+        page.click("#back")
+        page.wait_for_selector("#photos", state="visible")
+
+
+def test_a_photo_that_was_opened_before_arrives_whole(page: Any, photo: Path) -> None:
+    """The same picture is the same file: written again while it is sent, it is cut off."""
+    for _ in range(8):
+        page.reload()
+        page.wait_for_selector("#photos", state="visible")
+        upload(page, photo)
+        page.wait_for_function(LOADED)
+        page.wait_for_timeout(300)
+        assert page.evaluate(WIDTH) == 640
+
+
+def test_other_photos_after_a_run_was_stopped(
+    page: Any, handlers: Any, photo: Path, other_photo: Path
+) -> None:
+    handlers.protector.pipe.rounds = ENDLESS
+    upload(page, photo)
+    page.wait_for_selector("#faces img")
+    page.click("#run")
+    wait_for_text(page, "#status", "Round")
+    page.click("#stop")
+    wait_for_text(page, "#status", "Stopped.")
+    page.wait_for_selector("#run", state="visible")
+    page.click("#back")
+    upload(page, other_photo)
+    page.wait_for_selector("#faces img")
+    assert not page.locator("#status").inner_text().strip()
+    assert not page.locator("[data-testid=toast-body]").count(), "an error was shown"
+
+
+def test_two_faces_clicked_at_once(page: Any, photo: Path, draw_slowly: Callable[[float], None]) -> None:
+    upload(page, photo)
+    page.wait_for_function(LOADED)
+    draw_slowly(1)
+    click_on_picture(page, *FIRST)
+    page.wait_for_timeout(200)
+    click_on_picture(page, *SECOND)
+    wait_for_ticks(page, "001")
+
+
+def test_a_face_clicked_and_a_person_unticked(
+    page: Any, photo: Path, draw_slowly: Callable[[float], None]
+) -> None:
+    upload(page, photo)
+    page.wait_for_function(LOADED)
+    everybody = shown_photo(page)
+    draw_slowly(1)
+    click_on_picture(page, *FIRST)
+    wait_for_ticks(page, "011")
+    page.locator("#chosen label").nth(1).click()
+    wait_for_other_photo(page, everybody)
+    page.wait_for_timeout(2000)
+    assert checked(page) == "001"
+
+
+def test_a_person_unticked_and_the_page_turned(
+    page: Any, photo: Path, other_photo: Path, draw_slowly: Callable[[float], None]
+) -> None:
+    upload(page, [photo, other_photo])
+    page.wait_for_function(LOADED)
+    draw_slowly(1)
+    page.locator("#chosen label").nth(0).click()
+    page.locator("#which label").nth(1).click()
+    page.wait_for_function(f"{WIDTH} == 636")
+
+
+def test_a_click_on_a_photo_that_is_about_to_go(
+    page: Any, photo: Path, other_photo: Path, draw_slowly: Callable[[float], None]
+) -> None:
+    upload(page, [photo, other_photo])
+    page.wait_for_function(LOADED)
+    everybody = checked(page)
+    draw_slowly(1.5)
+    page.locator("#which label").nth(1).click()
+    page.wait_for_timeout(150)
+    click_on_picture(page, *FIRST)
+    page.wait_for_function(f"{WIDTH} == 636")
+    page.wait_for_timeout(500)
+    assert checked(page) == everybody
+
+
+def test_two_corners_at_once(page: Any, photo: Path, draw_slowly: Callable[[float], None]) -> None:
+    upload(page, photo)
+    page.wait_for_function(LOADED)
+    page.get_by_role("button", name="A face has no box? Draw one").click()
+    page.wait_for_selector("#add", state="visible")
+    page.wait_for_timeout(500)  # the click that opens it is an event of the page too
+    draw_slowly(1)
+    click_on_picture(page, 0.3, 0.6)
+    page.wait_for_timeout(300)
+    click_on_picture(page, 0.5, 0.95)
+    wait_for_text(page, "#drawn", "Added as person 3")
+    wait_for_checked(page, 4)
