@@ -120,14 +120,14 @@ def test_who_leaves_while_photos_are_opened_stops_nobody_else(
     for page in opened_page(browser, url):
         upload(page, [photo] * 6)
         wait_for_text(page, "#problem", "photo 2 of 6")
-    assert longest_answer(url, 6) < 2.5
+    assert longest_answer(url, 6) < 6  # it was until all six were opened
 
 
 def test_who_leaves_during_a_long_round_stops_nobody_else(
     browser: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    handlers = toy_handlers(detect, pause=6)
+    handlers = toy_handlers(detect, pause=12)
     demo, url = launch.serve(handlers, port=free_port(), block=False)
     try:
         for page in opened_page(browser, url):
@@ -135,7 +135,7 @@ def test_who_leaves_during_a_long_round_stops_nobody_else(
             page.wait_for_selector("#faces img")
             page.click("#run")
             wait_for_text(page, "#status", "Round")
-        assert longest_answer(url, 5) < 4
+        assert longest_answer(url, 5) < 6  # it was as long as the round
     finally:
         demo.close()
 
@@ -224,7 +224,7 @@ def test_a_click_on_a_photo_that_is_about_to_go(
     upload(page, [photo, other_photo])
     page.wait_for_function(LOADED)
     everybody = checked(page)
-    draw_slowly(1.5)
+    draw_slowly(4)
     page.locator("#which label").nth(1).click()
     page.wait_for_timeout(150)
     click_on_picture(page, *FIRST)
