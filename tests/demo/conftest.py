@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from chromium import CHROMIUM
+from free_port import free_port
 from PIL import Image
+
+from diffusers_dedim.demo import launch
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +41,11 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = Image.fromarray(coarse).resize((640, 400), Image.Resampling.BICUBIC)
     picture.save(path, quality=95, exif=exif)
     return path
+
+
+@pytest.fixture(scope="module")
+def url(handlers: Any, cache: Path) -> Iterator[str]:
+    """Address of a page with the module's ``handlers``."""
+    demo, address = launch.serve(handlers, port=free_port(), block=False)
+    yield address
+    demo.close()

@@ -30,7 +30,6 @@ from PIL import Image
 from toy_demo import toy_handlers
 
 from diffusers_dedim.demo import app, files, launch
-from diffusers_dedim.demo import handlers as drawing
 from diffusers_dedim.demo import protect as scores
 from diffusers_dedim.demo.protect import ScoreScale
 from diffusers_dedim.images.files import decode_photo
@@ -43,13 +42,6 @@ def handlers() -> Any:
     scores.SCALES["toy"] = ScoreScale(0.1, 0.45)
     yield toy_handlers(detect, keen=lambda _: [], pause=0.05)
     del scores.SCALES["toy"]
-
-
-@pytest.fixture(scope="module")
-def url(handlers: Any, cache: Path) -> Iterator[str]:
-    demo, address = launch.serve(handlers, port=free_port(), block=False)
-    yield address
-    demo.close()
 
 
 @pytest.fixture
@@ -85,30 +77,6 @@ def download(page: Any, name: str, folder: Path) -> Path:
     assert download.value.suggested_filename == name
     download.value.save_as(folder / "kept")
     return folder / "kept"
-
-
-def test_a_choice_while_the_boxes_of_another_are_drawn(
-    page: Any, photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upload(page, photo)
-    page.wait_for_selector("#faces img")
-    everybody = shown_photo(page)
-    people = page.locator("#chosen label")
-    people.nth(0).click()
-    wait_for_other_photo(page, everybody)
-    only_second = shown_photo(page)
-    people.nth(1).click()
-    wait_for_other_photo(page, only_second)
-    nobody = shown_photo(page)
-    people.nth(1).click()
-    wait_for_other_photo(page, nobody)
-    people.nth(0).click()
-    wait_for_other_photo(page, only_second)
-    mark_faces = drawing.mark_faces
-    monkeypatch.setattr(drawing, "mark_faces", lambda *arguments: (time.sleep(1), mark_faces(*arguments))[1])
-    for person in (0, 1):
-        people.nth(person).click()
-    page.wait_for_function("nobody => document.querySelector('#faces img').src == nobody", arg=nobody)
 
 
 def test_several_photos_one_zip(page: Any, photo: Path, tmp_path: Path) -> None:

@@ -31,36 +31,26 @@ from diffusers_dedim.demo import handlers as drawing
 from diffusers_dedim.demo import launch
 
 pytestmark = MARKS
-FIRST, SECOND = (
-    (120 / 640, 120 / 400),
-    (450 / 640, 130 / 400),
-)  # two faces, shares of the picture's width and height
-WIDTH, LOADED = (
-    "document.querySelector('#faces img').naturalWidth",
-    "document.querySelector('#faces img')?.complete",
-)
+# two faces, shares of the picture's width and height
+FIRST, SECOND = (120 / 640, 120 / 400), (450 / 640, 130 / 400)
+WIDTH = "document.querySelector('#faces img').naturalWidth"
+LOADED = "document.querySelector('#faces img')?.complete"
 
 
 @pytest.fixture(scope="module")
 def pause() -> SimpleNamespace:
-    """Seconds that the server takes to find the faces of a photo, and for a round."""
-    return SimpleNamespace(detect=0.0)
+    """Seconds that the server takes to find the faces of a photo; and how many photos it has looked at."""
+    return SimpleNamespace(detect=0.0, looked=0)
 
 
 @pytest.fixture(scope="module")
 def handlers(pause: SimpleNamespace) -> Any:
     def slow(pixels: np.ndarray) -> list[Any]:
+        pause.looked += 1
         time.sleep(pause.detect)
         return detect(pixels)
 
     return toy_handlers(slow, keen=lambda _: [], pause=0.05)
-
-
-@pytest.fixture(scope="module")
-def url(handlers: Any, cache: Path) -> Iterator[str]:
-    demo, address = launch.serve(handlers, port=free_port(), block=False)
-    yield address
-    demo.close()
 
 
 @pytest.fixture
@@ -116,11 +106,30 @@ def longest_answer(url: str, seconds: float) -> float:
 def test_who_leaves_while_photos_are_opened_stops_nobody_else(
     browser: Any, url: str, pause: SimpleNamespace, photo: Path
 ) -> None:
-    pause.detect = 3.0
+    pause.detect, pause.looked = 2.0, 0
     for page in opened_page(browser, url):
         upload(page, [photo] * 6)
+        wait_for_text(page, "#problem", "photo 1 of 6")
+        pause.detect = 9.0  # of the second
         wait_for_text(page, "#problem", "photo 2 of 6")
-    assert longest_answer(url, 6) < 6  # it was until all six were opened
+    assert longest_answer(url, 10) < 6, "the server waited for the photo, or for all of them"
+    assert pause.looked == 2, "photos were opened that nobody waits for"
+
+
+def test_a_third_visitor_is_told_that_photos_are_being_opened(
+    browser: Any, url: str, page: Any, pause: SimpleNamespace, photo: Path
+) -> None:
+    pause.detect = 4.0
+    for first in opened_page(browser, url):
+        for second in opened_page(browser, url):
+            upload(first, [photo] * 3)
+            upload(second, [photo] * 3)
+            for other in (first, second):
+                wait_for_text(other, "#problem", "of 3")
+            upload(page, photo)
+            wait_for_text(page, "#problem", "photo 1 of 1")
+            assert not first.is_visible("#faces")
+            assert not second.is_visible("#faces")
 
 
 def test_who_leaves_during_a_long_round_stops_nobody_else(
@@ -180,6 +189,29 @@ def test_other_photos_after_a_run_was_stopped(
     page.wait_for_selector("#faces img")
     assert not page.locator("#status").inner_text().strip()
     assert not page.locator("[data-testid=toast-body]").count(), "an error was shown"
+
+
+def test_a_choice_while_the_boxes_of_another_are_drawn(
+    page: Any, photo: Path, draw_slowly: Callable[[float], None]
+) -> None:
+    upload(page, photo)
+    page.wait_for_selector("#faces img")
+    everybody = shown_photo(page)
+    people = page.locator("#chosen label")
+    people.nth(0).click()
+    wait_for_other_photo(page, everybody)
+    only_second = shown_photo(page)
+    people.nth(1).click()
+    wait_for_other_photo(page, only_second)
+    nobody = shown_photo(page)
+    people.nth(1).click()
+    wait_for_other_photo(page, nobody)
+    people.nth(0).click()
+    wait_for_other_photo(page, only_second)
+    draw_slowly(1)
+    for person in (0, 1):
+        people.nth(person).click()
+    page.wait_for_function("nobody => document.querySelector('#faces img').src == nobody", arg=nobody)
 
 
 def test_two_faces_clicked_at_once(page: Any, photo: Path, draw_slowly: Callable[[float], None]) -> None:

@@ -89,10 +89,8 @@ def _wire_photos(
         corner,
         pictured,
     ]
-    quiet = {
-        "concurrency_limit": None,
-        **_QUIET,
-    }  # they wait for the detector, and the page says so meanwhile
+    # no limit: whoever waits for the detector is told so
+    quiet = {"concurrency_limit": None, **_QUIET}
 
     def on_photos(payload: Any) -> Any:
         yield from open_photos(upload.read(payload))
