@@ -110,8 +110,8 @@ def _wire_people(handlers: DemoHandlers, opened: gr.State, pictured: gr.State, p
     drawing, redraw = gr.State(False), gr.State("")
     # not preprocessed: choices that are on their way while the page goes back are no error
     shown = [opened, people.chosen, people.heard, people.which]
-    # One event draws, whatever for: of two the first may answer last. And on what the user does alone, not on every
-    # change: the same picture written twice is cut off where it is being sent.
+    # One event draws, whatever for: of two the first may answer last. And on what the user does alone: what the page
+    # changes by itself comes with its picture.
     gr.on(
         [people.chosen.input, people.which.input, redraw.change],
         events.redrawing(handlers, people.picture.GRADIO_CACHE),
