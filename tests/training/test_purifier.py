@@ -20,7 +20,8 @@ from diffusers_dedim.evaluation.crops import make_pairs
 from diffusers_dedim.evaluation.purification import load_purifier, make_attacks
 from diffusers_dedim.faces import ARCFACE_TEMPLATE, Face
 from diffusers_dedim.training.config import PurifierConfig
-from diffusers_dedim.training.purifier import FacePairs, PurifierNet, PurifierTask
+from diffusers_dedim.training.pairs import FacePairs
+from diffusers_dedim.training.purifier import PurifierNet, PurifierTask
 
 METHOD = "dedim@num_inference_steps=2+L=1"
 

@@ -1,4 +1,4 @@
-"""`dedim train unet|encoder|landmarks|visibility|purifier`: the fields of the settings classes are the options.
+"""`dedim train unet|encoder|landmarks|visibility|discriminator|purifier`: options are the fields of settings classes.
 
 PyTorch is imported inside the commands, so that help and usage errors are quick.
 """
@@ -14,9 +14,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from diffusers_dedim.training.config import (
+    DiscriminatorConfig,
     EncoderConfig,
     LandmarkConfig,
     LoopConfig,
+    PairConfig,
     PurifierConfig,
     TrainConfig,
     UNetConfig,
@@ -193,6 +195,56 @@ def visibility(config: VisibilityConfig, resume: bool) -> dict[str, float]:
     return train(VisibilityTask(*crops, config, model=_initial(config, VisibilityNet)), config, resume=resume)
 
 
+def _pairs(config: PairConfig, load: Callable[[], Any]) -> tuple[Any, Any]:
+    """Training and held-out pairs: those in the folder, or made of its faces; the seed is set as for `_crops`.
+
+    Args:
+        config: the settings.
+        load: gives the pipeline that protects; called only where pairs are to be made.
+    """
+    import torch
+
+    from diffusers_dedim.evaluation.crops import make_pairs
+    from diffusers_dedim.training.accelerator import check_precision
+    from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs
+
+    check_precision(config.precision)  # before anything is protected
+    pairs = Path(config.data)
+    if not any(pairs.glob(f"{PAIR_PARTS[0]}*")):
+        folder = Path(config.output_dir) / "pairs"
+        pairs = make_pairs(
+            load(), config.data, folder, count=config.pairs, method=config.method, seed=config.seed
+        )
+    train, held_out = FacePairs(pairs), FacePairs(pairs, "val")
+    torch.manual_seed(config.seed)
+    return train, held_out
+
+
+def _pipeline(config: PairConfig) -> Any:
+    """The pipeline that protects, without bars of its own."""
+    from diffusers_dedim.cli.common import load_pipeline
+
+    pipe = load_pipeline(config.weights, None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@_command(DiscriminatorConfig)
+def discriminator(config: DiscriminatorConfig, resume: bool) -> dict[str, float]:
+    """Train the network that tells photos from protected ones, patch by patch and under noise.
+
+    It protects strangers' faces first, or takes pairs from a folder with protected and original faces.
+    Validation: how well it tells held-out faces apart, at three levels of noise.
+    """
+    from diffusers_dedim.models.discriminator import PatchDiscriminator
+    from diffusers_dedim.training.discriminator import DiscriminatorTask
+    from diffusers_dedim.training.loop import train
+
+    model = _initial(config, PatchDiscriminator)  # refused, if it is, before anything is protected
+    pairs = _pairs(config, lambda: _pipeline(config))
+    return train(DiscriminatorTask(*pairs, config, model=model), config, resume=resume)
+
+
 @_command(PurifierConfig)
 def purifier(config: PurifierConfig, resume: bool) -> dict[str, float]:
     """Train an attacker's network that takes the protection off again, for dedim evaluate --robustness --purifier.
@@ -200,29 +252,14 @@ def purifier(config: PurifierConfig, resume: bool) -> dict[str, float]:
     It protects strangers' faces first, or takes pairs from a folder with protected and original faces.
     Validation: PSNR and the guides' cosine with the original, of held-out faces, before and after.
     """
-    import torch
-
-    from diffusers_dedim.cli.common import load_pipeline
     from diffusers_dedim.encoders.ensemble import FusedEncoder
-    from diffusers_dedim.evaluation.crops import make_pairs
     from diffusers_dedim.training.loop import train
-    from diffusers_dedim.training.purifier import PAIR_PARTS, FacePairs, PurifierNet, PurifierTask
+    from diffusers_dedim.training.purifier import PurifierNet, PurifierTask
 
-    pipe, pairs = load_pipeline(config.weights, None), Path(config.data)
-    pipe.set_progress_bar_config(disable=True)
-    if not any(pairs.glob(f"{PAIR_PARTS[0]}*")):
-        folder = Path(config.output_dir) / "pairs"
-        pairs = make_pairs(
-            pipe, config.data, folder, count=config.pairs, method=config.method, seed=config.seed
-        )
-    torch.manual_seed(config.seed)
-    task = PurifierTask(
-        FacePairs(pairs),
-        FacePairs(pairs, "val"),
-        config,
-        FusedEncoder(pipe.face_encoder),
-        model=_initial(config, PurifierNet),
-    )
+    pipe = _pipeline(config)
+    pairs = _pairs(config, lambda: pipe)
+    guides = FusedEncoder(pipe.face_encoder)
+    task = PurifierTask(*pairs, config, guides, model=_initial(config, PurifierNet))
     return train(task, config, resume=resume)
 
 

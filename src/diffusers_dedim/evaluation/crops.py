@@ -28,7 +28,7 @@ from diffusers_dedim.extras import import_extra
 from diffusers_dedim.faces import whole_crop
 from diffusers_dedim.images.modes import PixelArray
 from diffusers_dedim.training.data import FaceCrops
-from diffusers_dedim.training.purifier import PAIR_PARTS
+from diffusers_dedim.training.pairs import PAIR_PARTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def whole_crops(pipe: Any) -> Iterator[None]:
 
 
 def make_pairs(pipe: Any, data: str, folder: Path, *, count: int, method: str, seed: int = 0) -> Path:
-    """Protect faces of strangers, for `dedim train purifier`: two files of crops, row by row the same faces.
+    """Protect faces of strangers, to train on: two files of crops, row by row the same faces.
 
     What was protected before a kill is kept below the folder, and not protected again.
 
@@ -151,8 +151,8 @@ def make_pairs(pipe: Any, data: str, folder: Path, *, count: int, method: str, s
 
 def _write_crops(path: Path, photos: Sequence[PixelArray]) -> None:
     """A parquet file of images that `FaceCrops` reads, written aside and renamed."""
-    arrow = import_extra("pyarrow", "dedim train purifier", 'pip install "diffusers-dedim[train]"')
-    parquet = import_extra("pyarrow.parquet", "dedim train purifier", 'pip install "diffusers-dedim[train]"')
+    arrow = import_extra("pyarrow", "a folder of pairs", 'pip install "diffusers-dedim[train]"')
+    parquet = import_extra("pyarrow.parquet", "a folder of pairs", 'pip install "diffusers-dedim[train]"')
     rows = []
     for photo in photos:
         file = io.BytesIO()

@@ -59,10 +59,10 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diff
 
         Args:
             crops: ``[N, 3, 112, 112]`` RGB in about [-1, 1], aligned to the ArcFace template.
-            noise_level: standard deviation of the noise on their grey values, in [-1, 1] units; one for all, or ``[N]``
+            noise_level: standard deviation of the noise on their grey values, in units of [-1, 1]; one, or ``[N]``.
 
         Returns:
-            Logits ``[N, 1, 14, 14]`` float32: above 0 where it looks protected, below 0 where it looks untouched.
+            Logits ``[N, 1, 14, 14]`` float32: above 0 where a face looks protected, below 0 where it looks untouched.
 
         Raises:
             ValueError: the crops have another shape.

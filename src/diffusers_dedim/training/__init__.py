@@ -1,1 +1,1 @@
-"""Train the three bundled networks: `dedim train unet|encoder|landmarks`."""
+"""Train the networks: `dedim train unet|encoder|landmarks|visibility|discriminator|purifier`."""

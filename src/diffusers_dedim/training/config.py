@@ -40,7 +40,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "a number from 0 on": (
         lambda value: 0 <= value < math.inf,
-        "weight_decay feature_weight relation_weight adversarial_radius max_noise identity_weight",
+        "weight_decay feature_weight relation_weight adversarial_radius max_noise identity_weight "
+        "patch_weight penalty_weight",
     ),
     "a number from 0 to 1": (
         lambda value: 0 <= value <= 1,
@@ -229,7 +230,23 @@ class VisibilityConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class PurifierConfig(TrainConfig):
+class PairConfig(TrainConfig):
+    """Settings of a training on pairs of protected and original faces, which are made first where there are none.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    ema_decay: float = 0.998
+    precision: str = "no"
+    pairs: int = setting(400, "Faces of strangers that are protected first, to learn from.")
+    method: str = setting("dedim", "What protects them: dedim:PRESET, dedim@h=0.5, fgsm, ...")
+    weights: str | None = setting(None, "Pipeline that protects; none: the bundled one.")
+    val_images: int = setting(64, "Pairs of the held-out tenth that are measured.")
+
+
+@dataclass(frozen=True)
+class PurifierConfig(PairConfig):
     """Settings of `dedim train purifier`.
 
     Raises:
@@ -238,15 +255,31 @@ class PurifierConfig(TrainConfig):
 
     minutes: float = 10.0
     batch_size: int = 16
-    ema_decay: float = 0.998
-    precision: str = "no"
-    pairs: int = setting(400, "Faces of strangers that are protected first, to learn from.")
-    method: str = setting("dedim", "What protects them: dedim:PRESET, dedim@h=0.5, fgsm, ...")
     weights: str | None = setting(
         None, "Pipeline that protects and whose guides judge; none: the bundled one."
     )
     identity_weight: float = setting(0.5, "Weight of 1 - cosine with the original by the guides.")
-    val_images: int = setting(64, "Pairs of the held-out tenth that are measured.")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(PairConfig):
+    """Settings of `dedim train discriminator`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    batch_size: int = 24
+    weight_decay: float = 0.02
+    warmup_steps: int = 50
+    ema_decay: float = 0.99
+    grad_clip: float = 5.0
+    pairs: int = 1200
+    val_images: int = 200
+    patch_weight: float = setting(0.3, "Weight of the cross-entropy of every patch by itself.")
+    penalty_weight: float = setting(
+        0.1, "Weight of the squared gradient with respect to originals (R1), in every fourth step or so."
+    )
 
 
 def read_config(path: str | Path, known: Collection[str]) -> dict[str, Any]:

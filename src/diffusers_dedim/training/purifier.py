@@ -5,11 +5,8 @@ It is trained to measure the protection against (`dedim evaluate --robustness --
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,21 +14,17 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from diffusers_dedim.models.blocks import check_crops
 from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.config import PurifierConfig
-from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size, to_model_range
+from diffusers_dedim.training.data import to_model_range
 from diffusers_dedim.training.loop import Batch, cosine_decay
-
-PAIR_PARTS = ("protected", "original")
-"""What a folder of pairs holds: ``NAME.parquet``, or a folder NAME of images, for each."""
+from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs, PairTask
 
 _CHANNELS = (32, 64, 96)  # at 56, 28 and 14 px
 _DEPTHS = (1, 2, 3)  # residual convolutions on the way down; up again as many, but for the coarsest map
 _PATCH = 2  # px: the side of what a place of the finest map stands for
-_HELD_OUT = 0.1
 
 
 class PurifierNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no types
@@ -108,47 +101,7 @@ class _Residual(nn.Module):
         return x + functional.relu(self.layer(x))
 
 
-class FacePairs(Dataset[dict[str, Tensor]]):
-    """Protected faces beside what they were.
-
-    Args:
-        folder: with ``protected`` and ``original`` (`PAIR_PARTS`), each a parquet file or a folder of images of
-            112x112 px, in the same order.
-        part: "train", or "val" for the last tenth, which is not trained on.
-
-    Each item holds ``protected`` and ``original``, uint8 ``[3, 112, 112]``.
-
-    Raises:
-        ValueError: a part is missing, the two are not of one length, or there are fewer than two pairs.
-    """
-
-    def __init__(self, folder: str | Path, part: str = "train") -> None:
-        self.sides: list[FaceCrops] = [FaceCrops(_find_part(Path(folder), name)) for name in PAIR_PARTS]
-        counts = [len(side) for side in self.sides]
-        if len(set(counts)) > 1 or counts[0] < 2:
-            raise ValueError(
-                f"data: expected as many protected as original faces in {folder}, at least 2, got {counts[0]} and "
-                f"{counts[1]}; row by row they are the same faces."
-            )
-        held_out = max(1, round(_HELD_OUT * counts[0]))
-        rows = range(counts[0])
-        self.rows: range = rows[:-held_out] if part == "train" else rows[-held_out:]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.rows[index]
-        return {name: side[row]["image"] for name, side in zip(PAIR_PARTS, self.sides, strict=True)}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over both sides as they are stored."""
-        prints = " ".join(side.fingerprint for side in self.sides)
-        return hashlib.sha256(f"{prints} {self.rows}".encode()).hexdigest()
-
-
-class PurifierTask:
+class PurifierTask(PairTask):
     """Bring protected faces back: by their pixels, and to what the guides answer to the originals.
 
     Args:
@@ -171,26 +124,14 @@ class PurifierTask:
         *,
         model: PurifierNet | None = None,
     ) -> None:
-        check_batch_size(config.batch_size, len(train_data))
-        self.model: nn.Module = model or PurifierNet()
+        super().__init__(train_data, val_data, config)
+        self.model = model or PurifierNet()
         self.encoder: nn.Module = encoder.eval().requires_grad_(False)
-        self.train_data: FacePairs = train_data
-        self.val_data: FacePairs = val_data
         self.config: PurifierConfig = config
-
-    def identity(self) -> dict[str, Any]:
-        """Fingerprint of the pairs."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint}
 
     def begin_step(self, share: float) -> float:
         """Follow a cosine over the budget down to 1 % of the peak rate."""
         return cosine_decay(share)
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield pairs, collated."""
-        config = self.config
-        return batches(self.train_data, config.batch_size, config.seed, start_batch, config.num_workers)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Squared error of the pixels as a share of the protection's, plus ``identity_weight`` (1 - cosine).
@@ -237,13 +178,3 @@ class PurifierTask:
             target = encoder(originals)
         cosine: Tensor = (encoder(crops.float()) * target).sum(1)
         return cosine
-
-
-def _find_part(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.parquet", folder / name):
-        if path.exists():
-            return path
-    raise ValueError(
-        f"data: expected {name}.parquet, or a folder {name} of images, in {folder}: pairs of protected and original "
-        "faces, in the same order."
-    )
