@@ -11,7 +11,6 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,8 +190,7 @@ class Album:
             originals=np.array([face.original.numpy() for face in done]),
             results=np.array([face.result.numpy() for face in done if face.result is not None]),
         )
-        write_atomic(Path(path), buffer.getvalue())
-        Path(path).chmod(0o600)
+        write_atomic(path, buffer.getvalue(), private=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], face_encoder: nn.Module, **settings: Any) -> Album:
