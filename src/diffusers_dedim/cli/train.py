@@ -211,9 +211,11 @@ def purifier(config: PurifierConfig, resume: bool) -> dict[str, float]:
     from diffusers_dedim.cli.common import load_pipeline
     from diffusers_dedim.encoders.ensemble import FusedEncoder
     from diffusers_dedim.evaluation.crops import make_pairs
+    from diffusers_dedim.training.accelerator import check_precision
     from diffusers_dedim.training.loop import train
     from diffusers_dedim.training.purifier import PAIR_PARTS, FacePairs, PurifierNet, PurifierTask
 
+    check_precision(config.precision)  # before any face is protected
     pipe, pairs = load_pipeline(config.weights, None), Path(config.data)
     pipe.set_progress_bar_config(disable=True)
     if not any(pairs.glob(f"{PAIR_PARTS[0]}*")):
@@ -223,8 +225,8 @@ def purifier(config: PurifierConfig, resume: bool) -> dict[str, float]:
         )
     torch.manual_seed(config.seed)
     task = PurifierTask(
-        FacePairs(pairs),
-        FacePairs(pairs, "val"),
+        FacePairs(pairs, keep_in_memory=config.keep_in_memory),
+        FacePairs(pairs, "val", keep_in_memory=config.keep_in_memory),
         config,
         FusedEncoder(pipe.face_encoder),
         model=_initial(config, PurifierNet),

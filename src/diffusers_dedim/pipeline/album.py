@@ -78,7 +78,7 @@ class Album:
 
     Args:
         same_person: mean cosine over the guides, in (-1, 1), from which two originals count as one person. The default
-            suits the bundled guide; `python -m benchmarks.albums` prints the line of any other.
+            suits the bundled guides; `python -m benchmarks.albums` prints the line of any other.
         most: results that one face is pushed away from, at least 1.
 
     Raises:
@@ -86,8 +86,10 @@ class Album:
 
     Example:
         >>> album = Album()
-        >>> for photo in photos:  # doctest: +SKIP
-        ...     pipe(photo, album=album).images[0].save(...)
+        >>> for number, photo in enumerate(photos):  # doctest: +SKIP
+        ...     out = pipe(photo, album=album)
+        ...     if all(face.is_protected for face in out.faces):
+        ...         out.images[0].save(f"protected-{number}.png")
     """
 
     def __init__(self, same_person: float = SAME_PERSON, most: int = MOST_AVOIDED) -> None:

@@ -1,1 +1,1 @@
-"""Train the three bundled networks: `dedim train unet|encoder|landmarks`."""
+"""Train the bundled networks, and an attacker's: `dedim train unet|encoder|landmarks|visibility|purifier`."""
