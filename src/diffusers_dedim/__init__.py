@@ -30,6 +30,7 @@ _HOMES = {
     "LandmarkRegressor": "models",
     "MobileFaceNet": "models",
     "PRESETS": "pipeline.presets",
+    "PatchDiscriminator": "models",
     "PersonChoice": "pipeline.persons",
     "VisibilityNet": "models",
     "make_scheduler": "diffusion.schedule",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from diffusers_dedim.encoders import EncoderEnsemble as EncoderEnsemble
     from diffusers_dedim.models import LandmarkRegressor as LandmarkRegressor
     from diffusers_dedim.models import MobileFaceNet as MobileFaceNet
+    from diffusers_dedim.models import PatchDiscriminator as PatchDiscriminator
     from diffusers_dedim.models import VisibilityNet as VisibilityNet
     from diffusers_dedim.pipeline.album import Album as Album
     from diffusers_dedim.pipeline.output import DeDiMOutput as DeDiMOutput

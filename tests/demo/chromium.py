@@ -84,5 +84,16 @@ def shown_photo(page: Any) -> str:
     return page.evaluate("document.querySelector('#faces img').src")
 
 
+def slow_network(page: Any, seconds: float) -> None:
+    """From now on an answer takes so long on its way."""
+    conditions = {
+        "offline": False,
+        "latency": 1000 * seconds,
+        "downloadThroughput": -1,
+        "uploadThroughput": -1,
+    }
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", conditions)
+
+
 def wait_for_other_photo(page: Any, before: str) -> None:
     page.wait_for_function("before => document.querySelector('#faces img').src != before", arg=before)

@@ -17,7 +17,9 @@ from chromium import (
     click_on_picture,
     detect,
     opened_page,
+    run,
     shown_photo,
+    slow_network,
     upload,
     wait_for_checked,
     wait_for_other_photo,
@@ -48,7 +50,7 @@ def handlers(pause: SimpleNamespace) -> Any:
     def slow(pixels: np.ndarray) -> list[Any]:
         pause.looked += 1
         time.sleep(pause.detect)
-        return detect(pixels)
+        return [face for face in detect(pixels) if face.box[2] < pixels.shape[1]]  # the example is narrower
 
     return toy_handlers(slow, keen=lambda _: [], pause=0.05)
 
@@ -277,3 +279,104 @@ def test_two_corners_at_once(page: Any, photo: Path, draw_slowly: Callable[[floa
     click_on_picture(page, 0.5, 0.95)
     wait_for_text(page, "#drawn", "Added as person 3")
     wait_for_checked(page, 4)
+
+
+def wait_for_pages(page: Any, count: int) -> None:
+    page.wait_for_function(f"document.querySelectorAll('#which label').length == {count}")
+
+
+def test_a_photo_added_while_another_is_opened(
+    page: Any, pause: SimpleNamespace, photo: Path, other_photo: Path
+) -> None:
+    pause.detect, pause.looked = 1.5, 0
+    upload(page, photo)
+    wait_for_text(page, "#problem", "photo 1 of 1")
+    upload(page, other_photo)
+    wait_for_text(page, "#problem", "of 2")
+    page.wait_for_selector("#faces img")
+    wait_for_pages(page, 2)
+    assert pause.looked == 3, "photos were opened again"
+
+
+def test_photos_removed_while_they_are_opened(page: Any, pause: SimpleNamespace, photo: Path) -> None:
+    pause.detect, pause.looked = 1.5, 0
+    upload(page, [photo] * 3)
+    wait_for_text(page, "#problem", "photo 1 of 3")
+    page.locator("#photos").get_by_label("Clear").click()
+    page.wait_for_function("!document.querySelector('#problem')?.innerText.trim()")
+    page.wait_for_timeout(4000)
+    assert not page.is_visible("#faces")
+    assert pause.looked == 1, "photos were opened that nobody waits for"
+
+
+def test_the_example_while_photos_are_opened_and_photos_while_it_is(
+    page: Any, pause: SimpleNamespace, photo: Path
+) -> None:
+    pause.detect = 1.5
+    upload(page, [photo] * 2)
+    wait_for_text(page, "#problem", "photo 1 of 2")
+    page.click("#example")
+    page.wait_for_selector("#photos img", state="detached")
+    page.wait_for_function(LOADED)
+    assert page.evaluate(WIDTH) == 512
+    page.click("#back")
+    page.wait_for_selector("#example", state="visible")
+    page.click("#example")
+    wait_for_text(page, "#problem", "photo 1 of 1")
+    upload(page, [photo] * 2)
+    wait_for_text(page, "#problem", "photo 1 of 2")
+    page.wait_for_function(LOADED)
+    page.wait_for_timeout(3000)
+    assert page.evaluate(WIDTH) == 640
+
+
+@pytest.mark.parametrize("rounds", [1, ENDLESS])
+def test_other_photos_at_once_after_run(
+    page: Any, handlers: Any, photo: Path, other_photo: Path, rounds: int
+) -> None:
+    handlers.protector.pipe.rounds = rounds
+    upload(page, photo)
+    page.wait_for_selector("#faces img")
+    slow_network(page, 0.5)
+    page.click("#run")
+    page.click("#back")
+    page.wait_for_selector("#photos", state="visible")
+    upload(page, other_photo)
+    page.wait_for_selector("#faces img")
+    page.wait_for_selector("#run", state="visible")
+    page.wait_for_timeout(2000)
+    assert not page.locator("#status").inner_text().strip()
+    assert not page.is_visible("#result")
+    assert not page.locator("[data-testid=toast-body]").count(), "an error was shown"
+    assert not handlers._line._tickets, "the run went on behind the page"
+    handlers.protector.pipe.rounds = 1
+    run(page)
+
+
+def test_a_face_clicked_and_run_at_once(page: Any, photo: Path) -> None:
+    upload(page, photo)
+    page.wait_for_function(LOADED)
+    slow_network(page, 0.5)
+    click_on_picture(page, *SECOND)
+    run(page)
+    wait_for_text(page, "#verdict", "Person 2 was left out and is not protected.")
+
+
+def test_two_faces_clicked_and_run_on_a_slow_network(page: Any, photo: Path) -> None:
+    upload(page, photo)
+    page.wait_for_function(LOADED)
+    slow_network(page, 0.5)
+    click_on_picture(page, *FIRST)
+    click_on_picture(page, *SECOND)
+    run(page)
+    wait_for_text(page, "#verdict", "Person 1 and Person 2 were left out and are not protected.")
+    assert checked(page) == "001"
+
+
+def test_a_file_that_was_deleted_by_age(page: Any, photo: Path, cache: Path) -> None:
+    upload(page, photo)
+    run(page)
+    for path in cache.rglob("dedim*.jpg"):
+        path.unlink()
+    page.click("#download")
+    wait_for_text(page, "#gone", "The file is not here any more")

@@ -62,7 +62,7 @@ def test_a_real_face_on_its_side_and_a_wall() -> None:
     assert face_in_box(wall, (100, 100, 180, 190), keen).reason == REASON
 
 
-def test_on_the_page_it_is_a_person_of_its_own_that_is_chosen(tmp_path) -> None:
+def test_on_the_page_it_is_a_person_of_its_own(tmp_path) -> None:
     from PIL import Image
 
     Image.fromarray(PHOTO).save(tmp_path / "me.png")
@@ -70,14 +70,13 @@ def test_on_the_page_it_is_a_person_of_its_own_that_is_chosen(tmp_path) -> None:
     handlers = toy_handlers(lambda piece: [small] if piece.shape == PHOTO.shape else [])
     opened = handlers.open([Upload(str(tmp_path / "me.png"))])
     assert [person.small for person in opened.people] == [True]
-    opened, chosen, words = handlers.draw(opened, [0], 0, (0.5, 0.5, 0.8, 0.9))
+    opened, new, words = handlers.draw(opened, 0, (0.5, 0.5, 0.8, 0.9))
     assert words == f"Added as person 1: {REASON}, so it will be blurred."
     assert [(person.faces, person.small) for person in opened.people] == [
         (((0, 1),), False),
         (((0, 0),), True),
     ]
-    assert (chosen, opened.tags(0)) == ([0, 1], ["small", "1"])
-    _, chosen, _ = handlers.draw(opened, [1], 0, (0.1, 0.5, 0.4, 0.9))  # one that was left out stays so
-    assert chosen == [1, 2]
+    assert (new, opened.tags(0)) == (0, ["small", "1"])
+    assert handlers.draw(opened, 0, (0.1, 0.5, 0.4, 0.9))[1] == 1
     with pytest.raises(DemoError, match="The box is too small"):
-        handlers.draw(opened, [0], 0, (0.5, 0.5, 0.5, 0.9))
+        handlers.draw(opened, 0, (0.5, 0.5, 0.5, 0.9))

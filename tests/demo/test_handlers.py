@@ -63,14 +63,13 @@ def protect(handlers: DemoHandlers, path: str, chosen: list[int], **changes: Any
     return Single(handlers.protect(handlers.open([Upload(path)]), chosen, **{**arguments, **changes}))
 
 
-def test_everybody_is_chosen_at_first_and_a_click_turns_one_off(path: str) -> None:
+def test_everybody_is_chosen_at_first_and_a_click_finds_one(path: str) -> None:
     handlers = toy_handlers(lambda _: FACES)
     opened = handlers.open([Upload(path)])
     assert opened.everybody == [0, 1, 2]
-    assert handlers.toggle(opened, [0, 1, 2], 0, 40, 50) == [1, 2]
-    assert handlers.toggle(opened, [1], 0, 40, 50) == [0, 1]
-    assert handlers.toggle(opened, [0, 1], 0, 5, 5) == [0, 1]
-    assert handlers.toggle(opened, [0], 0, 185, 5) == [0, 2]  # small, to be blurred
+    assert handlers.person_at(opened, 0, 40, 50) == 0
+    assert handlers.person_at(opened, 0, 5, 5) is None
+    assert handlers.person_at(opened, 0, 185, 5) == 2  # small, to be blurred
     assert handlers.picture(opened, [0], 0).size == (200, 120)
 
 

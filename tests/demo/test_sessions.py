@@ -18,7 +18,7 @@ from PIL import Image
 from toy_demo import launched, toy_face, toy_handlers
 
 from diffusers_dedim.demo import files as sessions
-from diffusers_dedim.demo.people import OpenedPhotos
+from diffusers_dedim.demo.choice import Choice
 
 CROP = "data:image/"
 
@@ -50,8 +50,8 @@ def test_what_gradio_keeps_of_a_photo_goes(tmp_path: Path, monkeypatch: pytest.M
     with launched(handlers) as (demo, client):
         path = client.post("/gradio_api/upload", files={"files": ("holiday.jpg", file.getvalue())}).json()[0]
         upload = {"path": path, "orig_name": "holiday.jpg", "meta": {"_type": "gradio.FileData"}}
-        event(demo, client, "on_photos", [[{"image": upload, "caption": None}]])
-        run = [None, [0, 1], "standard", False, None]
+        event(demo, client, "on_photos", [[{"image": upload, "caption": None}], None])
+        run = [None, [0, 1], 0, "standard", False, None]
         event(demo, client, "on_run", run)
         session = demo.state_holder.session_data["s"]
         assert CROP in str(session.config_values), "nothing to test: Gradio keeps no values any more"
@@ -61,7 +61,7 @@ def test_what_gradio_keeps_of_a_photo_goes(tmp_path: Path, monkeypatch: pytest.M
         assert "holiday" not in str(session.config_values)
         assert CROP in str(event(demo, client, "on_run", run)), "the open page works on"
 
-        ((key, opened),) = [item for item in session.state_data.items() if isinstance(item[1], OpenedPhotos)]
+        ((key, opened),) = [item for item in session.state_data.items() if isinstance(item[1], Choice)]
         photo = weakref.ref(opened)
         del opened
         session._state_ttl[key] = (1800, datetime.datetime.now() - datetime.timedelta(seconds=1801))

@@ -67,7 +67,10 @@ def test_the_other_models(hub: FakeHub, dedim: Dedim, weights: Path, card: Path,
     files = hub.repos["model", "me/x"].files
     assert KINDS[model].class_names[0].encode() in files[KINDS[model].index]
     assert b"_name_or_path" not in b"".join(files[path] for path in files if path.endswith(".json"))
-    for folder in set(KINDS[model].folders.values()) - {"visibility"}:  # these weights have none
+    for folder in set(KINDS[model].folders.values()) - {
+        "visibility",
+        "discriminator",
+    }:  # these weights have none
         inside = {path for path in files if Path(path).parent == Path(folder)}
         assert len([path for path in inside if path.endswith(".safetensors")]) == (folder != "scheduler") * 2
     assert ("pipeline.py" in files) == (model is Model.pipeline)

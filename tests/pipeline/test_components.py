@@ -34,6 +34,7 @@ def test_from_a_plain_ddpm_pipeline(crop: Pixels) -> None:
         ours, theirs = getattr(pipe, name).state_dict(), getattr(bundled, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert pipe.visibility is not None
+    assert pipe.discriminator is not None
     pipe.visibility = None  # random blobs show no face
     # bundled landmarks of such may lie anywhere; all that matters is that the whole chain runs
     assert protect(pipe, crop).faces[0].rounds == 1

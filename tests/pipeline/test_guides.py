@@ -8,16 +8,17 @@ from encoders.test_onnx_encoder import write_model
 from torch import nn
 
 from diffusers_dedim import DeDiMPipeline, EncoderEnsemble
-from diffusers_dedim.models import VisibilityNet
+from diffusers_dedim.models import PatchDiscriminator, VisibilityNet
 from diffusers_dedim.pipeline.guides import check_guide, guided_by, is_guide, name_guides
 
 
 def test_one_file_guides_with_the_same_parts(tmp_path: Path, pipe: DeDiMPipeline) -> None:
-    pipe.visibility = VisibilityNet(0.1)
+    pipe.visibility, pipe.discriminator = VisibilityNet(0.1), PatchDiscriminator(0.1)
     guided = guided_by(pipe, [write_model(tmp_path / "guide.onnx")])
     assert guided.unet is pipe.unet
     assert guided.landmarker is pipe.landmarker
     assert guided.visibility is pipe.visibility
+    assert guided.discriminator is pipe.discriminator
     assert guided.face_detector is pipe.face_detector
     crops = torch.rand(2, 3, 112, 112, requires_grad=True)
     assert guided.face_encoder(crops).shape == (2, 8)

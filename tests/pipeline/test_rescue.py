@@ -198,3 +198,49 @@ def test_a_detector_that_finds_something_else_is_no_empty_photo() -> None:
     photo = np.zeros((60, 60, 3), np.uint8)
     with pytest.raises(TypeError, match=r"faces: expected `Face` records, got tuple; mend the detector\."):
         find_faces(photo, None, lambda _: boxes, FacePolicy())
+
+
+def _restored_until(attempt: int, photo: Pixels, asked: list[int]) -> Any:
+    """A file that shows the original again, for so many attempts."""
+
+    def packed(pixels: Pixels) -> Pixels:
+        asked.append(len(asked))
+        return photo if len(asked) <= attempt else pixels
+
+    return packed
+
+
+def test_what_only_the_file_would_show_again_is_tried_again(pipe: DeDiMPipeline, photo: Pixels) -> None:
+    preset = tiny_preset(threshold=0.5, threshold_margin=0.49, max_rounds=9, retries=3)
+    asked: list[int] = []
+    item = StreamPhoto(
+        0, photo, seeded(0)[0], [face_at(20, 20, 112)], packed=_restored_until(1, photo, asked)
+    )
+    (result,) = pipe.stream([item], preset=preset)
+    (face,) = result.faces
+    assert face.attempts == ("first", "another draw")
+    assert face.is_protected
+    assert len(asked) == 2
+    (plain,) = pipe.stream([replace(item, generator=seeded(0)[0], packed=None)], preset=preset)
+    assert plain.faces[0].attempts == ("first",)
+    assert (plain.pixels != result.pixels).any()
+
+
+def test_what_every_file_shows_again_is_covered_where_asked(pipe: DeDiMPipeline, photo: Pixels) -> None:
+    preset = tiny_preset(threshold=0.5, threshold_margin=0.49, max_rounds=9, retries=1)
+    item = StreamPhoto(0, photo, seeded(0)[0], [face_at(20, 20, 112)], packed=_restored_until(9, photo, []))
+    (result,) = pipe.stream([item], preset=preset, fallback="blur")
+    (face,) = result.faces
+    assert (face.attempts, face.treatment) == (("first", "another draw"), "blurred")
+
+
+def test_a_face_with_room_below_the_threshold_is_not_packed_to_be_judged(
+    pipe: DeDiMPipeline, photo: Pixels
+) -> None:
+    asked: list[int] = []
+    item = StreamPhoto(
+        0, photo, seeded(0)[0], [face_at(20, 20, 112)], packed=_restored_until(9, photo, asked)
+    )
+    (result,) = pipe.stream([item], preset=tiny_preset(threshold=0.999, max_rounds=4))
+    assert result.faces[0].attempts == ("first",)
+    assert asked == []

@@ -16,7 +16,7 @@ from PIL import Image
 from toys import ToyEncoder, face_at, tiny_preset, toy_pipeline
 
 from diffusers_dedim.faces import align_face
-from diffusers_dedim.images.files import read_photo
+from diffusers_dedim.images.files import encode_photo, read_photo
 from diffusers_dedim.pipeline.presets import PRESETS
 from diffusers_dedim.runs import writing
 from diffusers_dedim.runs.records import RunResult, RunSettings
@@ -115,6 +115,45 @@ def test_the_scores_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     with torch.no_grad():
         pair = ToyEncoder()(torch.stack([align_face(pixels, face).crop for pixels in (before, after)]))
     assert record.faces[0].similarity == pytest.approx(float(pair[0] @ pair[1]), abs=1e-5)  # float32 rounding
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "loses"),
+    [("a.jpg", {"quality": 20}, True), ("a.webp", {"quality": 20}, False), ("a.png", {}, False)],
+)
+def test_what_the_finest_file_shows(tmp_path: Path, name: str, options: dict[str, Any], loses: bool) -> None:
+    Image.fromarray(photo_array()).save(tmp_path / name, **options)
+    photo = read_photo(tmp_path / name)
+    packed = writing.pack_finest(photo, RunSettings())
+    assert (packed is not None) == loses
+    if packed is not None:
+        (tmp_path / name).write_bytes(encode_photo(photo, photo.pixels))
+        np.testing.assert_array_equal(packed(photo.pixels), read_photo(tmp_path / name).pixels)
+
+
+def test_a_face_that_its_file_shows_again_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        PRESETS, "tiny", tiny_preset(threshold=0.5, threshold_margin=0.49, max_rounds=9, retries=3)
+    )
+    pipe = toy_pipeline()
+    pipe.face_detector = lambda photo: [face_at(10, 10, 112)]
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(60, 190, (150, 150, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in" / "a.jpg", quality=95)
+    original, read = read_photo(tmp_path / "in" / "a.jpg").pixels, [writing._read_back]
+
+    def first_undone(*given: Any) -> Any:
+        pixels = read[0](*given)
+        if len(read) == 1:
+            read.append(read[0])
+            return original
+        return pixels
+
+    monkeypatch.setattr(writing, "_read_back", first_undone)
+    (record,) = protect(tmp_path / "in", tmp_path / "out", pipe, preset="tiny", seed=1).protected
+    assert record.faces[0].attempts == ("first", "another draw")
 
 
 def test_dates_are_kept_on_request(source: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def run_dedim(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_they_fit_the_package() -> None:
     files = list(BUNDLED_WEIGHTS.rglob("*.safetensors"))
-    assert {file.parent.name for file in files} == {"unet", "face_encoder", "landmarker", "visibility"}
+    networks = {"unet", "face_encoder", "landmarker", "visibility", "discriminator"}
+    assert {file.parent.name for file in files} == networks
     assert sum(file.stat().st_size for file in files) < 60e6
     assert (
         sum(p.numel() for p in UNet2DModel.from_pretrained(BUNDLED_WEIGHTS, subfolder="unet").parameters())

@@ -31,8 +31,9 @@ PRIVACY = (
 SHOW_RESULT = "() => document.getElementById('result')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-# what is chosen or clicked during the answer to the one before counts too
+# what is chosen or clicked during the answer to the one before counts too: the last of them, or each
 _LAST: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
+_EACH: dict[str, Any] = {**_QUIET, "trigger_mode": "multiple", "concurrency_limit": None}
 
 
 def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
@@ -47,12 +48,12 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
     with demo:
         gr.Markdown(INTRO, elem_classes="dd-intro")
         opened, done = (gr.State(None, time_to_live=DELETE_CACHE[1]) for _ in range(2))
-        corner, pictured = gr.State(None), gr.State(None)
+        pictured = gr.State(None)
         upload, people = layout.upload_card(), layout.people_card()
         settings, result = layout.settings_card(handlers.strengths), layout.result_card()
         gr.Markdown(PRIVACY.format(where=where), elem_classes="dd-privacy")
-        _wire_photos(handlers, opened, corner, pictured, upload, people, settings, result)
-        _wire_people(handlers, opened, corner, pictured, people)
+        _wire_photos(handlers, opened, pictured, upload, people, settings, result)
+        _wire_people(handlers, opened, pictured, people)
         _wire_run(handlers, opened, done, people, settings, result)
         demo.unload(events.leaving(handlers))
         add_api(handlers, result.download.GRADIO_CACHE)
@@ -63,14 +64,12 @@ def build_demo(handlers: DemoHandlers, where: str) -> gr.Blocks:
 def _wire_photos(
     handlers: DemoHandlers,
     opened: gr.State,
-    corner: gr.State,
     pictured: gr.State,
     upload: UploadCard,
     people: PeopleCard,
     settings: SettingsCard,
     result: ResultCard,
 ) -> None:
-    open_photos = events.opening(handlers)
     outputs = [
         opened,
         upload.problem,
@@ -86,43 +85,48 @@ def _wire_photos(
         people.which,
         people.picture,
         people.drawn,
-        corner,
+        people.heard,
         pictured,
     ]
-    # no limit: whoever waits for the detector is told so
-    quiet = {"concurrency_limit": None, **_QUIET}
+    open_photos = events.opening(handlers, people.picture.GRADIO_CACHE)
 
-    def on_photos(payload: Any) -> Any:
-        yield from open_photos(upload.read(payload))
+    def on_photos(payload: Any, before: Any, request: gr.Request) -> Any:
+        if payload is not None:  # the page has emptied the field; after a visitor it is a list
+            yield from open_photos(upload.read(payload), before, request)
+        else:
+            yield (gr.skip(),) * len(outputs)
 
-    upload.photos.change(on_photos, [upload.photos], outputs, preprocess=False, **quiet)
+    upload.photos.change(on_photos, [upload.photos, opened], outputs, preprocess=False, **_EACH)
 
-    def on_example() -> Any:
-        yield from open_photos([Upload(str(EXAMPLE), EXAMPLE.name)])
+    def on_example(before: Any, request: gr.Request) -> Any:
+        yield from open_photos([Upload(str(EXAMPLE), EXAMPLE.name)], before, request, own=False)
 
-    upload.example.click(on_example, None, outputs, **quiet)
-    people.back.click(events.closed, None, [*outputs, settings.other, settings.status], queue=False, **_QUIET)
+    upload.example.click(on_example, [opened], outputs, **_EACH)
+    back = [*outputs, settings.other, settings.status]
+    people.back.click(events.going_back(handlers), [opened], back, queue=False, **_QUIET)
 
 
-def _wire_people(
-    handlers: DemoHandlers, opened: gr.State, corner: gr.State, pictured: gr.State, people: PeopleCard
-) -> None:
+def _wire_people(handlers: DemoHandlers, opened: gr.State, pictured: gr.State, people: PeopleCard) -> None:
     drawing, redraw = gr.State(False), gr.State("")
-    shown = [opened, people.chosen, people.which]
-    # One event draws, whatever for: of two the first may answer last. And on what the user does alone, not on every
-    # change: the same picture written twice is cut off where it is being sent.
+    # not preprocessed: choices that are on their way while the page goes back are no error
+    shown = [opened, people.chosen, people.heard, people.which]
+    # One event draws, whatever for: of two the first may answer last. And on what the user does alone: what the page
+    # changes by itself comes with its picture.
     gr.on(
         [people.chosen.input, people.which.input, redraw.change],
-        events.redrawing(handlers),
-        [*shown, corner],
+        events.redrawing(handlers, people.picture.GRADIO_CACHE),
+        shown,
         [people.picture, pictured, people.drawn],
+        preprocess=False,
         **_LAST,
     )
     people.drawing.expand(lambda: True, None, [drawing], queue=False, **_QUIET)
     people.drawing.collapse(lambda: False, None, [drawing], queue=False, **_QUIET)
-    outputs = [opened, people.portraits, people.chosen, redraw, corner, people.drawn]
-    people.picture.select(events.clicking(handlers), [*shown, corner, drawing, pictured], outputs, **_LAST)
-    people.add.click(events.adding(handlers), [*shown, *people.edges], outputs, **_QUIET)
+    outputs = [people.portraits, people.chosen, people.heard, redraw, people.drawn]
+    people.picture.select(
+        events.clicking(handlers), [*shown, drawing, pictured], outputs, preprocess=False, **_EACH
+    )
+    people.add.click(events.adding(handlers), [*shown, *people.edges], outputs, preprocess=False, **_EACH)
 
 
 def _wire_run(
@@ -134,17 +138,22 @@ def _wire_run(
     result: ResultCard,
 ) -> None:
     buttons = [settings.run, settings.stop, people.back]
-    start = [settings.status, result.card, *buttons]
+    start = [settings.status, result.card, result.gone, *buttons]
     shown = [result.slider, result.change, result.scores]
     outputs = [settings.status, done, result.card, result.verdict, result.download, result.which, *shown]
+    cache = result.download.GRADIO_CACHE
     job = settings.run.click(events.starting(handlers), None, start, queue=False, **_QUIET).then(
-        events.protecting(handlers, result.download.GRADIO_CACHE),
-        [opened, people.chosen, settings.strength, settings.paper, settings.other],
+        events.protecting(handlers, cache, settings.read_other),
+        [opened, people.chosen, people.heard, settings.strength, settings.paper, settings.other],
         outputs,
+        preprocess=False,
         concurrency_limit=None,
         **_QUIET,  # the handlers have a line of their own
     )
     job.then(events.ended, None, buttons, queue=False, **_QUIET)
     job.then(None, js=SHOW_RESULT)
+    result.download.click(
+        events.fetching(cache), [result.download], [result.gone], queue=False, preprocess=False, **_QUIET
+    )
     settings.stop.click(events.stopping(handlers), None, [settings.stop], queue=False, **_QUIET)
     result.which.input(events.show_photo, [done, result.which], shown, **_LAST)

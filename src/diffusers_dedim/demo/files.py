@@ -17,13 +17,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffusers_dedim.atomic import sha256, write_atomic
 
 if (
     TYPE_CHECKING
 ):  # at run time where they are used: the folder is made, and its end arranged, before Gradio is loaded
     import gradio as gr
+    from PIL import Image
 
 _log = logging.getLogger(__name__)
 _ENVIRONMENT = "GRADIO_TEMP_DIR"
@@ -67,6 +71,24 @@ def new_path(folder: str | os.PathLike[str], name: str) -> Path:
         'dedim.jpg'
     """
     return Path(tempfile.mkdtemp(dir=folder)) / name
+
+
+def keep_picture(folder: str | os.PathLike[str], image: Image.Image) -> str:
+    """Write a picture that the page shows, and say where: the same picture always at the same place.
+
+    It may be being sent to somebody else from there: they get the old file or the new one, whole. Left to itself,
+    Gradio empties the file and writes it again.
+
+    Args:
+        folder: where; files in it are deleted by age.
+        image: without metadata.
+    """
+    file = BytesIO()
+    image.save(file, "JPEG")
+    place = Path(folder) / sha256(file.getvalue())
+    place.mkdir(exist_ok=True)
+    write_atomic(place / "picture.jpeg", file.getvalue())
+    return str(place / "picture.jpeg")
 
 
 def forget_photos(demo: gr.Blocks, age: float) -> None:

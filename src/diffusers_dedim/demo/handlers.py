@@ -15,6 +15,7 @@ from torch import nn
 
 from diffusers_dedim.demo import texts
 from diffusers_dedim.demo.albums import SessionAlbums
+from diffusers_dedim.demo.choice import Openings
 from diffusers_dedim.demo.drawn import Box, face_in_box
 from diffusers_dedim.demo.job import Job
 from diffusers_dedim.demo.people import OpenedPhotos, find_people
@@ -55,6 +56,7 @@ class DemoHandlers:
         strengths: names that may be asked for.
         max_pixels: largest photo.
         albums: what is protected in each session, so that a visitor's photos are told apart.
+        openings: which opening of photos is each session's last.
     """
 
     protector: Protector
@@ -63,6 +65,7 @@ class DemoHandlers:
     strengths: tuple[str, ...] = tuple(STRENGTHS)
     max_pixels: int = MAX_DEMO_PIXELS
     albums: SessionAlbums = field(default_factory=SessionAlbums)
+    openings: Openings = field(default_factory=Openings)
     _detector_lock: threading.Lock = field(default_factory=threading.Lock)  # one photo's pixels at a time
     _line: Line = field(default_factory=lambda: Line(QUEUE_SIZE))
     _running: dict[str, threading.Event] = field(default_factory=dict)
@@ -109,28 +112,21 @@ class DemoHandlers:
         faces = opened.faces_of(photo, chosen)
         return mark_faces(opened.photos[photo], opened.tags(photo), faces, corner)
 
-    def toggle(
-        self, opened: OpenedPhotos, chosen: Sequence[int], photo: int, x: float, y: float
-    ) -> list[int]:
-        """The people who are chosen after a click on a point of the picture."""
+    def person_at(self, opened: OpenedPhotos, photo: int, x: float, y: float) -> int | None:
+        """The person under a point of the picture, or None."""
         face = face_at(opened.photos[photo], x, y)
-        if face is None:
-            return sorted(chosen)
-        return sorted(set(chosen) ^ {opened.owner(photo, face)})
+        return None if face is None else opened.owner(photo, face)
 
-    def draw(
-        self, opened: OpenedPhotos, chosen: Sequence[int], photo: int, box: Box
-    ) -> tuple[OpenedPhotos, list[int], str]:
-        """Take in a face that somebody drew a box around: a person of its own, and chosen.
+    def draw(self, opened: OpenedPhotos, photo: int, box: Box) -> tuple[OpenedPhotos, int, str]:
+        """Take in a face that somebody drew a box around: a person of its own.
 
         Args:
             opened: the photos.
-            chosen: indices of people.
             photo: index of the photo.
             box: x0, y0, x1, y1 as shares in [0, 1] of its width and height, corners in any order.
 
         Returns:
-            The photos with that face, who is chosen now, and what to say.
+            The photos with that face, the index of the new person, and what to say.
 
         Raises:
             DemoError: the box is too small.
@@ -145,9 +141,8 @@ class DemoHandlers:
             raise DemoError(str(error)) from None
         opened = opened.with_face(photo, face, pixels)
         new = opened.owner(photo, len(opened.photos[photo].faces) - 1)
-        now = [*(index + (index >= new) for index in chosen), new]
         done = f": {face.reason}, so it will be blurred." if face.reason else "."
-        return opened, sorted(now), f"Added as person {opened.names[new]}{done}"
+        return opened, new, f"Added as person {opened.names[new]}{done}"
 
     def expect(self, session: str) -> None:
         """A run of this session is on its way: from now on `stop` reaches it."""

@@ -55,6 +55,7 @@ class PeopleCard:
     edges: tuple[Any, ...]
     add: Any
     drawn: Any
+    heard: Any
     back: Any
 
 
@@ -66,6 +67,7 @@ class SettingsCard:
     strength: Any
     paper: Any
     other: Any
+    read_other: Callable[[Any], Upload | None]
     run: Any
     stop: Any
     status: Any
@@ -78,6 +80,7 @@ class ResultCard:
     card: Any
     verdict: Any
     download: Any
+    gone: Any
     which: Any
     slider: Any
     change: Any
@@ -138,9 +141,11 @@ def people_card() -> PeopleCard:
                 )
             add = gr.Button("Add this box", size="sm", elem_id="add")
         drawn = gr.HTML(elem_id="drawn")
+        # how many clicks the ticks know of; in the page, so that it changes with the ticks
+        heard = gr.Number(0, label="Clicks", interactive=False, visible="hidden", elem_id="heard")
         back = gr.Button("Use other photos", size="sm", elem_id="back")
     return PeopleCard(
-        card, sentence, problems, portraits, chosen, which, picture, drawing, edges, add, drawn, back
+        card, sentence, problems, portraits, chosen, which, picture, drawing, edges, add, drawn, heard, back
     )
 
 
@@ -159,13 +164,13 @@ def settings_card(strengths: Sequence[str]) -> SettingsCard:
             hint = (
                 "Whoever searches has other photos. Drop one of the same person here, to see how it compares"
             )
-            other = _photo_field("other", hint)
+            other, read_other = _photo_field("other", hint)
         with gr.Accordion("More", open=False, visible="paper" in strengths):
             paper = gr.Checkbox(label="As in the paper: many minutes a face", elem_id="paper")
         run = gr.Button("Protect", variant="primary", elem_id="run")
         stop = gr.Button(events.STOP, visible=False, elem_id="stop")
         status = gr.HTML(elem_id="status")
-    return SettingsCard(card, strength, paper, other, run, stop, status)
+    return SettingsCard(card, strength, paper, other, read_other, run, stop, status)
 
 
 def result_card() -> ResultCard:
@@ -174,6 +179,7 @@ def result_card() -> ResultCard:
         gr.Markdown("## Result")
         verdict = gr.HTML(elem_id="verdict")
         download = gr.DownloadButton("Download", variant="primary", visible=False, elem_id="download")
+        gone = gr.HTML(elem_id="gone")
         which = gr.Radio(label="Photo", elem_id="result-which", elem_classes="dd-pages")
         with gr.Tabs():
             with gr.Tab("Compare"):
@@ -197,11 +203,11 @@ def result_card() -> ResultCard:
                 )
                 gr.HTML(CHANGE_HINT)
         scores = gr.HTML(elem_id="scores")
-    return ResultCard(card, verdict, download, which, slider, change, scores)
+    return ResultCard(card, verdict, download, gone, which, slider, change, scores)
 
 
-def _photo_field(elem_id: str, placeholder: str) -> gr.Image:
-    """An image field that hands over the uploaded file untouched: our own reader judges it and words the error."""
+def _photo_field(elem_id: str, placeholder: str) -> tuple[gr.Image, Callable[[Any], Upload | None]]:
+    """An image field, and what reads the uploaded file untouched: our own reader judges it and words the error."""
     field = gr.Image(
         type="filepath",
         image_mode=None,
@@ -214,14 +220,10 @@ def _photo_field(elem_id: str, placeholder: str) -> gr.Image:
         placeholder=placeholder,
     )
 
-    # lost at the first update of this field (see `upload_card`): it must only ever get values
-    def upload(payload: Any) -> Upload | None:
-        if payload is None or payload.path is None:
-            return None
-        return _uploaded(elem_id, payload, field.GRADIO_CACHE)
+    def read(payload: Any) -> Upload | None:
+        return _uploaded(elem_id, payload, field.GRADIO_CACHE) if payload else None
 
-    field.preprocess = upload  # type: ignore[assignment,method-assign]
-    return field
+    return field, read
 
 
 def _uploaded(name: str, file: Any, cache_dir: str) -> Upload:

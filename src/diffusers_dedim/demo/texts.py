@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BAR_ROOM = 0.35  # of the way from strangers to 1, kept free below strangers
 _NO_SCALE_RANGE = (-0.25, 1.0)
 GONE = "The photos are not here any more; please choose them again."
+FILE_GONE = "The file is not here any more: it is deleted after half an hour. Please choose the photos again."
 
 
 class DemoError(Exception):

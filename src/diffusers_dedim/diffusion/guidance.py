@@ -16,6 +16,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from diffusers_dedim.diffusion.realism import realism_gradient
 from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0, shift_estimate
 from diffusers_dedim.diffusion.structure import spare_structure, spread
 
@@ -235,6 +236,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             (`diffusion.structure.spread`): the change spreads instead of growing where it began.
         spared_structure: in [0, 1]; how much of what lowers the structural similarity with the original is taken out of
             the push (`spare_structure`): wrinkles, brows and frames stay.
+        realism: how strong, beside the push away from the identity (1), a push is that leads back to what the
+            pipeline's ``discriminator`` takes for a photo (`realism_gradient`); 0 or more. The last steps of a round,
+            in which nothing else is pushed, have it alone. Without a discriminator there is none.
 
     Source:
         Ours, not the paper's: D9 in docs/paper.md has the formulas, docs/experiments.md what was measured.
@@ -263,6 +267,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         gradient_power: float = 1.0,
         spread: float = 0.0,
         spared_structure: float = 0.0,
+        realism: float = 0.0,
     ) -> None:
         super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
         if step_size < 0:
@@ -291,6 +296,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         for name, share in (("spread", spread), ("spared_structure", spared_structure)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {share}.")
+        if not 0 <= realism < math.inf:  # also refuses nan
+            raise ValueError(f"realism: expected a finite number of 0 or more, got {realism}.")
+        self.realism: float = realism
         self.gradient_power: float = gradient_power
         self.spread: float = spread
         self.spared_structure: float = spared_structure
@@ -299,22 +307,35 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Change ``noise_pred`` so that the x_0 estimate that the scheduler will read off it is the pushed one."""
-        if step_index >= self.config.cutoff_step_ratio * len(pipeline.scheduler.timesteps):
+        hides = step_index < self.config.cutoff_step_ratio * len(pipeline.scheduler.timesteps)
+        discriminator = getattr(pipeline, "discriminator", None) if self.realism else None
+        if not hides and discriminator is None:
             return callback_kwargs
         x_t, eps, mask = (callback_kwargs[name] for name in ("sample", "noise_pred", "mask"))
         time = torch.tensor(timestep)
         x_0 = predict_x_0(pipeline.scheduler, eps, time, x_t)
         x_org = callback_kwargs["x_org"]
         blend = mask * x_0 + (1 - mask) * x_org
+        push = self._away(pipeline, blend, callback_kwargs, step_index) if hides else torch.zeros_like(x_0)
+        if discriminator is not None:
+            with autocast_as(getattr(pipeline, "unet", None), blend.device):
+                back = realism_gradient(discriminator, blend, x_org, mask, step_index)
+            push = push + self.realism * _unit_rms(mask * self._smooth(back), mask)
+            push = _unit_rms(push, mask) if hides else push
+        pushed = (x_0 - self.step_size * push).clamp(-1, 1)
+        callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
+        return callback_kwargs
+
+    def _away(
+        self, pipeline: Any, blend: Tensor, callback_kwargs: dict[str, Tensor], step_index: int
+    ) -> Tensor:
+        """The push away from the identity, of root mean square 1 over the mask; it is going to be subtracted."""
+        x_org, mask = callback_kwargs["x_org"], callback_kwargs["mask"]
         known = callback_kwargs["reference"], step_index, callback_kwargs.get("avoid")
         with autocast_as(getattr(pipeline, "unet", None), blend.device):
             gradients, weights = self._similarity_gradients(pipeline.face_encoder, blend, *known)
         where = mask * _local_contrast(x_org) ** self.contrast_masking if self.contrast_masking else mask
-        direction = self._direction(gradients, weights, mask, where)
-        step = self.step_size * self._spare(direction, blend, x_org, mask)
-        pushed = (x_0 - step).clamp(-1, 1)
-        callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
-        return callback_kwargs
+        return self._spare(self._direction(gradients, weights, mask, where), blend, x_org, mask)
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]

@@ -37,7 +37,10 @@ KINDS = {
     Model.pipeline: ModelKind(
         "model_index.json",
         ("DeDiMPipeline",),
-        {name: name for name in ("unet", "scheduler", "face_encoder", "landmarker", "visibility")},
+        {
+            name: name
+            for name in ("unet", "scheduler", "face_encoder", "landmarker", "visibility", "discriminator")
+        },
         'from diffusers_dedim import DeDiMPipeline\n\npipe = DeDiMPipeline.from_pretrained("REPO_ID")',
     ),
     Model.unet: ModelKind(

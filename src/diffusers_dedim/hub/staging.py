@@ -48,7 +48,7 @@ def stage_model(
         repo_id: "user/name"; the card's usage names it.
         folder: empty folder to fill.
         weights: pipeline folder with ``unet``, ``scheduler``, ``face_encoder``, ``landmarker`` and, unless it is
-            older, ``visibility``; None for the bundled one.
+            older, ``visibility`` and ``discriminator``; None for the bundled one.
         card: model card to use; needed with ``weights``, whose figures are not those of the bundled cards.
 
     Raises:

@@ -1,5 +1,6 @@
-"""Our networks: recogniser, landmark regressor, visibility, denoiser, and where their weights are."""
+"""Our networks: recogniser, landmark regressor, visibility, discriminator, denoiser, and where their weights are."""
 
+from diffusers_dedim.models.discriminator import PatchDiscriminator
 from diffusers_dedim.models.landmarks import MIRROR_PERMUTATION, NUM_LANDMARKS, LandmarkRegressor
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.models.unet import make_unet
@@ -12,6 +13,7 @@ __all__ = [
     "NUM_LANDMARKS",
     "LandmarkRegressor",
     "MobileFaceNet",
+    "PatchDiscriminator",
     "VisibilityNet",
     "make_unet",
 ]

@@ -44,7 +44,7 @@ from diffusers_dedim.pipeline.blocks import DeDiMBlocks
 
 __all__ = ["DeDiMBlocks"]
 '''
-_PARTS = ("unet", "scheduler", "face_encoder", "landmarker", "visibility")
+_PARTS = ("unet", "scheduler", "face_encoder", "landmarker", "visibility", "discriminator")
 _PRESET = InputParam("preset", default="fast", description="Name of a preset, or a DeDiMPreset.")
 _FALLBACK = InputParam(
     "fallback", default="leave-out", description="A face that still matches, as the pipeline."
@@ -58,7 +58,7 @@ def part(name: str) -> Any:
     """The `ComponentSpec` of a part of the pipeline: the bundled one, unless a repository or the user gives another.
 
     Args:
-        name: "unet", "scheduler", "face_encoder", "landmarker" or "visibility".
+        name: "unet", "scheduler", "face_encoder", "landmarker", "visibility" or "discriminator".
 
     Example:
         >>> part("unet").type_hint.__name__

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from diffusers_dedim.encoders.ensemble import EncoderEnsemble
+from diffusers_dedim.models.discriminator import PatchDiscriminator
 from diffusers_dedim.models.landmarks import LandmarkRegressor
 from diffusers_dedim.models.mobilefacenet import MobileFaceNet
 from diffusers_dedim.models.visibility import VisibilityNet
@@ -27,17 +28,24 @@ OWN_COMPONENTS: dict[str, tuple[type[ModelMixin], ...]] = {
     "face_encoder": (MobileFaceNet, EncoderEnsemble),
     "landmarker": (LandmarkRegressor,),
     "visibility": (VisibilityNet,),
+    "discriminator": (PatchDiscriminator,),
 }
-OPTIONAL_COMPONENTS = ("visibility",)
+OPTIONAL_COMPONENTS = ("visibility", "discriminator")
 """What a folder may lack: those that were saved before there was such a part load as they did."""
 _WHERE = ("revision", "variant", "cache_dir", "local_files_only", "token", "force_download", "proxies")
 _PACKAGE = "diffusers_dedim"
 # diffusers takes a class it does not know from `<component>/<library>.py`, and only with trust_remote_code=True.
 _COMPONENT_CODE = '''"""Where diffusers finds this network's class when it is allowed to run code of the repository."""
 
-from diffusers_dedim import EncoderEnsemble, LandmarkRegressor, MobileFaceNet, VisibilityNet
+from diffusers_dedim import (
+    EncoderEnsemble,
+    LandmarkRegressor,
+    MobileFaceNet,
+    PatchDiscriminator,
+    VisibilityNet,
+)
 
-__all__ = ["EncoderEnsemble", "LandmarkRegressor", "MobileFaceNet", "VisibilityNet"]
+__all__ = ["EncoderEnsemble", "LandmarkRegressor", "MobileFaceNet", "PatchDiscriminator", "VisibilityNet"]
 '''
 # Exactly one subclass of DiffusionPipeline may be visible in this file.
 _PIPELINE_CODE = '''"""For diffusers' `from_pretrained(..., custom_pipeline="pipeline", trust_remote_code=True)`."""

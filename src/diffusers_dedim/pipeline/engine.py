@@ -107,9 +107,9 @@ class PhotoStream:
     change and memory does not grow with their number. Faces are found in a thread of its own. A face's result does not
     depend on those beside it, up to the rounding of other batch sizes.
 
-    A face that is above the threshold in the finished photo is tried again, as often as the settings say
-    (`rescue.ATTEMPTS`), each time with a generator that is the child of its last one; the best try is kept. One that
-    stays above all the same is left or covered, as the policy says.
+    A face that is above the threshold in the finished photo, or would be in its file (`StreamPhoto.packed`), is tried
+    again, as often as the settings say (`rescue.ATTEMPTS`), each time with a generator that is the child of its last
+    one; the best try is kept. One that stays above all the same is left or covered, as the policy says.
 
     Args:
         networks: see `Networks`; the detector is called in another thread.
@@ -160,6 +160,8 @@ class PhotoStream:
             for each in dict.fromkeys(self._attempts)
         }
         self._queue = self._queues[settings]
+        # from here on so much of the margin is used up that packing with loss may use up the rest
+        self._near = settings.threshold - settings.threshold_margin / 2
 
     def protect(self, photos: Iterable[Any]) -> Iterator[Any]:
         """Yield a `StreamResult` for each `StreamPhoto`, as soon as it is done.
@@ -359,7 +361,12 @@ class PhotoStream:
             cover = cover_of(treatment)
             if cover is not None:
                 pixels = cover_face(pixels, face, cover, changed)
-        return pixels, self._measure(opened, pixels, treatments)
+        records = self._measure(opened, pixels, treatments)
+        packed = opened.photo.packed
+        if packed is not None and any(record.probability >= self._near for record in records):
+            # what its file would show again is tried again, too
+            records = self._measure(opened, packed(pixels), treatments)
+        return pixels, records
 
     def _measure(
         self, opened: _OpenPhoto, pixels: NDArray[np.uint8], treatments: Sequence[Treatment]

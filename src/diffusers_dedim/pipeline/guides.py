@@ -62,7 +62,8 @@ def guided_by(pipe: Any, guides: Sequence[str | Path]) -> Any:
     for guide in map(str, guides):
         encoders += _own_members(pipe) if guide == OWN else [_load(guide)]
     encoder = encoders[0] if len(encoders) == 1 else EncoderEnsemble(encoders)
-    guided = type(pipe)(pipe.unet, pipe.scheduler, encoder.to(pipe.device), pipe.landmarker, pipe.visibility)
+    others = pipe.landmarker, pipe.visibility, pipe.discriminator
+    guided = type(pipe)(pipe.unet, pipe.scheduler, encoder.to(pipe.device), *others)
     guided.face_detector = pipe.face_detector
     guided.set_progress_bar_config(disable=True)
     return guided

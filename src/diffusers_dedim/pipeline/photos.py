@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ class StreamPhoto:
             it is settled already what is to be done with each.
         grey: it will be written as greyscale: the result is, so that what is measured is what is written.
         beside: what the photo has beside its pixels, for `StreamResult.image`.
+        packed: pixels -> as they are read back from the finest file that they may be packed into; a face that has
+            little room below the threshold is judged by those. None where packing loses nothing.
     """
 
     owner: Any
@@ -38,6 +40,7 @@ class StreamPhoto:
     faces: Sequence[Face] | Sequence[AlignedFace] | FoundFaces | None = None
     grey: bool = False
     beside: BesidePixels = NOTHING_BESIDE
+    packed: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
 
 
 def stream_photo(item: Any, index: int, generator: torch.Generator | None) -> Any:

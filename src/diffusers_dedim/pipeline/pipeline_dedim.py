@@ -67,6 +67,8 @@ class DeDiMPipeline(ComposablePipeline):
         visibility: maps such crops to the probability ``[N, 1, 112, 112]`` that a pixel shows the uncovered face;
             what is covered keeps its bits. None: the bundled network beside the bundled landmark model, beside
             another one none: then the whole mask is taken for visible.
+        discriminator: maps such crops and a noise level to logits ``[N, 1, h, w]``, above 0 where they look protected;
+            leads the sampler back to photos. None: as for ``visibility``; without one there is no such lead.
 
     Example:
         >>> from diffusers_dedim import DeDiMPipeline
@@ -76,9 +78,9 @@ class DeDiMPipeline(ComposablePipeline):
         ...     out.images[0].save("protected.png")
     """
 
-    model_cpu_offload_seq = "landmarker->visibility->face_encoder->unet"
+    model_cpu_offload_seq = "landmarker->visibility->face_encoder->discriminator->unet"
     _own_components: ClassVar[tuple[str, ...]] = tuple(OWN_COMPONENTS)
-    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker", "visibility"]
+    _optional_components: ClassVar[list[str]] = ["face_encoder", "landmarker", "visibility", "discriminator"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "sample",
         "prev_sample",
@@ -96,12 +98,18 @@ class DeDiMPipeline(ComposablePipeline):
         face_encoder: nn.Module | None = None,
         landmarker: nn.Module | None = None,
         visibility: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_scheduler(scheduler)
-        named = {"face_encoder": face_encoder, "landmarker": landmarker, "visibility": visibility}
+        named = {
+            "face_encoder": face_encoder,
+            "landmarker": landmarker,
+            "visibility": visibility,
+            "discriminator": discriminator,
+        }
         given = {name: part for name, part in named.items() if part is not None}
-        own = {"visibility": None} | given if landmarker is not None else given
+        own = dict.fromkeys(OPTIONAL_COMPONENTS) | given if landmarker is not None else given
         parts = given | load_own_components(str(BUNDLED_WEIGHTS), own)
         for module in (unet, *parts.values()):
             module.eval().requires_grad_(False)

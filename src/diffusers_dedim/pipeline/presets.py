@@ -40,7 +40,7 @@ class DeDiMPreset:
         keep_between_brows: share that stays between the brows; 0 for the paper.
         retries: how often a face that stays above the threshold is tried again, each time otherwise
             (`rescue.ATTEMPTS`), 0..3; each has ``max_rounds`` of its own. 0 for the paper.
-        views, smoothing, contrast_masking, gradient_power, spread, spared_structure, cutoff_step_ratio: of
+        views, smoothing, contrast_masking, gradient_power, spread, spared_structure, realism, cutoff_step_ratio: of
             `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
@@ -69,6 +69,7 @@ class DeDiMPreset:
     gradient_power: float = 1.0
     spread: float = 0.0
     spared_structure: float = 0.0
+    realism: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
     avoid_limit: float = 1.0
@@ -130,6 +131,7 @@ class DeDiMPreset:
             gradient_power=self.gradient_power,
             spread=self.spread,
             spared_structure=self.spared_structure,
+            realism=self.realism,
             cutoff_step_ratio=self.cutoff_step_ratio,
             avoid_similarity=self.avoid_similarity,
         )

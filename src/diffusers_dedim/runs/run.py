@@ -41,7 +41,7 @@ from diffusers_dedim.runs.records import (
     write_failure,
 )
 from diffusers_dedim.runs.videos import OnFrame, may_be_animation, protect_video_job
-from diffusers_dedim.runs.writing import pack_result
+from diffusers_dedim.runs.writing import pack_finest, pack_result
 
 Pipeline = Any
 """A `DeDiMPipeline`, or what has a ``device`` and a ``stream`` like one."""
@@ -78,7 +78,7 @@ def protect_photos(
     """
     slots = batch_size or (PROCESSOR_BATCH if pipe.device.type == "cpu" else ACCELERATOR_BATCH)
     stream = pipe.stream(
-        (_stream_photo(item, settings.seed) for item in photos),
+        (_stream_photo(item, settings) for item in photos),
         preset=settings.preset,
         threshold=settings.threshold,
         max_rounds=settings.max_rounds,
@@ -98,11 +98,14 @@ def protect_photos(
             last = now
 
 
-def _stream_photo(item: LoadedPhoto | PhotoRecord, seed: int | None) -> StreamPhoto | PhotoRecord:
+def _stream_photo(item: LoadedPhoto | PhotoRecord, settings: RunSettings) -> StreamPhoto | PhotoRecord:
     if isinstance(item, PhotoRecord):
         return item
-    own = generators(seed, [item.job.name])
-    return StreamPhoto(item, item.photo.pixels, own[0] if own else None, item.faces, grey=item.photo.grey)
+    photo, own = item.photo, generators(settings.seed, [item.job.name])
+    packed = pack_finest(photo, settings)
+    return StreamPhoto(
+        item, photo.pixels, own[0] if own else None, item.faces, grey=photo.grey, packed=packed
+    )
 
 
 _PHOTOS_AHEAD = 4  # read before, and written after, the networks have them; each is held in memory

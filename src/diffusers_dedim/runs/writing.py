@@ -97,6 +97,31 @@ def score_pixels(
 _FACES_AT_A_TIME = 16
 
 
+def pack_finest(photo: Photo, settings: RunSettings) -> Callable[[PixelArray], PixelArray] | None:
+    """What becomes of a photo's pixels in the finest file that `pack_result` would make of them.
+
+    Args:
+        photo: as it was read.
+        settings: of the run.
+
+    Returns:
+        Pixels uint8 ``[H, W, 3]`` -> the same shape; None where that file loses nothing.
+    """
+    finest = coding_steps(photo.format, photo.coding, settings.quality)[-1]
+    if not _loses(finest):
+        return None
+
+    def packed(pixels: PixelArray) -> PixelArray:
+        return _read_back(photo, encode_photo(photo, pixels, coding=finest))
+
+    return packed
+
+
+def _read_back(photo: Photo, data: bytes) -> PixelArray:
+    pixels: PixelArray = decode_photo(data, max(MAX_PIXELS, photo.pixels.size)).pixels
+    return pixels
+
+
 def _pack(
     photo: Photo, result: StreamResult, settings: RunSettings, score: Scores
 ) -> tuple[bytes, Sequence[FaceResult], bool]:
@@ -116,7 +141,7 @@ def _try(
     data = encode_photo(photo, result.pixels, settings.keep_metadata, step)
     if not _loses(step):
         return data, result.faces
-    return data, score(decode_photo(data, max(MAX_PIXELS, photo.pixels.size)).pixels)
+    return data, score(_read_back(photo, data))
 
 
 def _gave_back(before: Sequence[FaceResult], after: Sequence[FaceResult]) -> bool:
