@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -151,6 +152,20 @@ def test_a_file_gives_the_album_back_to_the_same_guide_alone(tmp_path: Path) -> 
         Album.load(path, ToyEncoder(dim=3, seed=1))
     with pytest.raises(FileNotFoundError):
         Album.load(tmp_path / "none", guide)
+
+
+def test_nobody_else_can_read_it_while_it_is_written_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (modes.append(stat.S_IMODE(os.fstat(file).st_mode)), fsync(file))
+    )
+    (tmp_path / "me.album").touch(0o644)
+    Album().save(tmp_path / "me.album", ToyEncoder(dim=3))
+    assert modes == [0o600]
+    assert stat.S_IMODE((tmp_path / "me.album").stat().st_mode) == 0o600
 
 
 def test_a_file_that_is_no_album_is_refused(tmp_path: Path) -> None:

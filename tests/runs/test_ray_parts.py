@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fake_pipeline import FakePipeline, photo_array
 from PIL import Image
+from toys import face_at
 
 from diffusers_dedim import faces
 from diffusers_dedim.runs.jobs import RunError
@@ -28,6 +29,7 @@ from diffusers_dedim.runs.ray.stages import (
     FindFaces,
     Protect,
     Write,
+    _unpack,
     attempts_folder,
     parse_record,
     part_name,
@@ -120,12 +122,25 @@ def find(stage: FindFaces, names: list[str]) -> list[str]:
 def test_of_rows_with_one_id_the_first_is_taken_however_often_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faces, "detect_faces", lambda pixels: [])
+    monkeypatch.setattr(faces, "shared_detector", lambda name: lambda pixels: [])
     stage = FindFaces(tmp_path, frozenset({"done.png"}), frozenset({"a.png"}))
     assert find(stage, ["a.png", "b.png", "a.png", "done.png"]) == ["a.png", "b.png"]
     assert find(stage, ["a.png", "b.png", "a.png", "done.png"]) == ["a.png", "b.png"]  # its worker died
     assert find(stage, ["c.png", "a.png"]) == ["c.png"]
     assert find(stage, ["done.png"]) == []
+
+
+def test_faces_are_found_by_the_run_s_own_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = face_at(10, 10, 50)
+    monkeypatch.setattr(faces, "shared_detector", lambda name: {"mine": lambda pixels: [mine]}[name])
+    stage = FindFaces(tmp_path, settings=RunSettings(detector="mine"))
+    (row,) = stage(arrow.table({"id": [pack_name("a.png")], "data": [photo_bytes()]})).to_pylist()
+    assert [face.box for face in _unpack(row["faces"], row["reasons"]) or ()] == [mine.box]
+
+
+def test_a_wrong_detector_is_an_error_before_any_worker_begins() -> None:
+    with pytest.raises(ValueError, match="detector: expected one of mtcnn, centerface, scrfd"):
+        run._refuse_mistakes(RunSettings(detector="nobody"))
 
 
 def test_an_actor_gives_results_in_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -295,7 +310,7 @@ def test_only_parts_that_are_recorded_whole_stand(tmp_path: Path) -> None:
 def test_a_name_that_is_no_unicode_goes_through_all_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Any
 ) -> None:
-    monkeypatch.setattr(faces, "detect_faces", lambda pixels: [])
+    monkeypatch.setattr(faces, "shared_detector", lambda name: lambda pixels: [])
     source, out, name = tmp_path / "in", tmp_path / "out", os.fsdecode(b"caf\xe9.png")
     source.mkdir()
     out.mkdir()

@@ -13,14 +13,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.data import astronaut
 from toys import ToyEncoder, face_at, tiny_preset
 
-from diffusers_dedim import DeDiMPipeline
+from diffusers_dedim import DeDiMPipeline, faces
 from diffusers_dedim.cli.run import summarise
 from diffusers_dedim.pipeline import persons
 from diffusers_dedim.pipeline.presets import PRESETS
 from diffusers_dedim.runs.jobs import RunError
 from diffusers_dedim.runs.manifest import MANIFEST_NAME
+from diffusers_dedim.runs.people import find_people
 from diffusers_dedim.runs.ray.stages import _row, _unpack
 from diffusers_dedim.runs.records import RunResult, RunSettings
 from diffusers_dedim.runs.report import render_report
@@ -124,7 +126,7 @@ def me(tmp_path: Path, crop: Pixels, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "me.png"
 
 
-def _reference(pixels: Pixels) -> Any:
+def _reference(pixels: Pixels, _: Any) -> Any:
     count = pixels.shape[1] // 112
     detect = lambda _: [face_at(112 * index, 0, 112) for index in range(count)]  # noqa: E731
     return REFERENCE(pixels, detect)
@@ -159,6 +161,26 @@ def test_one_person_alone_or_everybody_else(
     header = json.loads((result.out / MANIFEST_NAME).read_text().splitlines()[0])
     assert [len(digest) for digest in header["settings"][option]] == [64]
     assert "me.png" not in json.dumps(header)
+
+
+def test_the_person_is_found_by_the_run_s_own_detector_however_the_photo_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face, asked = face_at(0, 0, 112), []
+
+    def named(name: str) -> Any:
+        asked.append(name)
+        return lambda pixels: [face]
+
+    path = tmp_path / "me.png"
+    Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(path)
+    monkeypatch.setattr(faces, "shared_detector", named)
+    found = find_people(RunSettings(only=(str(path),), detector="mine"))
+    assert found is not None
+    assert ([each.face for each in found.references], asked) == ([face], ["mine"])
+    monkeypatch.undo()
+    Image.fromarray(np.rot90(astronaut())).save(path)
+    assert len(find_people(RunSettings(only=(str(path),))).references) == 1
 
 
 def test_resuming_with_another_photo_of_the_person_is_refused(

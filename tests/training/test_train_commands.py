@@ -17,6 +17,7 @@ from toys import tiny_unet
 from typer.testing import CliRunner
 
 from diffusers_dedim import LandmarkRegressor, MobileFaceNet
+from diffusers_dedim.cli import train as commands
 from diffusers_dedim.cli.main import app as dedim
 from diffusers_dedim.training import loop
 from diffusers_dedim.training.encoder import EncoderTask
@@ -47,6 +48,16 @@ def stop_at(step: int, loss: Callable[..., Any]) -> Callable[..., Any]:
 def log(folder: Path) -> list[tuple[float, ...]]:
     lines = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
     return [(line["step"], line["lr"], line["loss"]) for line in lines]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_crops", stop)
+    stopped = invoke("unet", "--data", tmp_path, "-o", tmp_path / "out")
+    assert stopped.exit_code == 130
+    assert "Stopped. The last checkpoint, if there is one, is complete; go on from it" in stopped.stderr
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_read(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["unet", "encoder", "landmarks"])
+@pytest.mark.parametrize("name", ["unet", "encoder", "landmarks", "visibility", "purifier"])
 def test_the_command_refuses_fp16_on_a_cpu_before_it_reads_the_data(tmp_path: Path, name: str) -> None:
     words = [
         "train",

@@ -34,6 +34,8 @@ DeviceOption = Annotated[
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STOPPED_RUN = "Stopped. Photos written so far are complete; go on with --resume."
+STOPPED_TRAINING = "Stopped. The last checkpoint, if there is one, is complete; go on from it with --resume."
+STOPPED_EVALUATION = "Stopped. What was measured is kept; go on with --resume."
 
 
 @contextmanager

@@ -45,7 +45,6 @@ class GalleryKind(str, Enum):
 
 @app.command()
 def evaluate(
-    context: typer.Context,
     data: Annotated[Path, typer.Option(help="Parquet or folder: docs/evaluation.md. Or the folder of LFW.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")],
     methods: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_dedim import __version__
-from diffusers_dedim.cli.common import STOPPED_RUN, plain_errors, print_any_name
+from diffusers_dedim.cli.common import STOPPED_EVALUATION, STOPPED_TRAINING, plain_errors, print_any_name
 from diffusers_dedim.cli.demo import demo
 from diffusers_dedim.cli.publish import publish, publish_space
 from diffusers_dedim.cli.run import run
@@ -66,10 +66,10 @@ def _root(
 
 @app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
-    """Train the networks: dedim train unet, encoder or landmarks; see dedim train --help."""
+    """Train a network: unet, encoder, landmarks, visibility or purifier; see dedim train --help."""
     from diffusers_dedim.cli.train import app as training
 
-    with plain_errors(STOPPED_RUN):
+    with plain_errors(STOPPED_TRAINING):
         training(args=context.args, prog_name="dedim train")
 
 
@@ -78,5 +78,5 @@ def evaluate(context: typer.Context) -> None:
     """Measure methods against face recognisers; see dedim evaluate --help."""
     from diffusers_dedim.cli.evaluate import app as evaluation  # imports PyTorch
 
-    with plain_errors(STOPPED_RUN):
+    with plain_errors(STOPPED_EVALUATION):
         evaluation(args=context.args, prog_name="dedim evaluate")

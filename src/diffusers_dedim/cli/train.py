@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from diffusers_dedim.cli.common import EXIT_INTERRUPTED, STOPPED_TRAINING
 from diffusers_dedim.training.config import (
     DiscriminatorConfig,
     EncoderConfig,
@@ -83,7 +84,12 @@ def _command(config: type[_C]) -> Callable[[_Run[_C]], _Run[_C]]:
             resume = values.pop("resume")
             values.pop("config")
             settings = config(**values)
-            for name, value in run(settings, resume).items():
+            try:
+                figures = run(settings, resume)
+            except KeyboardInterrupt as error:  # typer itself would say nothing
+                typer.echo(STOPPED_TRAINING, err=True)
+                raise typer.Exit(EXIT_INTERRUPTED) from error
+            for name, value in figures.items():
                 typer.echo(f"{name}: {value:.4f}")
             typer.echo(f"model: {Path(settings.output_dir) / 'model'}")
 
@@ -215,7 +221,9 @@ def _pairs(config: PairConfig, load: Callable[[], Any]) -> tuple[Any, Any]:
         pairs = make_pairs(
             load(), config.data, folder, count=config.pairs, method=config.method, seed=config.seed
         )
-    train, held_out = FacePairs(pairs), FacePairs(pairs, "val")
+    train, held_out = (
+        FacePairs(pairs, part, keep_in_memory=config.keep_in_memory) for part in ("train", "val")
+    )
     torch.manual_seed(config.seed)
     return train, held_out
 

@@ -72,7 +72,7 @@ def load_recogniser(spec: str) -> Recogniser:
         return Recogniser.of(name, FaceNetEncoder.from_file(path))
     raise ValueError(
         "recogniser: expected 'dlib', 'NAME=FILE.onnx' or 'NAME=FILE.pt' (facenet-pytorch; 'facenet' for the "
-        f"weights that this package fetches, 'ours' for the bundled one), got {spec!r}."
+        f"weights that this package fetches, 'ours' for the bundled guides), got {spec!r}."
     )
 
 

@@ -11,7 +11,7 @@ from diffusers_dedim.faces.blend import paste_back
 from diffusers_dedim.faces.contradiction import contradictions
 from diffusers_dedim.faces.cover import Cover, cover_face
 from diffusers_dedim.faces.detect import FaceDetector, detect_faces
-from diffusers_dedim.faces.detectors import CenterFaceSearch, UniFaceSearch, named_detector
+from diffusers_dedim.faces.detectors import CenterFaceSearch, UniFaceSearch, named_detector, shared_detector
 from diffusers_dedim.faces.find import (
     MIN_FACE_SIZE,
     FaceChoice,
@@ -50,6 +50,7 @@ __all__ = [
     "landmark_mask",
     "named_detector",
     "paste_back",
+    "shared_detector",
     "turn_back",
     "visible_gate",
     "visible_share",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +63,23 @@ def named_detector(name: str) -> FaceDetection:
     if not callable(found):
         raise ValueError(f"detector: expected {known}, but {name!r} is {type(found).__name__}.")
     return found  # type: ignore[no-any-return]  # what it returns is checked where faces are taken
+
+
+@cache
+def shared_detector(name: str) -> FaceDetection:
+    """`named_detector`, made once in a process: its networks are loaded once.
+
+    Args:
+        name: as for `named_detector`.
+
+    Raises:
+        ValueError, ImportError: as `named_detector`.
+
+    Example:
+        >>> shared_detector("mtcnn") is shared_detector("mtcnn")
+        True
+    """
+    return named_detector(name)
 
 
 def rescaled(scores: NDArray[np.floating[Any]], points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ class Album:
 
     Args:
         same_person: mean cosine over the guides, in (-1, 1), from which two originals count as one person. The default
-            suits the bundled guide; `python -m benchmarks.albums` prints the line of any other.
+            suits the bundled guides; `python -m benchmarks.albums` prints the line of any other.
         most: results that one face is pushed away from, at least 1.
 
     Raises:
@@ -87,8 +86,10 @@ class Album:
 
     Example:
         >>> album = Album()
-        >>> for photo in photos:  # doctest: +SKIP
-        ...     pipe(photo, album=album).images[0].save(...)
+        >>> for number, photo in enumerate(photos):  # doctest: +SKIP
+        ...     out = pipe(photo, album=album)
+        ...     if all(face.is_protected for face in out.faces):
+        ...         out.images[0].save(f"protected-{number}.png")
     """
 
     def __init__(self, same_person: float = SAME_PERSON, most: int = MOST_AVOIDED) -> None:
@@ -191,8 +192,7 @@ class Album:
             originals=np.array([face.original.numpy() for face in done]),
             results=np.array([face.result.numpy() for face in done if face.result is not None]),
         )
-        write_atomic(Path(path), buffer.getvalue())
-        Path(path).chmod(0o600)
+        write_atomic(path, buffer.getvalue(), private=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], face_encoder: nn.Module, **settings: Any) -> Album:

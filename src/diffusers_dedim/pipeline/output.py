@@ -104,8 +104,8 @@ def warn_unreached(faces: Sequence[FaceResult], threshold: float, stacklevel: in
         worst = max(face.probability for face in missed)
         warnings.warn(
             f"{len(missed)} of {len(faces)} faces stayed above the threshold {threshold:g} (highest match "
-            f"probability {worst:.3f}): they are NOT protected as asked. Raise max_rounds, guidance_scale or "
-            "threshold, give fallback='blur', or look at faces[i].is_protected.",
+            f"probability {worst:.3f}): they are NOT protected as asked. Raise max_rounds or "
+            "guidance_scale, try another generator, or give fallback='blur'; faces[i].is_protected says which.",
             stacklevel=stacklevel,
         )
 

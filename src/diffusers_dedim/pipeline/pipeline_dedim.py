@@ -62,7 +62,7 @@ class DeDiMPipeline(ComposablePipeline):
         scheduler: `DDPMScheduler`, or DDIM, DPM-Solver++ or Euler (`diffusion.solvers`; else TypeError), with the
             noise schedule the denoiser was trained with; the bundled one has the paper's cosine schedule.
         face_encoder: maps crops ``[N, 3, 112, 112]`` in [-1, 1] to unit embeddings; guides and judges. Any
-            module with that call (a plain one is wrapped). None: the bundled MobileFaceNet.
+            module with that call (a plain one is wrapped). None: the two bundled guides, an `EncoderEnsemble`.
         landmarker: maps such crops to 51 landmarks ``[N, 51, 2]``. None: the bundled regressor.
         visibility: maps such crops to the probability ``[N, 1, 112, 112]`` that a pixel shows the uncovered face;
             what is covered keeps its bits. None: the bundled network beside the bundled landmark model, beside

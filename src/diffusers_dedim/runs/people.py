@@ -35,23 +35,27 @@ class People:
 
 
 def find_people(settings: RunSettings) -> People | None:
-    """Find the face in each photo of a person; None where the settings name nobody.
+    """Find the face in each photo of a person, by the run's detector; None where the settings name nobody.
 
     Raises:
         RunError: a photo cannot be read, or shows no face or several.
+        ValueError, ImportError: there is no such detector, or its package is missing.
     """
     photos = settings.only or settings.all_but
     if not photos:
         return None
     option = "--only" if settings.only else "--except"
-    return People(tuple(_find_face(photo, option) for photo in photos), bool(settings.all_but))
+    faces = tuple(_find_face(photo, option, settings.detector) for photo in photos)
+    return People(faces, bool(settings.all_but))
 
 
-def _find_face(path: str | os.PathLike[str], option: str) -> AlignedFace:
-    from diffusers_dedim.pipeline.persons import reference_face  # PyTorch
+def _find_face(path: str | os.PathLike[str], option: str, detector: str) -> AlignedFace:
+    from diffusers_dedim.faces import shared_detector  # PyTorch
+    from diffusers_dedim.pipeline.persons import reference_face
 
+    finder = shared_detector(detector)
     shown = f"{option} {display_name(str(path))}"
     try:
-        return reference_face(read_photo(path).pixels)
+        return reference_face(read_photo(path).pixels, finder)
     except ValueError as error:  # unreadable, no face or several
         raise RunError(f"{shown}: {error}") from error

@@ -1,1 +1,1 @@
-"""Train the networks: `dedim train unet|encoder|landmarks|visibility|discriminator|purifier`."""
+"""Train the bundled networks, and an attacker's: `dedim train unet|encoder|...|discriminator|purifier`."""

@@ -28,6 +28,7 @@ class FacePairs(Dataset[dict[str, Tensor]]):
         folder: with ``protected`` and ``original`` (`PAIR_PARTS`), each a parquet file or a folder of images of
             112x112 px, in the same order.
         part: "train", or "val" for the last tenth, which is not trained on.
+        keep_in_memory: keep decoded faces.
 
     Each item holds ``protected`` and ``original``, uint8 ``[3, 112, 112]``.
 
@@ -35,8 +36,10 @@ class FacePairs(Dataset[dict[str, Tensor]]):
         ValueError: a part is missing, the two are not of one length, or there are fewer than two pairs.
     """
 
-    def __init__(self, folder: str | Path, part: str = "train") -> None:
-        self.sides: list[FaceCrops] = [FaceCrops(_find_part(Path(folder), name)) for name in PAIR_PARTS]
+    def __init__(self, folder: str | Path, part: str = "train", *, keep_in_memory: bool = False) -> None:
+        self.sides: list[FaceCrops] = [
+            FaceCrops(_find_part(Path(folder), name), keep_in_memory=keep_in_memory) for name in PAIR_PARTS
+        ]
         counts = [len(side) for side in self.sides]
         if len(set(counts)) > 1 or counts[0] < 2:
             raise ValueError(

@@ -33,7 +33,7 @@ class PurifierNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers s
     Untrained it changes nothing. No norm: brightness and contrast of a face must come through as they are.
 
     Args:
-        width: factor of the channels; 1.0 has 0.7 M parameters.
+        width: factor of the channels; 1.0 has 0.5 M parameters.
 
     Source:
         Ours; the plan follows Ronneberger et al. 2015 and, for the residual answer, Zhang et al. 2017 (DnCNN).

@@ -245,7 +245,7 @@ def run_ray(
     settings = replace(settings, album=False)  # the workers do not know of each other's faces
     _start_ray(workers, accelerators)
     source = read_rows(inputs, folder, _MOST_DEATHS)
-    find_people(settings)  # a mistake is an error here, not one in every worker
+    _refuse_mistakes(settings)
     described = {**settings.described(), "output": output}
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder), attempts_folder(folder):
@@ -271,6 +271,19 @@ def run_ray(
         time.monotonic() - started,
         manifest.notes,
     )
+
+
+def _refuse_mistakes(settings: RunSettings) -> None:
+    """Try what the settings name: a mistake is an error here, not one in every worker.
+
+    Raises:
+        ImportError: the detector's package is missing.
+        ValueError: there is no such detector; `RunError`: a photo of a person cannot be used.
+    """
+    from diffusers_dedim.faces import shared_detector  # PyTorch
+
+    shared_detector(settings.detector)
+    find_people(settings)
 
 
 def _begin(

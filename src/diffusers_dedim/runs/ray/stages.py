@@ -176,7 +176,7 @@ class FindFaces:
         return _table(found, columns)
 
     def _find(self, row: Row) -> Row:
-        from diffusers_dedim.faces import detect_faces  # PyTorch, which the writing tasks can do without
+        from diffusers_dedim.faces import shared_detector  # PyTorch, which the writing tasks can do without
 
         name = row["id"]
         try:
@@ -187,7 +187,8 @@ class FindFaces:
             if isinstance(item, PhotoRecord):
                 return _row(name, problem=item)
             times = file_times(path, self.settings) if path else None
-            return _row(name, data, detect_faces(item.photo.pixels), times=times)
+            detector = shared_detector(self.settings.detector)
+            return _row(name, data, detector(item.photo.pixels), times=times)
         except OSError as error:
             return _row(name, problem=PhotoRecord(name, "unreadable", f"cannot be opened ({error.strerror})"))
         except Exception as error:  # whatever a photo provokes, the run goes on to the next
