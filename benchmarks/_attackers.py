@@ -227,6 +227,7 @@ class DrawnGuide(EstimateGuidance):
             gradient_power=like.gradient_power,
             spread=like.spread,
             spared_structure=like.spared_structure,
+            realism=like.realism,
         )
         self._generator = generator
         self._drawn = torch.empty(0)
