@@ -153,28 +153,27 @@ def discriminator_figures(
         right side of 0; ``auc``, how often any protected face is above any original, ties half; and ``paired``, how
         often one is above its own original. 0.5, 0.5 and 0 for a network with one answer.
     """
-    device = next(model.parameters()).device
     figures = {}
     for level in LEVELS:
         noise = level * _grey_noise(original, torch.Generator().manual_seed(0))
-        theirs, ours = (
-            torch.cat(
-                [
-                    _mean(model(piece.to(device), level), share.to(device)).cpu()
-                    for piece, share in zip(
-                        torch.split(side + noise, batch_size), torch.split(weight, batch_size), strict=True
-                    )
-                ]
-            )
-            for side in (protected, original)
+        ours, theirs = (
+            _judged(model, side + noise, level, weight, batch_size) for side in (original, protected)
         )
         name = f"{round(100 * level):03d}"
-        gap = theirs[:, None] - ours[None]
-        right = torch.cat([theirs > 0, ours <= 0])
-        figures[f"accuracy_{name}"] = float(right.float().mean())
-        figures[f"auc_{name}"] = float((gap.sign() / 2 + 0.5).mean())
+        figures[f"accuracy_{name}"] = float(torch.cat([theirs > 0, ours <= 0]).float().mean())
+        figures[f"auc_{name}"] = float(((theirs[:, None] - ours).sign() / 2 + 0.5).mean())
         figures[f"paired_{name}"] = float((theirs > ours).float().mean())
     return figures
+
+
+def _judged(model: nn.Module, crops: Tensor, level: float, weight: Tensor, batch_size: int) -> Tensor:
+    """Mean logit of each face, ``[N]`` on the CPU."""
+    device = next(model.parameters()).device
+    pieces = zip(torch.split(crops, batch_size), torch.split(weight, batch_size), strict=True)
+    with torch.no_grad():
+        return torch.cat(
+            [_mean(model(piece.to(device), level), share.to(device)).cpu() for piece, share in pieces]
+        )
 
 
 def _moved(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
