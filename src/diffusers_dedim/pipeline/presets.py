@@ -157,16 +157,20 @@ _FAST = DeDiMPreset(
     start_timestep=250,
     num_inference_steps=5,
     guidance="estimate",
-    guidance_scale=0.04,
+    guidance_scale=0.05,
     error_correction=0.7,
     max_rounds=12,
     threshold=0.56,
-    threshold_margin=0.06,
+    threshold_margin=0.08,
     mask_feather=4.0,
     keep_eyes=0.8,
     least_contrast=0.25,
     views=1,
     contrast_masking=0.5,
+    gradient_power=0.75,
+    spread=0.3,
+    spared_structure=0.25,
+    realism=0.3,
     retries=3,
     denoise_window=True,
     avoid_limit=0.2,
@@ -194,13 +198,14 @@ PRESETS: dict[str, DeDiMPreset] = {
     "gentle": replace(
         _FAST,
         threshold=0.62,
-        guidance_scale=0.05,
+        threshold_margin=0.06,
         gradient_power=0.6,
-        spread=0.3,
         spared_structure=0.5,
         keep_between_brows=0.8,
     ),
-    "strong": replace(_FAST, threshold=0.48, max_rounds=20, avoid_limit=0.1, avoid_similarity=-0.1),
+    "strong": replace(
+        _FAST, threshold=0.48, threshold_margin=0.06, max_rounds=20, avoid_limit=0.1, avoid_similarity=-0.1
+    ),
 }
 
 
