@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -231,11 +232,30 @@ def test_a_file_that_is_no_album_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     np.savez(tmp_path / "other.npz", format="x")
     np.savez(tmp_path / "objects.npz", format=np.array([{}], dtype=object))
-    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "objects.npz")]
+    np.savez(
+        tmp_path / "short.npz", format="x", guide="x", originals=np.ones((2, 3)), results=np.ones((1, 3))
+    )
+    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "objects.npz", "short.npz")]
     for content in (b"", b"a photo", whole[: len(whole) // 2], *others):
         path.write_bytes(content)
         with pytest.raises(DeDiMError, match="this is no album of ours"):
             Album.load(path, guide)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, guide = tmp_path / "me.album", ToyEncoder(dim=3)
+    with pytest.raises(DeDiMError, match=r"the album cannot be read \((Is a directory|Permission denied)\)"):
+        Album.load(tmp_path, guide)
+    Album().save(path, guide)
+
+    def refuse(file: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DeDiMError, match=r"me\.album: the album cannot be read \(Permission denied\)\.$"):
+        Album.load(path, guide)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,14 +218,20 @@ class Album:
             **settings: as for the class.
 
         Raises:
-            DeDiMError: the file is no album, or was made with another guide.
+            DeDiMError: the file cannot be read, is no album, or was made with another guide.
             FileNotFoundError: there is no such file.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
-                kept = {name: content[name] for name in ("format", "guide", "originals", "results")}
+            data = io.BytesIO(Path(path).read_bytes())
         except FileNotFoundError:
             raise
+        except OSError as error:
+            raise DeDiMError(f"{path}: the album cannot be read ({error.strerror or error}).") from error
+        try:
+            with np.load(data, allow_pickle=False) as content:
+                kept = {name: content[name] for name in ("format", "guide", "originals", "results")}
+            if kept["originals"].shape != kept["results"].shape:
+                raise ValueError("it has not one result for each face")
         except Exception as error:  # no zip file, one cut off, objects in it, an array missing
             raise DeDiMError(f"{path}: this is no album of ours ({error}); give another file.") from error
         guide = Recogniser.of("", face_encoder).fingerprint
