@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.atomic import write_atomic
+from diffusers_dedim.atomic import remove_unfinished, write_atomic
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.errors import DeDiMError
 
@@ -186,7 +186,7 @@ class Album:
         return tuple(islice(before, self.most)), [face for face, score in alike if score >= same_picture]
 
     def save(self, path: str | os.PathLike[str], face_encoder: nn.Module) -> None:
-        """Write it to a file that its owner alone can read.
+        """Write it to a file that its owner alone can read, and remove what a kill has left of earlier tries.
 
         **That is biometric data: keep it as you keep the photos.**
 
@@ -207,6 +207,7 @@ class Album:
             results=np.array([face.result.numpy() for face in done if face.result is not None]),
         )
         write_atomic(path, buffer.getvalue(), private=True)
+        remove_unfinished(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], face_encoder: nn.Module, **settings: Any) -> Album:

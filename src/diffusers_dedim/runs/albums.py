@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers_dedim.atomic import remove_unfinished
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.runs.jobs import RunError, display_name
@@ -71,6 +72,8 @@ class AlbumKeeper:
             yield
             return
         self._guide = getattr(pipe, "face_encoder", None)
+        if self.path is not None:
+            remove_unfinished(self.path)  # of a run that was killed while it wrote: biometric data too
         self.album = self._load() if self.path is not None and self.path.exists() else Album()
         try:
             yield
