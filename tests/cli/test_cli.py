@@ -341,14 +341,14 @@ def test_ray_is_given_the_run_and_a_missing_package_is_named(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    from diffusers_dedim.runs.records import RunResult
+    from diffusers_dedim.runs.records import RunResult, RunSettings
 
     seen: dict[str, object] = {}
 
     def fake_run(
-        paths: list[Path], out: Path, settings: object, load: object, **options: object
+        paths: list[Path], out: Path, settings: RunSettings, load: object, **options: object
     ) -> RunResult:
-        seen.update(options, paths=paths)
+        seen.update(options, paths=paths, album=settings.album)
         return RunResult(out, settings, (), (), 0, 0, 1.0)
 
     from diffusers_dedim.runs.ray import driver
@@ -358,6 +358,9 @@ def test_ray_is_given_the_run_and_a_missing_package_is_named(
     assert dedim(*words, "--parquet").exit_code == 0
     assert seen["workers"] == 2
     assert (seen["output"], seen["accelerators"], seen["paths"]) == ("parquet", 0, [source])
+    assert seen["album"]  # is wanted, so that the run can say that there is none
+    assert dedim(*words, "--no-album").exit_code == 0
+    assert not seen["album"]
 
     def absent(*_: object, **__: object) -> RunResult:
         raise ImportError('needs the package; run: pip install "diffusers-dedim[ray]"')

@@ -143,7 +143,7 @@ def run(
         settings = RunSettings(
             preset, threshold, max_rounds, small_faces.value, fallback.value, seed, weights or "bundled",
             ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
-            allow_partial, album=ray is None and not no_album,
+            allow_partial, album=not no_album,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
             keep_times=keep_times, max_megapixels=max_megapixels, crf=crf, detector=detector,
         )  # fmt: skip

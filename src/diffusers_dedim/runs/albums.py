@@ -21,6 +21,11 @@ NEW_ALBUM = (
     "(--keep-album FILE keeps it from one run to the next)"
 )
 
+NO_ALBUM_ON_RAY = (
+    "Ray's workers have no album: protected photos of one person may find each other; protect those that will be seen "
+    "beside one another in a run without Ray (--no-album leaves out this note)"
+)
+
 
 @dataclass(eq=False)
 class AlbumKeeper:
