@@ -37,9 +37,10 @@ def write_atomic(
             kill leaves of it.
 
     Raises:
-        OSError: the folder is missing or full; the temporary file is removed.
+        OSError: the folder is missing or full; the temporary file is removed. It names ``path``.
     """
-    write_pieces(path, [data], times, private=private)
+    with named_errors(path):
+        write_pieces(path, [data], times, private=private)
 
 
 def write_pieces(
@@ -116,6 +117,18 @@ def _held(path: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+@contextmanager
+def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the system that name no file, as a full disk's, or a temporary one, name this one."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno and (name is None or (isinstance(name, str) and TEMPORARY_PREFIX in name)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def sha256(data: bytes) -> str:
