@@ -35,7 +35,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STOPPED_RUN = "Stopped. Photos written so far are complete; go on with --resume."
 STOPPED_TRAINING = "Stopped. The last checkpoint, if there is one, is complete; go on from it with --resume."
-STOPPED_EVALUATION = "Stopped. What was measured is kept; go on with --resume."
+STOPPED_EVALUATION = "Stopped before anything new was measured; give the same command again."
 
 
 @contextmanager
