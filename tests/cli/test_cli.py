@@ -271,6 +271,18 @@ def test_a_dry_run_knows_the_presets(source: Path, tmp_path: Path) -> None:
     assert "preset: expected one of ['fast'" in result.stderr
 
 
+def test_an_error_of_several_lines_is_readable_in_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise ValueError("wrong weights:\n\tMissing key: a\n\n\tSize of b\r\nis 3,\nnot 4\x1b[31m")
+
+    monkeypatch.setattr(command, "_load", load)
+    result = dedim("run", source, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: wrong weights: Missing key: a; Size of b; is 3, not 4?[31m\n"
+
+
 def test_a_name_that_the_console_cannot_print_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", console)
