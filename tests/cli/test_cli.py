@@ -271,6 +271,18 @@ def test_a_dry_run_knows_the_presets(source: Path, tmp_path: Path) -> None:
     assert "preset: expected one of ['fast'" in result.stderr
 
 
+def test_an_error_of_several_lines_is_readable_in_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise ValueError("wrong weights:\n\tMissing key: a\n\n\tSize of b\r\nis 3,\nnot 4\x1b[31m")
+
+    monkeypatch.setattr(command, "_load", load)
+    result = dedim("run", source, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: wrong weights: Missing key: a; Size of b; is 3, not 4?[31m\n"
+
+
 def test_a_name_that_the_console_cannot_print_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", console)
@@ -341,14 +353,14 @@ def test_ray_is_given_the_run_and_a_missing_package_is_named(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    from diffusers_dedim.runs.records import RunResult
+    from diffusers_dedim.runs.records import RunResult, RunSettings
 
     seen: dict[str, object] = {}
 
     def fake_run(
-        paths: list[Path], out: Path, settings: object, load: object, **options: object
+        paths: list[Path], out: Path, settings: RunSettings, load: object, **options: object
     ) -> RunResult:
-        seen.update(options, paths=paths)
+        seen.update(options, paths=paths, album=settings.album)
         return RunResult(out, settings, (), (), 0, 0, 1.0)
 
     from diffusers_dedim.runs.ray import driver
@@ -358,6 +370,9 @@ def test_ray_is_given_the_run_and_a_missing_package_is_named(
     assert dedim(*words, "--parquet").exit_code == 0
     assert seen["workers"] == 2
     assert (seen["output"], seen["accelerators"], seen["paths"]) == ("parquet", 0, [source])
+    assert seen["album"]  # is wanted, so that the run can say that there is none
+    assert dedim(*words, "--no-album").exit_code == 0
+    assert not seen["album"]
 
     def absent(*_: object, **__: object) -> RunResult:
         raise ImportError('needs the package; run: pip install "diffusers-dedim[ray]"')

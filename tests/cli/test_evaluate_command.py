@@ -166,6 +166,37 @@ def test_interrupt_is_told(
     assert "go on with --resume" in result.stderr
 
 
+def test_interrupt_while_models_load_is_told_and_the_same_command_goes_on(
+    methods: Methods, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = (
+        "evaluate",
+        "--data",
+        data,
+        "--methods",
+        "original",
+        "--black-box",
+        "dlib",
+        "-o",
+        tmp_path / "out",
+    )
+    for module, name in (
+        (common, "load_pipeline"),
+        (command, "load_black_boxes"),
+        (command, "read_experiment"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop)
+            result = dedim(*words)
+        assert result.exit_code == 130
+        assert result.stderr == "Stopped before anything new was measured; give the same command again.\n"
+    monkeypatch.setattr(command, "load_black_boxes", lambda _: [])
+    assert dedim(*words).exit_code == 0
+
+
 def test_help_lists_methods() -> None:
     result = dedim("evaluate", "--help")
     assert result.exit_code == 0

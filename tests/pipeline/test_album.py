@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -122,6 +123,61 @@ def test_an_earlier_stream_that_was_left_keeps_nobody_waiting() -> None:
     assert later.avoid.shape == (0, 3)
 
 
+def test_a_face_costs_no_more_than_looking_at_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them is fetched or copied for it: in a large folder that took longer than the networks."""
+    draw = torch.Generator().manual_seed(0)
+    faces = nn.functional.normalize(torch.randn(600, 2, 16, generator=draw), dim=-1)
+    queue = AlbumQueue(Album())
+    for face in faces:
+        queue.leave(queue.enter(face[None])[0], face)
+    stack, stacked = torch.stack, list[int]()
+    monkeypatch.setattr(torch, "stack", lambda rows: (stacked.append(len(rows)), stack(rows))[1])
+    (again,) = queue.enter(faces[:1])
+    queue.leave(again, faces[0])
+    assert sum(stacked) == 0
+    assert len(queue.album) == 600
+
+
+@pytest.mark.parametrize("shape", [(128,), (2, 512)])
+def test_among_many_the_same_are_found_as_among_few_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    people = torch.randn(9, *shape, generator=draw)
+    known = people.repeat(70, *[1] * len(shape))
+    known = nn.functional.normalize(known + torch.randn(known.shape, generator=draw), dim=-1)
+    album = Album(same_person=0.4)
+    for number, face in enumerate(known):
+        album.add(face, known[-number])
+        if number % 3:  # again, in place of what it was
+            album.add(face, known[number - 1])
+    kept = list(album)
+    originals = torch.stack([face.original for face in kept])
+    assert torch.equal(originals, known)
+    scores = (originals * people[0]).sum(-1).reshape(len(kept), -1).mean(1)
+    best = [row for row in scores.argsort(descending=True).tolist() if 0.4 <= scores[row] < 0.99][:8]
+    assert len(best) == 8
+    results = [face.result for row in best for face in [kept[row]] if face.result is not None]
+    assert torch.equal(album.avoid(people[0]), torch.stack(results))
+
+
+def test_it_goes_on_outside_of_inference_mode() -> None:
+    album = Album(same_person=0.5)
+    with torch.inference_mode():
+        album.add(ANN * 1, BOB * 1)
+    album.add(ANN_LATER, BOB)
+    with torch.inference_mode():
+        assert len(album.avoid(ANN_OLD)) == 2
+
+
+def test_what_was_replaced_is_not_remembered() -> None:
+    queue = AlbumQueue(Album())
+    for _ in range(3):
+        queue.leave(queue.enter(ANN[None])[0], BOB)
+    (last,) = queue.enter(ANN[None])
+    assert len(queue._replaced) == 1  # what is in the album until this one is done
+    queue.leave(last, BOB)
+    assert len(queue._replaced) == 0
+
+
 def test_what_is_kept_is_no_view_of_a_batch() -> None:
     batch = torch.stack([ANN, BOB])
     queue = AlbumQueue(Album())
@@ -176,11 +232,30 @@ def test_a_file_that_is_no_album_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     np.savez(tmp_path / "other.npz", format="x")
     np.savez(tmp_path / "objects.npz", format=np.array([{}], dtype=object))
-    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "objects.npz")]
+    np.savez(
+        tmp_path / "short.npz", format="x", guide="x", originals=np.ones((2, 3)), results=np.ones((1, 3))
+    )
+    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "objects.npz", "short.npz")]
     for content in (b"", b"a photo", whole[: len(whole) // 2], *others):
         path.write_bytes(content)
         with pytest.raises(DeDiMError, match="this is no album of ours"):
             Album.load(path, guide)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, guide = tmp_path / "me.album", ToyEncoder(dim=3)
+    with pytest.raises(DeDiMError, match=r"the album cannot be read \((Is a directory|Permission denied)\)"):
+        Album.load(tmp_path, guide)
+    Album().save(path, guide)
+
+    def refuse(file: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DeDiMError, match=r"me\.album: the album cannot be read \(Permission denied\)\.$"):
+        Album.load(path, guide)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from toys import face_at
 
 from diffusers_dedim import faces
+from diffusers_dedim.runs.albums import NO_ALBUM_ON_RAY
 from diffusers_dedim.runs.jobs import RunError
 from diffusers_dedim.runs.manifest import Manifest, names_under_way
 from diffusers_dedim.runs.ray import driver as run
@@ -408,3 +409,21 @@ def test_a_cluster_without_enough_places_is_refused(start: Any, monkeypatch: pyt
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(RunError, match="has 2 CPUs"):
         start(FakeRay(), 2)
+
+
+def test_who_expects_an_album_is_told_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_start_ray", lambda *_: None)
+    monkeypatch.setattr(run, "_stages", lambda *_: SimpleNamespace(iter_batches=lambda **_: iter(())))
+    for folder, wanted, count, notes in (
+        ("a", True, 2, (NO_ALBUM_ON_RAY,)),
+        ("b", False, 2, ()),
+        ("c", True, 1, ()),  # there is nobody to find it
+    ):
+        done = [PhotoRecord(f"{number}.png", "protected") for number in range(count)]
+        source = SimpleNamespace(ids=[], rows=None, damaged=done, other_files=0)
+        monkeypatch.setattr(run, "read_rows", lambda *_, source=source: source)
+        result = run.run_ray([], tmp_path / folder, RunSettings(album=wanted), FakePipeline)
+        assert result.notes == notes
+        assert not result.settings.album

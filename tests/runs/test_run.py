@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import time
 import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -485,6 +487,42 @@ def test_photo_that_cannot_be_written_is_listed(tmp_path: Path, monkeypatch: pyt
     result = protect(source, out, overwrite=True)
     assert [record.name for record in result.failures] == ["00.png"]
     assert written(out) == ["01.png"]  # nor does the older one pass for this run's
+
+
+def test_an_error_of_the_system_is_told_of_the_file_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = photo_folder(tmp_path / "in", 2), tmp_path / "out"
+    guide = tmp_path / "guide.onnx"
+
+    class Lost(FakePipeline):
+        def __call__(self, photos: list[StreamPhoto], **keywords: object) -> list[StreamResult]:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(guide))
+
+    with pytest.raises(RunError) as told:
+        FolderRun([source], out).execute(Lost())
+    assert str(told.value) == f"{guide}: No such file or directory"
+
+    def leave(record: PhotoRecord) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(
+        RunError, match=r"^the run was ended by .* names no file \(Broken pipe\); go on with --res"
+    ):
+        FolderRun([source], out, resume=True).execute(FakePipeline(), on_done=leave)
+    for written in (0, 1):  # at the header, at the first row
+        fsync, left = os.fsync, iter(range(written))
+
+        def full(file: int, fsync: Callable[[int], None] = fsync, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(RunError) as told:
+            FolderRun([source], out, overwrite=True).execute(FakePipeline())
+        monkeypatch.undo()
+        assert str(told.value) == f"{out / MANIFEST_NAME}: cannot be written (No space left on device)"
 
 
 def test_a_photo_whose_earlier_result_cannot_be_removed_is_listed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fake_pipeline import FakePipeline
 from PIL import Image
 from toys import ToyEncoder
 
+from diffusers_dedim.atomic import TEMPORARY_PREFIX
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
 from diffusers_dedim.runs.albums import NEW_ALBUM
@@ -105,6 +106,28 @@ def test_a_file_carries_it_from_run_to_run(run: Callable[..., Any], tmp_path: Pa
     run(later, overwrite=True, keep_album=file)
     assert later.known[0] == 3  # the same pictures again take the places of what they were
     assert len(Album.load(file, ToyEncoder(dim=3))) == 3
+
+
+def test_what_a_kill_left_of_the_file_goes_when_it_is_opened_again(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds whom the album knows, and nobody would look for it."""
+    file = tmp_path / "me.album"
+    monkeypatch.setattr(Path, "replace", lambda *_: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    Album().save(file, ToyEncoder(dim=3))
+    monkeypatch.undo()
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    assert len(left) == 1
+    seen: list[bool] = []
+
+    class Looking(Remembering):
+        def __call__(self, photos: list[StreamPhoto], **keywords: Any) -> list[StreamResult]:
+            seen.append(left[0].exists())
+            return super().__call__(photos, **keywords)
+
+    run(Looking(), keep_album=file)
+    assert set(seen) == {False}
 
 
 def test_a_file_of_another_guide_ends_the_run_before_any_photo(

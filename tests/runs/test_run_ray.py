@@ -25,6 +25,7 @@ from PIL import Image
 from ray_hook import KILLS_DECODER, KILLS_PIPELINE
 
 from diffusers_dedim.images.files import decode_photo, read_photo
+from diffusers_dedim.runs.albums import NO_ALBUM_ON_RAY
 from diffusers_dedim.runs.jobs import RunError
 from diffusers_dedim.runs.manifest import MANIFEST_NAME
 from diffusers_dedim.runs.records import RunSettings
@@ -130,6 +131,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path: Path) -> N
     expected = [f"{index:02}.png" for index in range(16)]
     assert marker.exists(), [record.reason for record in result.failures]
     assert len(result.protected) == 16
+    assert result.notes == (NO_ALBUM_ON_RAY,)
     assert written(tmp_path / "out") == expected
     assert sorted(names_in_manifest(tmp_path / "out")) == expected
     for name in expected:
@@ -176,6 +178,7 @@ def test_a_real_pipeline_gets_its_faces_and_gives_what_a_folder_run_gives(cluste
     alone = FolderRun([source], tmp_path / "alone", settings).execute(toy_pipeline())
     result = run([source], tmp_path / "out", blind_pipeline, settings=settings, workers=1)
     records = {record.name: record for record in result.records}
+    assert result.notes == ()  # no album was asked for
     assert {name: record.status for name, record in records.items()} == {
         "none.png": "no_face",
         "one.png": "protected",

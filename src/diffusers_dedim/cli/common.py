@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_dedim.errors import DeDiMError
-from diffusers_dedim.runs.jobs import display_name
+from diffusers_dedim.runs.jobs import one_line
 
 GuideOption = Annotated[
     list[str] | None,
@@ -35,7 +35,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STOPPED_RUN = "Stopped. Photos written so far are complete; go on with --resume."
 STOPPED_TRAINING = "Stopped. The last checkpoint, if there is one, is complete; go on from it with --resume."
-STOPPED_EVALUATION = "Stopped. What was measured is kept; go on with --resume."
+STOPPED_EVALUATION = "Stopped before anything new was measured; give the same command again."
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def plain_errors(interrupted: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:  # DeDiMError is a ValueError
-        typer.echo(f"Error: {display_name(str(error))}", err=True)
+        typer.echo(f"Error: {one_line(str(error))}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except KeyboardInterrupt as error:
         typer.echo(interrupted, err=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusers_dedim.cli import common
-from diffusers_dedim.cli.common import DeviceOption, WeightsOption
+from diffusers_dedim.cli.common import STOPPED_EVALUATION, DeviceOption, WeightsOption, plain_errors
 from diffusers_dedim.encoders.recogniser import Recogniser, load_recogniser
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.evaluation.adaptive import read_adaptive
@@ -117,37 +117,35 @@ def evaluate(
 
     DIR/panel.png shows faces of the data unless --panel gives others: keep it, and DIR/cache, to yourself.
     """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    settings = EvaluationSettings(tuple(names), seed, chunk, gallery.value)
-    for option, given in (("--purifier", purifier), ("--attacks", attacks)):
-        if given is not None and not robustness:
-            raise DeDiMError(f"{option}: it is for --robustness; give that too.")
-    check_folder(out, resume=resume)
-    experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
-    boxes = load_black_boxes(black_box or [])
-    learnt = [entry for file in adaptive or [] for entry in read_adaptive(file)]
-    pipe = _load_pipeline(weights, device, white_box)
-    session = Session(
-        pipe,
-        experiment,
-        str(data),
-        settings,
-        make_method,
-        FaceDetector(device=str(pipe.device)),
-        boxes,
-        _read_targets(targets, seed),
-        _load_transforms(pipe, seed, purifier, attacks) if robustness else None,
-        Lpips(lpips) if lpips else None,
-        [Record(str(file), file.stem, "panel", file) for file in panel or []],
-        cache,
-        shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
-        learnt,
-    )
-    try:
+    with plain_errors(STOPPED_EVALUATION):  # typer itself would say nothing of Ctrl-C
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        settings = EvaluationSettings(tuple(names), seed, chunk, gallery.value)
+        for option, given in (("--purifier", purifier), ("--attacks", attacks)):
+            if given is not None and not robustness:
+                raise DeDiMError(f"{option}: it is for --robustness; give that too.")
+        check_folder(out, resume=resume)
+        experiment = _read(data, seed, limit, reserve=targets is None and any(map(takes_targets, names)))
+        boxes = load_black_boxes(black_box or [])
+        learnt = [entry for file in adaptive or [] for entry in read_adaptive(file)]
+        pipe = _load_pipeline(weights, device, white_box)
+        session = Session(
+            pipe,
+            experiment,
+            str(data),
+            settings,
+            make_method,
+            FaceDetector(device=str(pipe.device)),
+            boxes,
+            _read_targets(targets, seed),
+            _load_transforms(pipe, seed, purifier, attacks) if robustness else None,
+            Lpips(lpips) if lpips else None,
+            [Record(str(file), file.stem, "panel", file) for file in panel or []],
+            cache,
+            shlex.join(["dedim", "evaluate", *sys.argv[2:]]),
+            learnt,
+        )
+    with plain_errors(f"Stopped. What was measured is in {out}; go on with --resume."):
         session.run(out, _tell)
-    except KeyboardInterrupt as error:
-        typer.echo(f"Stopped. What was measured is in {out}; go on with --resume.", err=True)
-        raise typer.Exit(130) from error
     typer.echo(f"{out / REPORT}\n{out / RESULTS}")
 
 

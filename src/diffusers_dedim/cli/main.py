@@ -67,16 +67,16 @@ def _root(
 @app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
     """Train a network: unet, encoder, landmarks, visibility or purifier; see dedim train --help."""
-    from diffusers_dedim.cli.train import app as training
-
     with plain_errors(STOPPED_TRAINING):
+        from diffusers_dedim.cli.train import app as training
+
         training(args=context.args, prog_name="dedim train")
 
 
 @app.command(add_help_option=False, **_MOUNTED)
 def evaluate(context: typer.Context) -> None:
     """Measure methods against face recognisers; see dedim evaluate --help."""
-    from diffusers_dedim.cli.evaluate import app as evaluation  # imports PyTorch
-
     with plain_errors(STOPPED_EVALUATION):
+        from diffusers_dedim.cli.evaluate import app as evaluation  # imports PyTorch
+
         evaluation(args=context.args, prog_name="dedim evaluate")

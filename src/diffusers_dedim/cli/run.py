@@ -25,7 +25,7 @@ from diffusers_dedim.cli import common
 from diffusers_dedim.cli.common import STOPPED_RUN, DeviceOption, GuideOption, WeightsOption, plain_errors
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.images.files import MAX_PIXELS
-from diffusers_dedim.runs.jobs import PhotoJob, display_name
+from diffusers_dedim.runs.jobs import PhotoJob, display_name, one_line
 from diffusers_dedim.runs.records import PhotoRecord, RunResult, RunSettings
 from diffusers_dedim.video.writing import DEFAULT_CRF
 
@@ -143,7 +143,7 @@ def run(
         settings = RunSettings(
             preset, threshold, max_rounds, small_faces.value, fallback.value, seed, weights or "bundled",
             ", ".join(guide or ["own"]), tuple(map(str, only or ())), tuple(map(str, all_but or ())), keep_metadata,
-            allow_partial, album=ray is None and not no_album,
+            allow_partial, album=not no_album,
             quality=int(quality) if quality.isdecimal() else quality,  # type: ignore[arg-type]  # checked there
             keep_times=keep_times, max_megapixels=max_megapixels, crf=crf, detector=detector,
         )  # fmt: skip
@@ -250,7 +250,7 @@ def summarise(result: RunResult) -> None:
         typer.echo(f"{len(result.failures)} not protected:", err=True)
     for record in result.failures:
         written = f"; written as {display_name(record.output)}" if record.output else "; not written"
-        typer.echo(f"  {display_name(record.name)}: {display_name(record.reason)}{written}", err=True)
+        typer.echo(f"  {display_name(record.name)}: {one_line(record.reason)}{written}", err=True)
 
 
 def _say_others(count: int, were: str) -> None:
@@ -279,7 +279,7 @@ def report_after(result: RunResult) -> bool:
     except (OSError, ValueError, MemoryError) as error:  # the photos are done, and their summary is printed
         why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         typer.echo(
-            f"The report was not written ({display_name(why)}); write it with --resume --report.", err=True
+            f"The report was not written ({one_line(why)}); write it with --resume --report.", err=True
         )
         return False
     typer.echo(f"Report, to be kept private: {display_name(str(path))}")

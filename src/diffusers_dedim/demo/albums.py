@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from diffusers_dedim.pipeline.album import Album
@@ -28,6 +31,7 @@ class SessionAlbums:
     """
 
     _albums: dict[str, tuple[Album, float]] = field(default_factory=dict)  # the longest unused first
+    _in_use: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __len__(self) -> int:
@@ -43,15 +47,37 @@ class SessionAlbums:
                 del self._albums[next(iter(self._albums))]
         return album
 
+    @contextmanager
+    def use(self, session: str) -> Iterator[Album]:
+        """The session's album during a run, however long that takes: it ages from the run's end on.
+
+        A session that ends meanwhile has its album forgotten at once, here too.
+        """
+        with self._lock:
+            self._in_use[session] += 1
+        try:
+            album = self.open(session)
+            yield album
+        finally:
+            with self._lock:
+                self._in_use[session] -= 1
+                self._in_use += Counter()  # without those at 0
+                known, _ = self._albums.get(session, (None, 0.0))
+                if known is album:
+                    del self._albums[session]
+                    self._albums[session] = album, time.monotonic()
+
     def close(self, session: str) -> None:
         """Forget the session's album, if there is one."""
         with self._lock:
             self._albums.pop(session, None)
 
     def forget(self, age: float) -> None:
-        """Forget albums that were not used for ``age`` seconds."""
+        """Forget albums that were not used for ``age`` seconds, by no run either."""
         with self._lock:
             limit = time.monotonic() - age
             self._albums = {
-                name: (album, used) for name, (album, used) in self._albums.items() if used > limit
+                name: (album, used)
+                for name, (album, used) in self._albums.items()
+                if used > limit or self._in_use[name]
             }

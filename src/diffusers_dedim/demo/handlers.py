@@ -233,9 +233,9 @@ class DemoHandlers:
         stop = self._running.setdefault(session, threading.Event())
         try:
             second, note = self._open_other(other)
-            album = self.albums.open(session)
-            job = Job(self.protector, self._line, strength, album, stop, report, folder, second, note)
-            return job.run(opened, faces_of)
+            with self.albums.use(session) as album:
+                job = Job(self.protector, self._line, strength, album, stop, report, folder, second, note)
+                return job.run(opened, faces_of)
         finally:
             if self._running.get(session) is stop:
                 del self._running[session]

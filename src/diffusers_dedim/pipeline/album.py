@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusers_dedim.atomic import write_atomic
+from diffusers_dedim.atomic import remove_unfinished, write_atomic
 from diffusers_dedim.encoders import Recogniser
 from diffusers_dedim.errors import DeDiMError
 
@@ -34,6 +36,7 @@ SAME_PICTURE = 0.99
 MOST_AVOIDED = 8
 
 _FORMAT = "diffusers-dedim/album/1"
+_BLOCK = 256  # originals that lie together: their product with one more stays in the processor's cache
 
 
 @dataclass(eq=False)
@@ -99,15 +102,15 @@ class Album:
             raise ValueError(f"most: expected at least 1 result to push away from, got {most}.")
         self.same_person: float = same_person
         self.most: int = most
-        self._faces: list[AlbumFace] = []
+        self._known: _Known = _Known()
 
     def __len__(self) -> int:
         """Faces that it knows."""
-        return len(self._faces)
+        return len(self._known)
 
     def __iter__(self) -> Iterator[AlbumFace]:
         """The faces in the order in which they were done."""
-        return iter(self._faces)
+        return iter(tuple(self._known))
 
     def add(self, original: Tensor, result: Tensor) -> None:
         """Note what became of a face; the same picture again takes the place of what it was before.
@@ -149,30 +152,41 @@ class Album:
             torch.Size([0, 2])
         """
         self.check(original)
-        return AlbumFace(original, before=self.nearest(_kept(original), self._faces)).avoid
+        before, _ = self.compare(_kept(original))
+        return AlbumFace(original, before=before).avoid
 
     def clear(self) -> None:
         """Forget everybody."""
-        self._faces.clear()
+        self._known = _Known()
 
-    def nearest(self, original: Tensor, faces: list[AlbumFace]) -> tuple[AlbumFace, ...]:
-        """Those of ``faces`` that show the same person on another picture: the closest ``most``, the closest first."""
-        if not faces:
-            return ()
-        scores = _scores(original, faces)
-        order = scores.argsort(descending=True, stable=True).tolist()
-        same = [row for row in order if self.same_person <= scores[row] < SAME_PICTURE]
-        return tuple(faces[row] for row in same[: self.most])
+    def compare(
+        self, original: Tensor, others: Sequence[AlbumFace] = (), without: Collection[AlbumFace] = ()
+    ) -> tuple[tuple[AlbumFace, ...], list[AlbumFace]]:
+        """Who is the same person, and who the same picture, among the faces that it knows and some others.
 
-    def same_pictures(self, original: Tensor, faces: list[AlbumFace]) -> list[AlbumFace]:
-        """Those of ``faces`` that a face with this embedding takes the place of."""
-        if not faces:
-            return []
-        same = (_scores(original, faces) >= SAME_PICTURE).tolist()
-        return [face for face, again in zip(faces, same, strict=True) if again]
+        Args:
+            original: the guide's embedding, ``[D]`` or ``[K, D]``, float32 on the CPU.
+            others: faces that it does not know yet; in a tie they come last.
+            without: faces that do not count.
+
+        Returns:
+            Those that show the same person on another picture, the closest ``most``, the closest first; and those that
+            a face with this embedding takes the place of.
+        """
+        lowest = min(self.same_person, SAME_PICTURE)
+        alike = self._known.alike(original, lowest)
+        if others:
+            scores = _scores(torch.stack([face.original for face in others]), original)
+            alike += [(others[row], score) for row, score in _at_least(scores, lowest)]
+        alike = [each for each in alike if each[0] not in without]
+        # as float32, which the scores are
+        same_person, same_picture = np.float32(self.same_person), np.float32(SAME_PICTURE)
+        alike.sort(key=lambda each: each[1], reverse=True)  # stable: the order of those that are as close
+        before = (face for face, score in alike if same_person <= score < same_picture)
+        return tuple(islice(before, self.most)), [face for face, score in alike if score >= same_picture]
 
     def save(self, path: str | os.PathLike[str], face_encoder: nn.Module) -> None:
-        """Write it to a file that its owner alone can read.
+        """Write it to a file that its owner alone can read, and remove what a kill has left of earlier tries.
 
         **That is biometric data: keep it as you keep the photos.**
 
@@ -183,7 +197,7 @@ class Album:
         Raises:
             OSError: the file cannot be written.
         """
-        done = [face for face in self._faces if face.result is not None]
+        done = [face for face in self if face.result is not None]
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -193,6 +207,7 @@ class Album:
             results=np.array([face.result.numpy() for face in done if face.result is not None]),
         )
         write_atomic(path, buffer.getvalue(), private=True)
+        remove_unfinished(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], face_encoder: nn.Module, **settings: Any) -> Album:
@@ -204,14 +219,20 @@ class Album:
             **settings: as for the class.
 
         Raises:
-            DeDiMError: the file is no album, or was made with another guide.
+            DeDiMError: the file cannot be read, is no album, or was made with another guide.
             FileNotFoundError: there is no such file.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
-                kept = {name: content[name] for name in ("format", "guide", "originals", "results")}
+            data = io.BytesIO(Path(path).read_bytes())
         except FileNotFoundError:
             raise
+        except OSError as error:
+            raise DeDiMError(f"{path}: the album cannot be read ({error.strerror or error}).") from error
+        try:
+            with np.load(data, allow_pickle=False) as content:
+                kept = {name: content[name] for name in ("format", "guide", "originals", "results")}
+            if kept["originals"].shape != kept["results"].shape:
+                raise ValueError("it has not one result for each face")
         except Exception as error:  # no zip file, one cut off, objects in it, an array missing
             raise DeDiMError(f"{path}: this is no album of ours ({error}); give another file.") from error
         guide = Recogniser.of("", face_encoder).fingerprint
@@ -221,14 +242,18 @@ class Album:
                 "one; begin a new album under another name."
             )
         album = cls(**settings)
+        # none is the same picture as another, or it would not have been kept: they need not be compared again
         for original, result in zip(kept["originals"], kept["results"], strict=True):
-            album.add(torch.from_numpy(original), torch.from_numpy(result))
+            face = AlbumFace(torch.from_numpy(original), torch.from_numpy(result.copy()), settled=True)
+            album._known.add(face)
         return album
 
-    def note(self, face: AlbumFace) -> None:
-        """Put a face that is done at the end, in place of the same picture where there is one."""
-        again = set(self.same_pictures(face.original, self._faces))
-        self._faces = [*(each for each in self._faces if each not in again), face]
+    def note(self, face: AlbumFace) -> list[AlbumFace]:
+        """Put a face that is done at the end, in place of the same picture where there is one; returns those."""
+        _, again = self.compare(face.original)
+        self._known.remove(again)
+        self._known.add(face)
+        return again
 
     def check(self, original: Tensor) -> None:
         """Refuse an embedding that cannot be compared with those it holds.
@@ -239,9 +264,9 @@ class Album:
         Raises:
             ValueError: the shape is another.
         """
-        if self._faces and original.shape != self._faces[0].original.shape:
+        if len(self) and original.shape != self._known.shape:
             raise ValueError(
-                f"album: expected embeddings of shape {list(self._faces[0].original.shape)} like those it holds, got "
+                f"album: expected embeddings of shape {list(self._known.shape)} like those it holds, got "
                 f"{list(original.shape)}; begin a new Album for another recogniser."
             )
 
@@ -285,14 +310,15 @@ class AlbumQueue:
             ValueError: the album holds embeddings of another shape.
         """
         # by those that came, not by those that are done: how many are done hangs on how many are worked on at a time
-        earlier = [face for face in (*self.album, *self._under_way) if face not in self._replaced]
-        faces = []
+        faces, replaced = [], list[AlbumFace]()
         for original in originals:
             self.album.check(original)
             kept = _kept(original)
-            faces.append(AlbumFace(kept, before=self.album.nearest(kept, earlier)))
-            self._replaced |= set(self.album.same_pictures(kept, earlier))
+            before, again = self.album.compare(kept, self._under_way, self._replaced)
+            faces.append(AlbumFace(kept, before=before))
+            replaced += again
         self._under_way += faces
+        self._replaced.update(replaced)
         return faces
 
     def leave(self, face: AlbumFace, result: Tensor | None) -> None:
@@ -306,7 +332,8 @@ class AlbumQueue:
         face.result = None if result is None else _kept(result)
         self._under_way.remove(face)
         if face.result is not None and face not in self._replaced:
-            self.album.note(face)
+            self._replaced.difference_update(self.album.note(face))
+        self._replaced.discard(face)  # who is gone need not be remembered
 
 
 def _kept(embedding: Tensor) -> Tensor:
@@ -314,7 +341,71 @@ def _kept(embedding: Tensor) -> Tensor:
     return embedding.detach().float().cpu().clone()
 
 
-def _scores(original: Tensor, faces: list[AlbumFace]) -> Tensor:
-    """Cosine of an original with those of faces, the mean over the members of an ensemble: ``[N]``."""
-    cosines = (torch.stack([face.original for face in faces]) * original).sum(-1)
+def _scores(originals: Tensor, original: Tensor) -> Tensor:
+    """Cosine of each of some originals with another one, the mean over the members of an ensemble: ``[N]``.
+
+    No matrix product: that adds up in an order that hangs on how many rows there are, and a face that is as close as
+    the line says would be the same person or not by where it lies.
+    """
+    cosines = (originals * original).sum(-1)
     return cosines if cosines.ndim == 1 else cosines.mean(1)
+
+
+def _at_least(scores: Tensor, lowest: float) -> list[tuple[int, float]]:
+    """Row and score of those that are ``lowest`` or more."""
+    rows = (scores >= lowest).nonzero()[:, 0]
+    return list(zip(rows.tolist(), scores[rows].tolist(), strict=True))
+
+
+class _Known:
+    """Faces in their order, their originals in blocks: one is compared with all without gathering them first.
+
+    Blocks do not move, so a face's original is a view of its row, and nothing is held twice.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[AlbumFace, int] = {}
+        self._faces: list[AlbumFace | None] = []  # by row; None where one was removed
+        self._blocks: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[AlbumFace]:
+        return iter(self._rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the embeddings; where there is a face."""
+        return self._blocks[0].shape[1:]
+
+    def add(self, face: AlbumFace) -> None:
+        """Put a face at the end."""
+        number, place = divmod(len(self._faces), _BLOCK)
+        if number == len(self._blocks):
+            with torch.inference_mode(False):  # what is made under it could not be written to without it
+                self._blocks.append(torch.empty(_BLOCK, *face.original.shape))
+        self._rows[face] = len(self._faces)
+        self._faces.append(face)
+        face.original = self._blocks[number][place].copy_(face.original)
+
+    def remove(self, faces: Iterable[AlbumFace]) -> None:
+        """Take faces out."""
+        for face in faces:
+            self._faces[self._rows.pop(face)] = None
+            face.original = face.original.clone()  # keeps no block in memory
+        if len(self._faces) > 2 * len(self._rows) + _BLOCK:  # most rows are nobody's
+            left, rest = list(self._rows), _Known()
+            for face in left:
+                rest.add(face)
+            self._rows, self._faces, self._blocks = rest._rows, rest._faces, rest._blocks
+
+    def alike(self, original: Tensor, lowest: float) -> list[tuple[AlbumFace, float]]:
+        """Those whose score with an original is ``lowest`` or more, with it, in their order."""
+        found: list[tuple[AlbumFace, float]] = []
+        for number, block in enumerate(self._blocks):
+            first = number * _BLOCK
+            scores = _scores(block[: len(self._faces) - first], original)
+            pairs = ((self._faces[first + row], score) for row, score in _at_least(scores, lowest))
+            found += [(face, score) for face, score in pairs if face is not None]
+        return found

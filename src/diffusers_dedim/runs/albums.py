@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers_dedim.atomic import remove_unfinished
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.runs.jobs import RunError, display_name
@@ -18,6 +19,11 @@ _PHOTOS_BETWEEN = 25  # what a kill may lose of the file; a faces' embeddings ar
 NEW_ALBUM = (
     "the album begins anew with this resumed run: the photos done before are not told apart from these "
     "(--keep-album FILE keeps it from one run to the next)"
+)
+
+NO_ALBUM_ON_RAY = (
+    "Ray's workers have no album: protected photos of one person may find each other; protect those that will be seen "
+    "beside one another in a run without Ray (--no-album leaves out this note)"
 )
 
 
@@ -71,6 +77,8 @@ class AlbumKeeper:
             yield
             return
         self._guide = getattr(pipe, "face_encoder", None)
+        if self.path is not None:
+            remove_unfinished(self.path)  # of a run that was killed while it wrote: biometric data too
         self.album = self._load() if self.path is not None and self.path.exists() else Album()
         try:
             yield

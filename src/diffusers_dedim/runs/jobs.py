@@ -129,6 +129,20 @@ def display_name(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
+def one_line(message: str) -> str:
+    """A message that is safe to print, its lines one after another.
+
+    Example:
+        >>> one_line("2 weights are missing:" + chr(10) + chr(9) + "a.weight" + chr(10) + chr(9) + "a.bias" + chr(27))
+        '2 weights are missing: a.weight; a.bias?'
+    """
+    text = ""
+    for line in filter(None, (line.replace("\t", " ").strip() for line in message.splitlines())):
+        between = " " if text.endswith((":", ";", ",", ".", "!", "?", "(", "[", "{")) else "; "
+        text = f"{text}{between}{line}" if text else line
+    return display_name(text)
+
+
 def result_names(name: str) -> tuple[str, ...]:
     """Names below the output folder that a result of the photo ``name`` may have; its format may decide the ending.
 

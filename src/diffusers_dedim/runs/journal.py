@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from diffusers_dedim.atomic import named_errors
+
 BEGUN, STOPPED = "begun", "stopped"
 """Kinds of rows that say when work on a thing began, and that it was under way when the process ended alive."""
 
@@ -149,7 +151,7 @@ class Journal:
         data = b"".join(map(row_line, rows))
         if not data:
             return
-        with self.path.open("ab") as file:
+        with named_errors(self.path), self.path.open("ab") as file:
             if self._whole is not None:
                 file.truncate(self._whole)
             self._whole = file.seek(0, os.SEEK_END)  # until all of it is there

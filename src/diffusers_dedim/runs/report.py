@@ -18,7 +18,7 @@ from PIL import Image
 from diffusers_dedim.atomic import write_pieces
 from diffusers_dedim.errors import UnreadablePhotoError
 from diffusers_dedim.images.files import read_photo
-from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name, is_video
+from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name, is_video, one_line
 from diffusers_dedim.runs.manifest import MANIFEST_NAME
 from diffusers_dedim.runs.records import PhotoRecord, RunResult
 
@@ -141,7 +141,7 @@ def render_report(result: RunResult) -> Iterator[str]:
         shown_photos=min(len(written), PHOTOS_SHOWN),
         manifest=MANIFEST_NAME,
         failures=[
-            (display_name(record.name), STATUS_WORDS[record.status], display_name(record.reason))
+            (display_name(record.name), STATUS_WORDS[record.status], one_line(record.reason))
             for record in result.failures
         ],
         settings={

@@ -196,7 +196,8 @@ class FolderRun:
             on_frame: called after each frame of a video, see `OnFrame`.
 
         Raises:
-            RunError: the output folder cannot be written, or another run is writing or has written to it.
+            RunError: the output folder cannot be written, another run is writing or has written to it, or the system
+                fails otherwise; it names the file, where the system does.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -212,7 +213,7 @@ class FolderRun:
                     if on_done is not None:
                         on_done(record)
         except OSError as error:
-            raise RunError(f"{self.out}: cannot be written ({error.strerror or error})") from error
+            raise RunError(_what_failed(error, self.out)) from error
         jobs = self.plan.jobs
         return RunResult(
             self.out,
@@ -343,6 +344,17 @@ def _set_aside(
 def _targets(job: PhotoJob) -> tuple[Path, Path]:
     """Where a result of the job may be; what an earlier run has left there would pass for this one's."""
     return job.target, job.partial_target
+
+
+def _what_failed(error: OSError, out: Path) -> str:
+    """In words: only of what lies in the output folder, or has to be there for it, is it that it cannot be written."""
+    why = error.strerror or str(error) or type(error).__name__
+    if not isinstance(error.filename, (str, bytes)):
+        return f"the run was ended by an error of the system that names no file ({why}); go on with --resume"
+    file = Path(os.fsdecode(error.filename))
+    place, folder = file.absolute(), out.absolute()
+    ours = place.is_relative_to(folder) or folder.is_relative_to(place)
+    return f"{file}: cannot be written ({why})" if ours else f"{file}: {why}"
 
 
 def _stamp(out: Path) -> tuple[int, int] | None:

@@ -7,13 +7,14 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffusers_dedim.extras import import_extra
+from diffusers_dedim.runs.albums import NO_ALBUM_ON_RAY
 from diffusers_dedim.runs.jobs import RunError, remove_temporaries
 from diffusers_dedim.runs.manifest import (
     Manifest,
@@ -218,7 +219,7 @@ def run_ray(
     Args:
         inputs: folders and photos, parquet files, or webdataset ``.tar`` files; see `read_rows`.
         out: output folder.
-        settings: what decides the result.
+        settings: what decides the result; there is no album, and where one is wanted the notes say so.
         load: makes the pipeline; is sent to the actors.
         workers: actors that hold a pipeline.
         accelerators: GPUs each actor takes, 0 for none.
@@ -242,7 +243,7 @@ def run_ray(
     if output not in ("files", "parquet"):
         raise ValueError(f'output: expected "files" or "parquet", got {output!r}.')
     started, folder = time.monotonic(), Path(out).resolve()
-    settings = replace(settings, album=False)  # the workers do not know of each other's faces
+    album_wanted, settings = settings.album, replace(settings, album=False)  # workers share no faces
     _start_ray(workers, accelerators)
     source = read_rows(inputs, folder, _MOST_DEATHS)
     _refuse_mistakes(settings)
@@ -269,8 +270,13 @@ def run_ray(
         len(plan.finished),
         source.other_files,
         time.monotonic() - started,
-        manifest.notes,
+        (*manifest.notes, *_album_notes(records.values())) if album_wanted else manifest.notes,
     )
+
+
+def _album_notes(records: Iterable[PhotoRecord]) -> tuple[str, ...]:
+    """What somebody should know who expects an album: nothing where no two photos have become protected ones."""
+    return (NO_ALBUM_ON_RAY,) if sum(record.status == "protected" for record in records) > 1 else ()
 
 
 def _refuse_mistakes(settings: RunSettings) -> None:
