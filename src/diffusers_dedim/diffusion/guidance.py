@@ -320,7 +320,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         if discriminator is not None:
             with autocast_as(getattr(pipeline, "unet", None), blend.device):
                 back = realism_gradient(discriminator, blend, x_org, mask, step_index)
-            push = push + self.realism * _unit_rms(mask * self._smooth(back), mask)
+            push = push + self.realism * _unit_rms(mask * back, mask)
             push = _unit_rms(push, mask) if hides else push
         pushed = (x_0 - self.step_size * push).clamp(-1, 1)
         callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)

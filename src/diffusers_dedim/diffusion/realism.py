@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import gaussian_blur
 
-NOISE_LEVEL = 0.05
+NOISE_LEVEL = 0.1
 """Standard deviation, in [-1, 1] units, of the noise under which a discriminator is asked."""
+_KERNEL, _SMOOTHING = 9, 1.8  # px: what is finer than this is drawn as specks, on lips above all
 _SHARPNESS = 2.0  # of the hinge: a place that looks as much like a photo as it did before pushes no more
 
 
@@ -31,7 +33,7 @@ def realism_gradient(
         step_index: number of the step in its round.
 
     Returns:
-        ``[N, 3, H, W]``, the same in each channel.
+        ``[N, 3, H, W]``, the same in each channel, without what is finer than a few px.
 
     Example:
         >>> dark = lambda crops, noise_level: -crops.mean(1, keepdim=True)
@@ -49,4 +51,5 @@ def realism_gradient(
         rows, columns = excess.shape[2:]
         weight = functional.adaptive_avg_pool2d(mask, (rows, columns))
         (gradient,) = torch.autograd.grad((functional.softplus(_SHARPNESS * excess) * weight).sum(), seen)
-    return gradient.mean(1, keepdim=True).expand_as(gradient)
+    grey: Tensor = gaussian_blur(gradient.mean(1, keepdim=True), [_KERNEL, _KERNEL], [_SMOOTHING, _SMOOTHING])
+    return grey.expand_as(gradient)
