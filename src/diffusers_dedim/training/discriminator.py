@@ -56,7 +56,7 @@ class DiscriminatorTask(PairTask):
         model: PatchDiscriminator | None = None,
     ) -> None:
         super().__init__(train_data, val_data, config)
-        self.model = model or PatchDiscriminator()
+        self.model: nn.Module = model or PatchDiscriminator()
         self.config: DiscriminatorConfig = config
         self._new = model is None
         self._noise = _NOISE

@@ -125,7 +125,7 @@ class PurifierTask(PairTask):
         model: PurifierNet | None = None,
     ) -> None:
         super().__init__(train_data, val_data, config)
-        self.model = model or PurifierNet()
+        self.model: nn.Module = model or PurifierNet()
         self.encoder: nn.Module = encoder.eval().requires_grad_(False)
         self.config: PurifierConfig = config
 
