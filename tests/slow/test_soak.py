@@ -105,13 +105,13 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.
     source, out = folder(tmp_path / "in", 12), tmp_path / "out"
     write, calls = atomic.write_pieces, []
 
-    def full(path: Path, pieces: object, times: object = None) -> None:
+    def full(path: Path, pieces: object, times: object = None, **options: bool) -> None:
         calls.append(path)
         if len(calls) in (4, 5, 9):
             Path(path).with_name(f"{TEMPORARY_PREFIX}half").write_bytes(b"half")
             Path(path).with_name(f"{TEMPORARY_PREFIX}half").unlink()
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, pieces, times)
+        write(path, pieces, times, **options)
 
     monkeypatch.setattr(atomic, "write_pieces", full)
     result = FolderRun([source], out, RunSettings(seed=0)).execute(FakePipeline())

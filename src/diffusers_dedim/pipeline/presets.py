@@ -189,12 +189,11 @@ PRESETS: dict[str, DeDiMPreset] = {
         max_rounds=100,
         threshold=0.2,
     ),
-    # dedim evaluate, 500 LFW probes: rank-1 by both guides and dlib 0.00, casia 0.002, FaceNet 0.004, mbf_w2 0.23;
-    # PSNR 33.2, SSIM 0.950; 34 denoiser calls a face. How it was chosen: D16 to D21 in docs/paper.md.
+    # dedim evaluate, 500 LFW probes: rank-1 by both guides and dlib 0.000, casia 0.002, FaceNet 0.014, mbf_w2 0.258;
+    # PSNR 33.1, SSIM 0.949; 40 denoiser calls a face. How it was chosen: D16 to D26 in docs/paper.md.
     "fast": _FAST,
-    # python -m benchmarks.settings dedim:gentle dedim dedim:strong, 24 UTKFace faces, cosine with the original by
-    # casia, FaceNet, mbf_w2: gentle 0.14, 0.23, 0.29 at SSIM 0.964 and 35.1 dB; fast 0.03, 0.08, 0.22 at 0.950
-    # and 33.3; strong -0.08, -0.02, 0.16 at 0.940 and 32.2 (before 30a7e37, which changes less at the temples).
+    # dedim evaluate --limit 100, mbf_w2: gentle 0.48 at SSIM 0.962 and 34.4 dB, fast 0.25 at 0.948 and 32.9, strong
+    # 0.12 at 0.938 and 31.7.
     "gentle": replace(
         _FAST,
         threshold=0.62,
