@@ -66,7 +66,7 @@ def _root(
 
 @app.command(add_help_option=False, **_MOUNTED)
 def train(context: typer.Context) -> None:
-    """Train a network: unet, encoder, landmarks, visibility or purifier; see dedim train --help."""
+    """Train a network: unet, encoder, landmarks, visibility, discriminator, purifier; see dedim train --help."""
     with plain_errors(STOPPED_TRAINING):
         from diffusers_dedim.cli.train import app as training
 

@@ -275,6 +275,7 @@ class DiscriminatorConfig(PairConfig):
     ema_decay: float = 0.99
     grad_clip: float = 5.0
     pairs: int = 1200
+    method: str = "dedim@realism=0"  # what a discriminator has led already shows few traces
     val_images: int = 200
     patch_weight: float = setting(0.3, "Weight of the cross-entropy of every patch by itself.")
     penalty_weight: float = setting(
