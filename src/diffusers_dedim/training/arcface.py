@@ -84,7 +84,7 @@ class ArcFaceNet(nn.Module):
         self.encoder.save_pretrained(folder, **options)
 
 
-class ArcFaceTask(FaceTask):
+class ArcFaceTask(FaceTask[FaceCrops]):
     """Tell the identities of the training faces apart by a margin of the angle.
 
     Args:

@@ -70,7 +70,7 @@ def _error(ours: Tensor, goal: Tensor, scale: Tensor | None = None) -> Tensor:
     return nn.functional.mse_loss(ours.float(), goal.float()) / spread.clamp_min(1e-12)
 
 
-class BlockwiseTask(FaceTask):
+class BlockwiseTask(FaceTask[FaceCrops]):
     """Let each block do what the teacher's block does, first to the teacher's input of it, then to the student's.
 
     Block by block a deep network is as many shallow ones, each of which sees thousands of places a face: what is

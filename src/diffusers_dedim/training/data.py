@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -351,6 +351,23 @@ def check_batch_size(batch_size: int, length: int) -> None:
         raise ValueError(f"batch_size: {batch_size} is more than the {length} images of the data.")
 
 
+class FaceData(Protocol):
+    """What a task trains on: faces by their number, and a fingerprint of them all."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is stored."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Tensor]:
+        """A face, or a pair of them."""
+        ...
+
+
 class ResumableBatches(Sampler[list[int]]):
     """Endless shuffled batches of indices that depend only on ``seed`` and their number, so a resumed
     training sees exactly the batches that an uninterrupted one would have seen.
@@ -390,7 +407,7 @@ class ResumableBatches(Sampler[list[int]]):
 
 
 def batches(
-    dataset: Dataset[dict[str, Tensor]],
+    dataset: FaceData,
     batch_size: int,
     seed: int,
     start_batch: int,
@@ -399,8 +416,14 @@ def batches(
     pin_memory: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Endless collated batches from ``start_batch`` on, in pinned memory if they are to be copied to CUDA."""
-    sampler = ResumableBatches(len(dataset), batch_size, seed, start_batch)  # type: ignore[arg-type]
-    return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, pin_memory=pin_memory))
+    sampler = ResumableBatches(len(dataset), batch_size, seed, start_batch)
+    loader: Any = DataLoader(
+        dataset,  # type: ignore[arg-type]  # it asks for no more than this
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+    )
+    return iter(loader)
 
 
 def to_model_range(images: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from diffusers_dedim.models.discriminator import PATCH, PatchDiscriminator
 from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.config import DiscriminatorConfig
 from diffusers_dedim.training.data import to_model_range
-from diffusers_dedim.training.loop import Batch, cosine_decay
-from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs, PairTask
+from diffusers_dedim.training.loop import Batch, FaceTask, cosine_decay
+from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs
 
 LEVELS = (0.02, 0.05, 0.1)
 """Standard deviations of the noise at which held-out pairs are measured."""
@@ -30,7 +30,7 @@ _PENALISED = 0.25  # share of the steps with a gradient penalty, which take long
 _CLOSED = 5  # px: a change reaches this far, so that a face's has no holes
 
 
-class DiscriminatorTask(PairTask):
+class DiscriminatorTask(FaceTask[FacePairs]):
     """Tell a protected face from its own original, and every patch of it by itself, where the two differ.
 
     Both sides get the same flip, place, light and noise, so that nothing but the protection tells them apart.

@@ -28,7 +28,7 @@ from diffusers_dedim.training.teacher import (
 )
 
 
-class EncoderTask(FaceTask):
+class EncoderTask(FaceTask[FaceCrops]):
     """Let the student answer as the teacher does to the same augmented crops (function matching, Beyer et al. 2022).
 
     The teacher's embedding is reduced to the student's dimension by PCA: the leading directions keep the

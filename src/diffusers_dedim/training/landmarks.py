@@ -22,7 +22,7 @@ from diffusers_dedim.training.loop import Batch, FaceTask
 _JAW_POINTS = 17
 
 
-class LandmarkTask(FaceTask):
+class LandmarkTask(FaceTask[FaceCrops]):
     """L1 regression of 51 points under small similarity transforms, colour change and noise.
 
     Args:

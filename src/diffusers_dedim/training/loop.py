@@ -1,4 +1,4 @@
-"""One training loop for the three networks: time budget, EMA, bf16, checkpoints, log."""
+"""One training loop for all networks: time budget, EMA, bf16, checkpoints, log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -27,9 +27,10 @@ from diffusers_dedim.training.accelerator import (
 )
 from diffusers_dedim.training.checkpoint import check_run, replace_folder, write_json
 from diffusers_dedim.training.config import LoopConfig, TrainConfig
-from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size
+from diffusers_dedim.training.data import FaceData, batches, check_batch_size
 
 Batch = dict[str, Tensor]
+_Data = TypeVar("_Data", bound=FaceData)
 _SETTLING_BATCHES = 100
 
 
@@ -314,11 +315,11 @@ def _validate(session: _Session) -> dict[str, float]:
     return figures
 
 
-class FaceTask:
-    """Base of the tasks: crops in batches, and what a resumed training must share with the first.
+class FaceTask(Generic[_Data]):
+    """Base of the tasks: crops, or pairs of them, in batches, and what a resumed training must share with the first.
 
     Args:
-        train_data, val_data: see `FaceCrops`.
+        train_data, val_data: `FaceCrops` or `FacePairs`.
         config: batch size, seed and number of worker processes are read.
 
     Attributes:
@@ -330,10 +331,10 @@ class FaceTask:
 
     model: nn.Module
 
-    def __init__(self, train_data: FaceCrops, val_data: FaceCrops, config: TrainConfig) -> None:
+    def __init__(self, train_data: _Data, val_data: _Data, config: TrainConfig) -> None:
         check_batch_size(config.batch_size, len(train_data))
-        self.train_data: FaceCrops = train_data
-        self.val_data: FaceCrops = val_data
+        self.train_data: _Data = train_data
+        self.val_data: _Data = val_data
         self._loading = config
 
     def identity(self) -> dict[str, Any]:
@@ -346,7 +347,7 @@ class FaceTask:
         return cosine_decay(share)
 
     def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield what `FaceCrops` holds, collated."""
+        """Yield what the data holds, collated."""
         config = self._loading
         return batches(
             self.train_data,

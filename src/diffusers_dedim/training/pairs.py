@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffusers_dedim.training.config import PairConfig
-from diffusers_dedim.training.data import FaceCrops, batches, check_batch_size
-from diffusers_dedim.training.loop import Batch
+from diffusers_dedim.training.data import FaceCrops
 
 PAIR_PARTS = ("protected", "original")
 """What a folder of pairs holds: ``NAME.parquet``, or a folder NAME of images, for each."""
@@ -62,46 +58,6 @@ class FacePairs(Dataset[dict[str, Tensor]]):
         """SHA-256 over both sides as they are stored."""
         prints = " ".join(side.fingerprint for side in self.sides)
         return hashlib.sha256(f"{prints} {self.rows}".encode()).hexdigest()
-
-
-class PairTask:
-    """Base of the tasks on pairs: pairs in batches, and what a resumed training must share with the first.
-
-    Args:
-        train_data, val_data: pairs.
-        config: batch size, seed and number of worker processes are read.
-
-    Attributes:
-        model: the network, which the subclass makes.
-
-    Raises:
-        ValueError: the batch is larger than the training data.
-    """
-
-    model: nn.Module
-
-    def __init__(self, train_data: FacePairs, val_data: FacePairs, config: PairConfig) -> None:
-        check_batch_size(config.batch_size, len(train_data))
-        self.train_data: FacePairs = train_data
-        self.val_data: FacePairs = val_data
-        self._loading = config
-
-    def identity(self) -> dict[str, Any]:
-        """Fingerprint of the training pairs; the held-out ones are looked through too."""
-        _ = self.val_data.fingerprint
-        return {"data": self.train_data.fingerprint}
-
-    def batches(self, start_batch: int) -> Iterator[Batch]:
-        """Yield pairs, collated."""
-        config = self._loading
-        return batches(
-            self.train_data,
-            config.batch_size,
-            config.seed,
-            start_batch,
-            config.num_workers,
-            pin_memory=next(self.model.parameters()).is_cuda,
-        )
 
 
 def _find_part(folder: Path, name: str) -> Path:

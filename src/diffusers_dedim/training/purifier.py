@@ -19,8 +19,8 @@ from diffusers_dedim.models.blocks import check_crops
 from diffusers_dedim.training.augment import random_similarity
 from diffusers_dedim.training.config import PurifierConfig
 from diffusers_dedim.training.data import to_model_range
-from diffusers_dedim.training.loop import Batch, cosine_decay
-from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs, PairTask
+from diffusers_dedim.training.loop import Batch, FaceTask
+from diffusers_dedim.training.pairs import PAIR_PARTS, FacePairs
 
 _CHANNELS = (32, 64, 96)  # at 56, 28 and 14 px
 _DEPTHS = (1, 2, 3)  # residual convolutions on the way down; up again as many, but for the coarsest map
@@ -101,7 +101,7 @@ class _Residual(nn.Module):
         return x + functional.relu(self.layer(x))
 
 
-class PurifierTask(PairTask):
+class PurifierTask(FaceTask[FacePairs]):
     """Bring protected faces back: by their pixels, and to what the guides answer to the originals.
 
     Args:
@@ -128,10 +128,6 @@ class PurifierTask(PairTask):
         self.model: nn.Module = model or PurifierNet()
         self.encoder: nn.Module = encoder.eval().requires_grad_(False)
         self.config: PurifierConfig = config
-
-    def begin_step(self, share: float) -> float:
-        """Follow a cosine over the budget down to 1 % of the peak rate."""
-        return cosine_decay(share)
 
     def loss(self, model: Callable[..., Any], batch: Batch, generator: torch.Generator) -> Tensor:
         """Squared error of the pixels as a share of the protection's, plus ``identity_weight`` (1 - cosine).

@@ -20,7 +20,7 @@ from diffusers_dedim.training.loop import Batch, FaceTask
 VALIDATION_TIMESTEPS = (25, 50, 99, 200)  # of T = 1000; DESIGN and the cards quote the same ones
 
 
-class UNetTask(FaceTask):
+class UNetTask(FaceTask[FaceCrops]):
     """Epsilon prediction on random crops, masked by alpha, with extra weight on low timesteps.
 
     Args:

@@ -31,7 +31,7 @@ _COVERS = (0.3, 0.55, 0.15)  # shares of the crops with no, one and two covers
 _LARGEST_LOSS = 2.5
 
 
-class VisibilityTask(FaceTask):
+class VisibilityTask(FaceTask[FaceCrops]):
     """Cross-entropy of the visible face, under drawn covers, far turns of the head and photo edges.
 
     Args:
