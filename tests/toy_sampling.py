@@ -58,14 +58,13 @@ def run(
 ) -> SampleResult:
     encoder = encoder or ToyEncoder(SIZE).double().requires_grad_(False)
     scheduler = scheduler_for(start, steps)
-    settings: dict[str, Any] = {"threshold": 0.2, "max_rounds": 3, **changes}
+    settings: dict[str, Any] = {"threshold": 0.2, "max_rounds": 3, "generators": seeded(*seeds), **changes}
     return sample_dedim(
         x_org,
         mask,
         unet=unet,
         scheduler=scheduler,
         face_encoder=encoder,
-        generators=seeded(*seeds),
         guidance=None if scale is None else IdentityGuidance(scale),
         pipeline=SimpleNamespace(face_encoder=encoder, scheduler=scheduler),
         **settings,

@@ -8,7 +8,7 @@ from torch import Tensor
 from toy_sampling import faces, seeded, toy_unet
 from toys import ToyEncoder
 
-from diffusers_dedim.diffusion.denoisers import FACE_WINDOW, WindowedDenoiser, window_denoiser, window_for
+from diffusers_dedim.diffusion.denoisers import FACE_WINDOW, WindowedDenoiser, round_denoiser, window_for
 from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
 from diffusers_dedim.diffusion.schedule import make_scheduler, predict_x_0
 from diffusers_dedim.diffusion.solvers import prepare_scheduler
@@ -65,15 +65,13 @@ def test_a_mask_larger_than_the_window_gets_the_whole_crop_and_the_others_theirs
         sizes.append(tuple(x_t.shape))
         return x_t.mean((1, 2, 3), keepdim=True).expand_as(x_t)
 
-    x_org, x_t = (
-        torch.zeros(2, 3, 112, 112),
-        torch.randn(4, 3, 112, 112),
-    )  # as with their originals beside them
-    both = WindowedDenoiser(unet, make_scheduler(), FACE_WINDOW, x_org, masks)(x_t, 99)
+    x_org, x_t = torch.zeros(4, 3, 112, 112), torch.randn(4, 3, 112, 112)
+    twice = torch.cat([masks, masks])  # as with their originals beside them
+    both = WindowedDenoiser(unet, make_scheduler(), FACE_WINDOW, x_org, twice)(x_t, 99)
     assert sizes == [(2, 3, *FACE_WINDOW), (2, 3, 112, 112)]
     for face in range(2):
         rows = [face, face + 2]
-        alone = WindowedDenoiser(unet, make_scheduler(), FACE_WINDOW, x_org[:1], masks[face : face + 1])
+        alone = WindowedDenoiser(unet, make_scheduler(), FACE_WINDOW, x_org[rows], twice[rows])
         torch.testing.assert_close(alone(x_t[rows], 99), both[rows])
 
 
@@ -122,5 +120,19 @@ def test_the_window_fits_the_denoiser() -> None:
     assert window_for(levels(7), (112, 112)) is None  # 128 px are more than there are
     assert window_for(levels(4), (88, 96)) is None
     assert window_for(torch.nn.Identity(), (112, 112)) is None  # nobody knows what fits
-    unet = torch.nn.Identity()
-    assert window_denoiser(unet, make_scheduler(), None, torch.zeros(1), torch.zeros(1)) is unet
+
+
+def test_neither_window_nor_share_leaves_the_denoiser_itself() -> None:
+    x_org = torch.zeros(1, 3, SIZE, SIZE)
+    denoise = round_denoiser(
+        toy_unet,
+        make_scheduler(),
+        x_org,
+        x_org[:, :1],
+        x_org,
+        seeded(1),
+        share=0.0,
+        window=None,
+        known=[None],
+    )
+    assert denoise is toy_unet

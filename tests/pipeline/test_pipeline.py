@@ -476,7 +476,7 @@ def test_the_bar_shows_that_a_long_batch_is_alive(
     pipe.set_progress_bar_config(disable=False, mininterval=0)
     pipe(crop, preset=tiny_preset(threshold=1e-9, max_rounds=2), aligned=True)
     shown = capsys.readouterr().err
-    assert "step 1, 1 faces left" in shown
+    assert "step 1, 1 images" in shown
     assert "1/1" in shown
 
 

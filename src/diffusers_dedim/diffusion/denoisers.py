@@ -21,16 +21,23 @@ class CorrectedDenoiser:
     taken off the face's. With a share of 1 an unguided round returns the original itself; with 0 it is the
     denoiser's alone. What guidance has changed is no part of the original, so the denoiser still redraws that.
 
-    Each call stands for one timestep, in the scheduler's order, and costs the denoiser twice the images.
+    Each call stands for one timestep, in the scheduler's order, and costs the denoiser twice the images; less for
+    faces whose errors are known from an earlier round with the same noise (`NoiseDraws`).
 
     Args:
-        unet: epsilon prediction (x_t ``[2 n, 3, H, W]``, timestep) -> ``[2 n, 3, H, W]``.
+        unet: epsilon prediction (x_t ``[n + m, 3, H, W]``, timestep) -> ``[n + m, 3, H, W]``; the m images behind
+            the n faces are the originals of those whose errors are not known, in their order.
         scheduler: with the timesteps of the round set (`prepare_scheduler`); it is copied, its memory is not touched.
         share: of the error that is taken off, in [0, 1].
         x_org: originals ``[n, 3, H, W]`` in [-1, 1].
         noise: what the faces were diffused with, ``[n, 3, H, W]``.
         generators: those of the faces, as they stand when the round's first step is due; copied, nothing is drawn
             from them.
+        known: the errors ``[S, 3, H, W]`` of each face under this noise in the S steps of a round, None where they
+            are not known; None for all of them.
+
+    Attributes:
+        errors: of each face ``[S, 3, H, W]``, once all steps are taken.
 
     Source:
         Ours, not the paper's: D16 in docs/paper.md. Related: the noise maps of "edit-friendly" DDPM inversion
@@ -58,34 +65,49 @@ class CorrectedDenoiser:
         x_org: Tensor,
         noise: Tensor,
         generators: Sequence[torch.Generator],
+        known: Sequence[Tensor | None] | None = None,
     ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share: expected a number in [0, 1], got {share}.")
-        self._unet, self._scheduler, self._share, self._x_org = unet, copy.deepcopy(scheduler), share, x_org
-        self._original = scheduler.add_noise(x_org, noise, scheduler.timesteps[:1])  # x_t of the original
-        self._twins = [_twin(generator) for generator in generators]
+        self._unet, self._scheduler, self._share = unet, copy.deepcopy(scheduler), share
+        self._known = [None] * len(x_org) if known is None else list(known)
+        self._new = unknown(self._known)
+        rows = torch.tensor(self._new, device=x_org.device, dtype=torch.long)
+        self._rows, self._x_org = rows, x_org[rows]
+        # x_t of the originals
+        self._original = scheduler.add_noise(self._x_org, noise[rows], scheduler.timesteps[:1])
+        self._twins = [_twin(generators[face]) for face in self._new]
+        self._steps: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
-        """Predict the noise in ``x_t`` ``[n, 3, H, W]``, and take the original one timestep on."""
-        eps, eps_original = self._unet(torch.cat([x_t, self._original]), timestep).chunk(2)
-        ac_t = self._scheduler.alphas_cumprod[timestep].to(x_t.device, x_t.dtype)
-        noise = (self._original - ac_t.sqrt() * self._x_org) / (1 - ac_t).sqrt()
-        step = self._scheduler.step(noise, timestep, self._original, generator=self._twins)
-        self._original = step.prev_sample
-        corrected: Tensor = eps + self._share * (noise - eps_original)
+        """Predict the noise in ``x_t`` ``[n, 3, H, W]``, and take the originals one timestep on."""
+        eps = self._unet(torch.cat([x_t, self._original]), timestep)
+        error = self._error(eps[len(x_t) :], timestep)
+        self._steps.append(error)
+        corrected: Tensor = eps[: len(x_t)] + self._share * error
         return corrected
 
+    @property
+    def errors(self) -> list[Tensor]:
+        return list(torch.stack(self._steps, dim=1))
 
-def correct_denoiser(
-    unet: Denoiser,
-    scheduler: Any,
-    share: float,
-    x_org: Tensor,
-    noise: Tensor,
-    generators: Sequence[torch.Generator],
-) -> Denoiser:
-    """Return a `CorrectedDenoiser` for one round, or the denoiser itself where the share is 0."""
-    return unet if share == 0 else CorrectedDenoiser(unet, scheduler, share, x_org, noise, generators)
+    def _error(self, eps: Tensor, timestep: int) -> Tensor:
+        """The error on each face's original, known or from what is predicted for those that are not."""
+        step = len(self._steps)
+        error = [None if each is None else each[step] for each in self._known]
+        if self._new:
+            ac_t = self._scheduler.alphas_cumprod[timestep].to(eps.device, eps.dtype)
+            noise = (self._original - ac_t.sqrt() * self._x_org) / (1 - ac_t).sqrt()
+            after = self._scheduler.step(noise, timestep, self._original, generator=self._twins)
+            self._original = after.prev_sample
+            for face, each in zip(self._new, noise - eps, strict=True):
+                error[face] = each
+        return torch.stack([each for each in error if each is not None])
+
+
+def unknown(known: Sequence[Tensor | None]) -> list[int]:
+    """Places of what is not known."""
+    return [place for place, each in enumerate(known) if each is None]
 
 
 def _twin(generator: torch.Generator) -> torch.Generator:
@@ -111,7 +133,7 @@ class WindowedDenoiser:
             edges it should say what it says of a whole crop.
         scheduler: its ``alphas_cumprod`` is read.
         size: rows and columns of the windows, for this denoiser (`window_for`).
-        x_org: originals ``[N, 3, H, W]`` in [-1, 1].
+        x_org: originals ``[N, 3, H, W]`` in [-1, 1] of the images that it is called on.
         mask: ``[N, 1, H, W]``; 0 = original.
 
     Source:
@@ -138,35 +160,49 @@ class WindowedDenoiser:
         self._windowed, self._whole = fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
-        """Predict the noise in ``x_t`` ``[k * N, 3, H, W]``, k times the faces in their order."""
-        count = len(self._x_org)
-        times = len(x_t) // count
+        """Predict the noise in ``x_t`` ``[N, 3, H, W]``."""
         alpha = self._scheduler.alphas_cumprod[timestep].to(x_t.device, x_t.dtype)
-        eps: Tensor = (x_t - alpha.sqrt() * self._x_org.repeat(times, 1, 1, 1)) / (1 - alpha).sqrt()
+        eps: Tensor = (x_t - alpha.sqrt() * self._x_org) / (1 - alpha).sqrt()
         if len(self._windowed):
             window = (
-                _each_time(self._windowed, count, times)[:, None, None, None],
+                self._windowed[:, None, None, None],
                 torch.arange(x_t.shape[1], device=x_t.device)[:, None, None],
-                self._rows[self._windowed].repeat(times, 1)[:, None, :, None],
-                self._columns[self._windowed].repeat(times, 1)[:, None, None, :],
+                self._rows[self._windowed][:, None, :, None],
+                self._columns[self._windowed][:, None, None, :],
             )
             eps[window] = self._unet(x_t[window], timestep)
         if len(self._whole):
-            images = _each_time(self._whole, count, times)
-            eps[images] = self._unet(x_t[images], timestep)
+            eps[self._whole] = self._unet(x_t[self._whole], timestep)
         return eps
 
 
-def _each_time(faces: Tensor, count: int, times: int) -> Tensor:
-    """Rows of these faces in a batch that holds all ``count`` faces several times over."""
-    return torch.cat([faces + count * time for time in range(times)])
-
-
-def window_denoiser(
-    unet: Denoiser, scheduler: Any, size: Size | None, x_org: Tensor, mask: Tensor
+def round_denoiser(
+    unet: Denoiser,
+    scheduler: Any,
+    x_org: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    share: float,
+    window: Size | None,
+    known: Sequence[Tensor | None],
 ) -> Denoiser:
-    """Return a `WindowedDenoiser` for these faces, or the denoiser itself where there is no window."""
-    return unet if size is None else WindowedDenoiser(unet, scheduler, size, x_org, mask)
+    """The denoiser of one round: on windows where there is a size for them, and corrected where there is a share.
+
+    Args:
+        unet: epsilon prediction (x_t ``[n, 3, h, w]``, timestep) -> ``[n, 3, h, w]``.
+        scheduler, x_org, noise, generators, share, known: of `CorrectedDenoiser`.
+        mask: ``[n, 1, H, W]``, see `WindowedDenoiser`.
+        window: its size; None for whole crops.
+    """
+    faces = list(range(len(x_org)))
+    images = [*faces, *unknown(known)] if share else faces
+    if window is not None:
+        unet = WindowedDenoiser(unet, scheduler, window, x_org[images], mask[images])
+    if share:
+        return CorrectedDenoiser(unet, scheduler, share, x_org, noise, generators, known)
+    return unet
 
 
 def window_for(unet: Any, crop: Size) -> Size | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
-from diffusers_dedim.diffusion.denoisers import correct_denoiser, window_denoiser
+from diffusers_dedim.diffusion.denoisers import CorrectedDenoiser, round_denoiser
+from diffusers_dedim.diffusion.draws import NoiseDraws
 from diffusers_dedim.diffusion.guidance import judged_probability, no_faces_to_avoid
 
 
@@ -56,6 +57,7 @@ def sample_dedim(
     avoid: Tensor | None = None,
     avoid_limit: float = 1.0,
     reference: Tensor | None = None,
+    draws: Sequence[NoiseDraws] | None = None,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -83,6 +85,8 @@ def sample_dedim(
         avoid_limit: cosine with those above which a face is not done (`judged_probability`); 1 for none.
         reference: v_0 of each face, ``[N, D]``, where it is known better than from one picture, as in a video; None
             for ``face_encoder(x_org)``, the paper's.
+        draws: one per face, what it remembers of the noise of its rounds, also of those of earlier calls with the
+            same originals, masks and timesteps; None for new noise in each round, the paper's.
 
     Returns:
         The crops and the record of each face.
@@ -99,16 +103,20 @@ def sample_dedim(
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
     history = [[value] for value in probability.tolist()]
-    active = torch.arange(len(x_org), device=x_org.device)
+    active, calls = torch.arange(len(x_org), device=x_org.device), [0] * len(x_org)
+    remembered = [NoiseDraws() for _ in generators] if draws is None else draws
     timesteps, guide = [int(t) for t in scheduler.timesteps], StepCallbacks([guidance])
 
     for _ in range(max_rounds):  # line 2
         faces = [generators[index] for index in active.tolist()]
         fixed = {name: value[active] for name, value in given.items()}
+        known = [remembered[index].begin(generators[index]) for index in active.tolist()]
         noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
         x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
-        windowed = window_denoiser(unet, scheduler, window, fixed["x_org"], fixed["mask"])
-        denoise = correct_denoiser(windowed, scheduler, error_correction, fixed["x_org"], noise, faces)
+        denoise = round_denoiser(
+            unet, scheduler, fixed["x_org"], fixed["mask"], noise, faces,
+            share=error_correction, window=window, known=known,
+        )  # fmt: skip
         for step_index, timestep in enumerate(timesteps):  # line 4
             eps = denoise(x_t, timestep)  # [n, 3, H, W] [D16]
             tensors = {"sample": x_t, "noise_pred": eps, **fixed}
@@ -122,8 +130,11 @@ def sample_dedim(
         better = candidate_probability < probability[active]  # line 10
         x_0[active[better]] = candidate[better]
         probability[active[better]] = candidate_probability[better]  # line 11
-        for index in active.tolist():
+        errors = denoise.errors if isinstance(denoise, CorrectedDenoiser) else [None] * len(active)
+        for row, index in enumerate(active.tolist()):
             history[index].append(float(probability[index]))
+            remembered[index].end(generators[index], errors[row], kept=bool(better[row]))
+            calls[index] += len(timesteps) * (2 if error_correction and known[row] is None else 1)
         active = active[probability[active] >= threshold]  # line 12
         if len(active) == 0:
             break  # line 13
@@ -131,7 +142,7 @@ def sample_dedim(
     rounds = [len(values) - 1 for values in history]
     return SampleResult(
         crops=x_0, probability_history=history, rounds=rounds,
-        unet_calls=[count * len(timesteps) * (2 if error_correction else 1) for count in rounds],
+        unet_calls=calls,
         reached_threshold=(probability < threshold).tolist(),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusers_dedim.diffusion.draws import NoiseDraws
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.faces import (
     AlignedFace,
@@ -212,9 +213,14 @@ class PhotoStream:
         except Exception as error:
             return self._failed(photo, error)
         for row, generator in generators.items():
-            face = QueuedFace((opened, row), opened.x_org[row], masks[row], generator)
-            self._queue.add(replace(face, member=opened.members.get(row)))
+            self._queue.add(self._queued(opened, row, masks[row], generator, self.settings))
         return None if generators else self._close(opened)
+
+    def _queued(
+        self, opened: _OpenPhoto, row: int, mask: Tensor, generator: torch.Generator, settings: DeDiMPreset
+    ) -> QueuedFace:
+        draws, member = NoiseDraws(settings.noise_draws), opened.members.get(row)
+        return QueuedFace((opened, row), opened.x_org[row], mask, generator, member=member, draws=draws)
 
     def _open(self, photo: StreamPhoto, found: FoundFaces) -> _OpenPhoto:
         """Look at the photo's faces with the networks, and settle the last doubts about who is changed."""
@@ -332,9 +338,7 @@ class PhotoStream:
             settings, name = self._attempts[number], ATTEMPTS[number]
             each.names.append(name)
             generator = child_generator(last.face.generator)
-            member = opened.members.get(row)
-            mask = opened.mask(settings, row)
-            face = QueuedFace((opened, row), opened.x_org[row], mask, generator, member=member)
+            face = self._queued(opened, row, opened.mask(settings, row), generator, settings)
             if name == ATTEMPTS[2]:
                 face = replace(face, x_0=best.crop, probability=best.probability_history[-1])
             self._queues[settings].add(face)

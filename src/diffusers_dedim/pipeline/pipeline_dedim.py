@@ -369,11 +369,11 @@ class DeDiMPipeline(ComposablePipeline):
     ) -> Callable[..., SampleResult]:
         timesteps = dedim_timesteps(settings.start_timestep, settings.num_inference_steps)
         scheduler = prepare_scheduler(self.scheduler, timesteps, self._trained_levels)
-        calls, images_a_face = count(1), settings.unet_calls_per_round // settings.num_inference_steps
+        calls = count(1)
 
         def denoise(x_t: Tensor, timestep: int) -> Tensor:
             if bar is not None:  # "paper" takes minutes
-                bar.set_postfix_str(f"step {next(calls)}, {len(x_t) // images_a_face} faces left")
+                bar.set_postfix_str(f"step {next(calls)}, {len(x_t)} images")
             return self._predict_noise(x_t, timestep)
 
         sample = partial(

@@ -44,6 +44,8 @@ class DeDiMPreset:
             `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
+        noise_draws: draws of noise that a face's rounds take in turns; with a few, rounds call the denoiser half as
+            often once each was had (`NoiseDraws`). 0 for new noise in each round, the paper's.
         avoid_limit: in an album, cosine with a protected photo of the same person above which a face that is below the
             threshold goes on; 1 for none.
         avoid_similarity: in an album, cosine with such a photo below which a face is pushed no further from it.
@@ -72,6 +74,7 @@ class DeDiMPreset:
     realism: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
+    noise_draws: int = 0
     avoid_limit: float = 1.0
     avoid_similarity: float = -0.1
     denoise_window: bool = False
@@ -111,6 +114,8 @@ class DeDiMPreset:
         for name in ("keep_eyes", "keep_between_brows"):
             if not 0 <= getattr(self, name) <= 1:  # also refuses nan
                 raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}.")
+        if not isinstance(self.noise_draws, Integral) or self.noise_draws < 0:
+            raise ValueError(f"noise_draws: expected a whole number of 0 or more, got {self.noise_draws!r}.")
         if self.retries not in range(4):
             raise ValueError(f"retries: expected a whole number in 0..3, got {self.retries!r}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
@@ -144,7 +149,7 @@ class DeDiMPreset:
 
     @property
     def unet_calls_per_round(self) -> int:
-        """Images that the denoiser is called on for a face in a round."""
+        """Images that the denoiser is called on for a face in a round whose noise is new."""
         return self.num_inference_steps * (2 if self.error_correction else 1)
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from diffusers_dedim.diffusion.draws import NoiseDraws
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.pipeline.album import AlbumFace
 from diffusers_dedim.pipeline.device import is_out_of_memory
@@ -29,6 +30,7 @@ class QueuedFace:
             None for the beginning.
         member: its place in an album: it waits for those of its person that came before it, and is told apart from
             what became of them. None where there is no album.
+        draws: what it remembers of the noise of its rounds; forgotten once it is done.
     """
 
     owner: Any
@@ -38,6 +40,7 @@ class QueuedFace:
     x_0: Tensor | None = None
     probability: float = 1.0
     member: AlbumFace | None = None
+    draws: NoiseDraws = field(default_factory=NoiseDraws)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,10 @@ class FaceQueue:
         self._fill()
         after = self._advance(self._active)
         self._active = [face for face in after if not self._done(face)]
-        return [face for face in after if self._done(face)]
+        done = [face for face in after if self._done(face)]
+        for each in done:
+            each.face.draws.forget()
+        return done
 
     def _fill(self) -> None:
         """Give the free places to the first that wait for nobody of their album."""
@@ -180,6 +186,7 @@ class FaceQueue:
             max_rounds=1,
             x_0=torch.stack([item.crop for item in faces]),
             probability=x_org.new_tensor([item.probability_history[-1] for item in faces]),
+            draws=[item.face.draws for item in faces],
             **_to_avoid([item.face.member for item in faces], x_org),
         )
         return [
