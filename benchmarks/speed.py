@@ -12,7 +12,7 @@ method with this package's batching and number types; its photos get ``--paper-r
 them are again extrapolated. Whatever was cut says so: ``rounds_run``, ``extrapolated``. The other methods run to their
 end.
 
-``batches``: two rounds on as many faces as stand there. ``faces_per_second`` is what they give for the calls that a
+``batches``: a few rounds on as many faces as stand there. ``faces_per_second`` is what they give for the rounds that a
 face of this method needed on average. ``matmul_gflops``, the rate of a large matrix product, tells a busy or another
 machine.
 """
@@ -49,7 +49,7 @@ from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
 METHODS = tuple(name for name in ("paper", "fast", "strong") if name in PRESETS)
 TIP_IM = "tip-im"
 MOST_STEPS = 10  # of a round that is timed on batches: a call costs the same at every timestep
-ROUNDS = 2  # that are timed on batches: between them lies the judging
+ROUNDS = 4  # that are timed on batches, about as many as a face has: later ones may cost less than the first
 NEVER = 0.001  # a threshold that no face falls below, so that every face stays for the whole round
 
 
@@ -120,16 +120,17 @@ def measure_preset(
     faces, extrapolated = values["faces"] or 1, cut < preset.max_rounds
     if extrapolated and values["faces"]:
         values["unet_calls_per_face"] = preset.max_rounds * preset.unet_calls_per_round
+        values["rounds_per_face"] = preset.max_rounds
         # the rounds alone: faces are found, aligned and pasted once, however many rounds there are
         more = (preset.max_rounds / cut - 1) * clock.steps / faces
         values["seconds_per_face"] = number(values["seconds_per_face"] + more)
-    calls = values["unet_calls_per_face"]
+    rounds = values["rounds_per_face"]
     return {
         **values,
         "seconds_per_face_in_rounds_run": number(clock.steps / faces),
         "rounds_run": cut,
         "extrapolated": extrapolated,
-        "batches": measure_batches(pipe, preset, probes, options.batch_sizes, calls) if calls else {},
+        "batches": measure_batches(pipe, preset, probes, options.batch_sizes, rounds) if rounds else {},
     }
 
 
@@ -147,6 +148,7 @@ def _spend(
     return {
         "faces": count,
         "seconds_per_face": number(done.seconds / count) if count else None,
+        "rounds_per_face": mean("rounds"),
         "unet_calls_per_face": mean("unet_calls"),
         "reached_threshold": mean("reached_threshold"),
         **memory,
@@ -154,9 +156,9 @@ def _spend(
 
 
 def measure_batches(
-    pipe: Any, preset: DeDiMPreset, probes: Sequence[Probe], batch_sizes: Sequence[int], calls: float
+    pipe: Any, preset: DeDiMPreset, probes: Sequence[Probe], batch_sizes: Sequence[int], rounds: float
 ) -> dict[str, Any]:
-    """Time rounds on batches of aligned faces; the rate is for faces that need ``calls`` denoiser calls each."""
+    """Time rounds on batches of aligned faces; the rate is for faces that need so many ``rounds`` each."""
     steps = min(preset.num_inference_steps, MOST_STEPS)
     timed = replace(
         preset, num_inference_steps=steps, max_rounds=ROUNDS, threshold=NEVER, threshold_margin=0.0, retries=0
@@ -168,10 +170,10 @@ def measure_batches(
         with peak_memory(pipe.device) as memory:
             total, in_steps, judging = time_rounds(pipe, timed, faces)
         outside = total - ROUNDS * (in_steps + judging)
-        rounds = calls / preset.unet_calls_per_round
-        seconds = (in_steps * calls / timed.unet_calls_per_round + judging * rounds + outside) / size
+        round_seconds = in_steps * preset.num_inference_steps / steps + judging
+        seconds = (round_seconds * rounds + outside) / size
         results[str(size)] = {
-            "seconds_per_call_per_face": number(in_steps / timed.unet_calls_per_round / size, 6),
+            "seconds_per_step_per_face": number(in_steps / steps / size, 6),
             "seconds_per_face": number(seconds),
             "faces_per_second": number(1 / seconds, 5),
             **memory,

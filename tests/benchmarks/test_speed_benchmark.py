@@ -83,13 +83,13 @@ def test_only_the_rounds_are_extrapolated_and_nothing_is_set_up_on_the_clock(
 def test_the_judging_of_each_round_is_counted(
     run, pipe: DeDiMPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 30 calls are 3 rounds of 10 steps, of which 5 are timed
+    # of the 10 steps of a round 5 are timed, in 4 rounds
     preset = tiny_preset(start_timestep=20, num_inference_steps=10)
     monkeypatch.setattr(speed, "MOST_STEPS", 5)
     monkeypatch.setattr(speed, "time_rounds", lambda *_: (10.0, 1.0, 0.5))
     monkeypatch.setattr(speed, "crops_of", lambda probes, count: torch.zeros(count, 3, 112, 112))
-    found = speed.measure_batches(pipe, preset, [], [4], calls=30)["4"]
-    assert found["seconds_per_face"] == pytest.approx((1 / 5 * 30 + 0.5 * 3 + 7) / 4)  # 7 of 10 s in no round
+    found = speed.measure_batches(pipe, preset, [], [4], rounds=3)["4"]
+    assert found["seconds_per_face"] == pytest.approx((1 / 5 * 30 + 0.5 * 3 + 4) / 4)  # 4 of 10 s in no round
 
 
 def test_the_clock_tells_steps_from_judging(pipe: DeDiMPipeline) -> None:
@@ -99,9 +99,13 @@ def test_the_clock_tells_steps_from_judging(pipe: DeDiMPipeline) -> None:
 
     pipe.face_encoder.register_forward_pre_hook(slow)
     faces = list(torch.randint(60, 190, (2, 112, 112, 3), dtype=torch.uint8).numpy())
-    total, in_steps, judging = speed.time_rounds(pipe, tiny_preset(max_rounds=2, threshold=0.001), faces)
+    total, in_steps, judging = speed.time_rounds(
+        pipe, tiny_preset(max_rounds=speed.ROUNDS, threshold=0.001), faces
+    )
     assert judging >= 0.1
-    assert total >= 2 * (in_steps + judging) + 0.2  # the reference, and the measuring of the result
+    assert (
+        total >= speed.ROUNDS * (in_steps + judging) + 0.2
+    )  # the reference, and the measuring of the result
     assert not pipe.unet._forward_pre_hooks
 
 

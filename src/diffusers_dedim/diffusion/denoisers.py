@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, int], Tensor]
+
+# What is lost in two rounds with the same noise adds up, with two draws its squares do: so much of it makes them equal.
+_AGAIN = math.sqrt(2) - 1
 
 
 class CorrectedDenoiser:
@@ -22,7 +26,8 @@ class CorrectedDenoiser:
     denoiser's alone. What guidance has changed is no part of the original, so the denoiser still redraws that.
 
     Each call stands for one timestep, in the scheduler's order, and costs the denoiser twice the images; less for
-    faces whose errors are known from an earlier round with the same noise (`NoiseDraws`).
+    faces whose errors are known from the round before, with the same noise (`FaceNoise`). Of those a larger share is
+    taken off: what is lost twice in the same way adds up, so that the loss would be seen more than under new noise.
 
     Args:
         unet: epsilon prediction (x_t ``[n + m, 3, H, W]``, timestep) -> ``[n + m, 3, H, W]``; the m images behind
@@ -69,7 +74,7 @@ class CorrectedDenoiser:
     ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share: expected a number in [0, 1], got {share}.")
-        self._unet, self._scheduler, self._share = unet, copy.deepcopy(scheduler), share
+        self._unet, self._scheduler = unet, copy.deepcopy(scheduler)
         self._known = [None] * len(x_org) if known is None else list(known)
         self._new = unknown(self._known)
         rows = torch.tensor(self._new, device=x_org.device, dtype=torch.long)
@@ -77,6 +82,9 @@ class CorrectedDenoiser:
         # x_t of the originals
         self._original = scheduler.add_noise(self._x_org, noise[rows], scheduler.timesteps[:1])
         self._twins = [_twin(generators[face]) for face in self._new]
+        again = 1 - _AGAIN * (1 - share)
+        shares = [share if each is None else again for each in self._known]
+        self._shares = torch.tensor(shares, device=x_org.device).reshape(-1, 1, 1, 1)
         self._steps: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
@@ -84,7 +92,7 @@ class CorrectedDenoiser:
         eps = self._unet(torch.cat([x_t, self._original]), timestep)
         error = self._error(eps[len(x_t) :], timestep)
         self._steps.append(error)
-        corrected: Tensor = eps[: len(x_t)] + self._share * error
+        corrected: Tensor = eps[: len(x_t)] + self._shares.to(error) * error
         return corrected
 
     @property

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
 from diffusers_dedim.diffusion.denoisers import CorrectedDenoiser, round_denoiser
-from diffusers_dedim.diffusion.draws import NoiseDraws
 from diffusers_dedim.diffusion.guidance import judged_probability, no_faces_to_avoid
+from diffusers_dedim.diffusion.noise import FaceNoise
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def sample_dedim(
     avoid: Tensor | None = None,
     avoid_limit: float = 1.0,
     reference: Tensor | None = None,
-    draws: Sequence[NoiseDraws] | None = None,
+    noises: Sequence[FaceNoise] | None = None,
 ) -> SampleResult:
     """Sample de-identified faces (Algorithm 2); each face stops on its own and leaves the batch.
 
@@ -85,7 +85,7 @@ def sample_dedim(
         avoid_limit: cosine with those above which a face is not done (`judged_probability`); 1 for none.
         reference: v_0 of each face, ``[N, D]``, where it is known better than from one picture, as in a video; None
             for ``face_encoder(x_org)``, the paper's.
-        draws: one per face, what it remembers of the noise of its rounds, also of those of earlier calls with the
+        noises: one per face, what it remembers of the noise of its rounds, also of those of earlier calls with the
             same originals, masks and timesteps; None for new noise in each round, the paper's.
 
     Returns:
@@ -104,7 +104,7 @@ def sample_dedim(
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
     history = [[value] for value in probability.tolist()]
     active, calls = torch.arange(len(x_org), device=x_org.device), [0] * len(x_org)
-    remembered = [NoiseDraws() for _ in generators] if draws is None else draws
+    remembered = [FaceNoise() for _ in generators] if noises is None else noises
     timesteps, guide = [int(t) for t in scheduler.timesteps], StepCallbacks([guidance])
 
     for _ in range(max_rounds):  # line 2

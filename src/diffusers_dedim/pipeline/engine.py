@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.draws import NoiseDraws
+from diffusers_dedim.diffusion.noise import FaceNoise
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.faces import (
     AlignedFace,
@@ -42,9 +43,9 @@ from diffusers_dedim.pipeline.rescue import (
     FoundFaces,
     Subject,
     Tries,
+    attempts,
     cover_of,
     find_faces,
-    stronger,
     treatment_of,
 )
 from diffusers_dedim.prefetch import map_ahead
@@ -94,6 +95,10 @@ class _OpenPhoto:
         """Of a face, [1, 112, 112]."""
         mask: Tensor = settings.make_mask(self.landmarks[row : row + 1])[0] * self.gate[row]
         return mask
+
+    def is_told_apart(self, row: int) -> bool:
+        """Whether an album knows others of a face's person."""
+        return row in self.members and bool(self.members[row].before)
 
     def is_half_hidden(self, row: int) -> bool:
         """Whether so little of a face is visible that this is why it cannot be changed far enough."""
@@ -152,13 +157,11 @@ class PhotoStream:
         self.policy = policy or FacePolicy()
         self.isolate, self.on_face = isolate, on_face
         self._album = None if album is None else AlbumQueue(album)
-        # the settings of each attempt; a queue for each that differs
-        self._attempts = [settings] * min(3, 1 + settings.retries) + [stronger(settings)] * (
-            settings.retries > 2
-        )
+        # the settings of each attempt, for who is told apart from nobody and from somebody; a queue for each
+        self._attempts = {apart: attempts(settings, told_apart=apart) for apart in (False, True)}
         self._queues = {
             each: FaceQueue(networks.sample(each), max_rounds=each.max_rounds, slots=slots, isolate=isolate)
-            for each in dict.fromkeys(self._attempts)
+            for each in dict.fromkeys(chain(*self._attempts.values()))
         }
         self._queue = self._queues[settings]
         # from here on so much of the margin is used up that packing with loss may use up the rest
@@ -178,7 +181,7 @@ class PhotoStream:
             result = self._failed(item, found) if isinstance(found, Exception) else self._enqueue(item, found)
             if result is not None:
                 yield result
-            while self._queue.full:
+            while any(queue.full for queue in self._queues.values()):
                 yield from self._run_round()
         while any(map(len, self._queues.values())):
             yield from self._run_round()
@@ -213,14 +216,23 @@ class PhotoStream:
         except Exception as error:
             return self._failed(photo, error)
         for row, generator in generators.items():
-            self._queue.add(self._queued(opened, row, masks[row], generator, self.settings))
+            self._add(opened, row, masks[row], generator, self._settings(opened, row, 0))
         return None if generators else self._close(opened)
 
-    def _queued(
-        self, opened: _OpenPhoto, row: int, mask: Tensor, generator: torch.Generator, settings: DeDiMPreset
-    ) -> QueuedFace:
-        draws, member = NoiseDraws(settings.noise_draws), opened.members.get(row)
-        return QueuedFace((opened, row), opened.x_org[row], mask, generator, member=member, draws=draws)
+    def _settings(self, opened: _OpenPhoto, row: int, attempt: int) -> DeDiMPreset:
+        """What a face is sampled with in an attempt."""
+        return self._attempts[opened.is_told_apart(row)][attempt]
+
+    def _add(
+        self, opened: _OpenPhoto, row: int, mask: Tensor, generator: torch.Generator, settings: DeDiMPreset,
+        begin: SampledFace | None = None,
+    ) -> None:  # fmt: skip
+        """Queue a face of a photo, to begin with the original or where an earlier attempt ended."""
+        noise, member = FaceNoise(settings.reuse_noise), opened.members.get(row)
+        face = QueuedFace((opened, row), opened.x_org[row], mask, generator, member=member, noise=noise)
+        if begin is not None:
+            face = replace(face, x_0=begin.crop, probability=begin.probability_history[-1])
+        self._queues[settings].add(face)
 
     def _open(self, photo: StreamPhoto, found: FoundFaces) -> _OpenPhoto:
         """Look at the photo's faces with the networks, and settle the last doubts about who is changed."""
@@ -321,27 +333,25 @@ class PhotoStream:
 
     def _next_attempt(self, opened: _OpenPhoto, row: int) -> int | None:
         """Number of what is tried next on a face (`rescue.ATTEMPTS`), or None."""
-        last, number = len(self._attempts) - 1, ATTEMPTS.index(opened.tries[row].names[-1]) + 1
+        last, number = len(self._attempts[False]) - 1, ATTEMPTS.index(opened.tries[row].names[-1]) + 1
         if number > last:
             return None
         # where little is left to change, other noise or more of the same hardly ever helps
         return last if opened.is_half_hidden(row) else number
 
-    def _try_again(self, opened: _OpenPhoto, attempts: Mapping[int, int]) -> None:
+    def _try_again(self, opened: _OpenPhoto, again: Mapping[int, int]) -> None:
         """Queue faces of a photo for attempts with these numbers."""
-        opened.awaited = len(attempts)
-        for row, number in attempts.items():
+        opened.awaited = len(again)
+        for row, number in again.items():
             each = opened.tries[row]
             last, best = each.latest, each.best
             if last is None or best is None:  # they have been sampled: for the type checker
                 continue
-            settings, name = self._attempts[number], ATTEMPTS[number]
+            settings, name = self._settings(opened, row, number), ATTEMPTS[number]
             each.names.append(name)
+            begin = best if name == ATTEMPTS[2] else None
             generator = child_generator(last.face.generator)
-            face = self._queued(opened, row, opened.mask(settings, row), generator, settings)
-            if name == ATTEMPTS[2]:
-                face = replace(face, x_0=best.crop, probability=best.probability_history[-1])
-            self._queues[settings].add(face)
+            self._add(opened, row, opened.mask(settings, row), generator, settings, begin)
 
     def _paste_and_measure(
         self, opened: _OpenPhoto, shown: Mapping[int, SampledFace | None], covered: Mapping[int, Treatment]

@@ -44,8 +44,8 @@ class DeDiMPreset:
             `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
-        noise_draws: draws of noise that a face's rounds take in turns; with a few, rounds call the denoiser half as
-            often once each was had (`NoiseDraws`). 0 for new noise in each round, the paper's.
+        reuse_noise: whether noise serves two rounds of a face, the second of which calls the denoiser half as often
+            (`FaceNoise`); False for new noise in each round, the paper's. Without ``error_correction`` it does nothing.
         avoid_limit: in an album, cosine with a protected photo of the same person above which a face that is below the
             threshold goes on; 1 for none.
         avoid_similarity: in an album, cosine with such a photo below which a face is pushed no further from it.
@@ -74,7 +74,7 @@ class DeDiMPreset:
     realism: float = 0.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
-    noise_draws: int = 0
+    reuse_noise: bool = False
     avoid_limit: float = 1.0
     avoid_similarity: float = -0.1
     denoise_window: bool = False
@@ -114,8 +114,6 @@ class DeDiMPreset:
         for name in ("keep_eyes", "keep_between_brows"):
             if not 0 <= getattr(self, name) <= 1:  # also refuses nan
                 raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}.")
-        if not isinstance(self.noise_draws, Integral) or self.noise_draws < 0:
-            raise ValueError(f"noise_draws: expected a whole number of 0 or more, got {self.noise_draws!r}.")
         if self.retries not in range(4):
             raise ValueError(f"retries: expected a whole number in 0..3, got {self.retries!r}.")
         dedim_timesteps(self.start_timestep, self.num_inference_steps)  # raises where they do not fit
@@ -141,6 +139,23 @@ class DeDiMPreset:
             avoid_similarity=self.avoid_similarity,
         )
 
+    def told_apart(self) -> DeDiMPreset:
+        """The settings of a face that is told apart from protected photos of its person, by the default's guidance.
+
+        Shorter pushes, for an aim among several is easily overshot, that spare nothing and lead back to photos half as
+        much: what is spared, and what looks like a photo, the person's photos have in common (D23 in docs/paper.md).
+        """
+        if self.guidance != "estimate":
+            return self
+        return replace(
+            self,
+            guidance_scale=0.6 * self.guidance_scale,
+            gradient_power=1.0,
+            spread=0.0,
+            spared_structure=0.0,
+            realism=self.realism / 2,
+        )
+
     def make_mask(self, landmarks: Tensor) -> Tensor:
         """Build the mask ``[N, 1, 112, 112]`` in [0, 1] of faces with these landmarks ``[N, 51, 2]``, crop px."""
         mask = landmark_mask(landmarks, self.mask_radius, self.mask_feather)
@@ -164,6 +179,7 @@ _FAST = DeDiMPreset(
     guidance="estimate",
     guidance_scale=0.05,
     error_correction=0.7,
+    reuse_noise=True,
     max_rounds=12,
     threshold=0.56,
     threshold_margin=0.08,

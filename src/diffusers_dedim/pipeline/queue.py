@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from diffusers_dedim.diffusion.draws import NoiseDraws
+from diffusers_dedim.diffusion.noise import FaceNoise
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.pipeline.album import AlbumFace
 from diffusers_dedim.pipeline.device import is_out_of_memory
@@ -30,7 +30,7 @@ class QueuedFace:
             None for the beginning.
         member: its place in an album: it waits for those of its person that came before it, and is told apart from
             what became of them. None where there is no album.
-        draws: what it remembers of the noise of its rounds; forgotten once it is done.
+        noise: what it remembers of the noise of its rounds; forgotten once it is done.
     """
 
     owner: Any
@@ -40,7 +40,7 @@ class QueuedFace:
     x_0: Tensor | None = None
     probability: float = 1.0
     member: AlbumFace | None = None
-    draws: NoiseDraws = field(default_factory=NoiseDraws)
+    noise: FaceNoise = field(default_factory=FaceNoise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ class FaceQueue:
         self._active = [face for face in after if not self._done(face)]
         done = [face for face in after if self._done(face)]
         for each in done:
-            each.face.draws.forget()
+            each.face.noise.forget()
         return done
 
     def _fill(self) -> None:
@@ -186,7 +186,7 @@ class FaceQueue:
             max_rounds=1,
             x_0=torch.stack([item.crop for item in faces]),
             probability=x_org.new_tensor([item.probability_history[-1] for item in faces]),
-            draws=[item.face.draws for item in faces],
+            noises=[item.face.noise for item in faces],
             **_to_avoid([item.face.member for item in faces], x_org),
         )
         return [

@@ -240,6 +240,25 @@ def stronger(settings: DeDiMPreset) -> DeDiMPreset:
     )
 
 
+def attempts(settings: DeDiMPreset, *, told_apart: bool = False) -> list[DeDiMPreset]:
+    """What each of `ATTEMPTS` that the settings allow for is made with.
+
+    Args:
+        settings: as they are set.
+        told_apart: whether the face is to be told apart from others (`DeDiMPreset.told_apart`); the last attempt is the
+            same for all, for what counts there is that the face is hidden at all.
+
+    Example:
+        >>> from diffusers_dedim.pipeline.presets import PRESETS
+        >>> len(attempts(PRESETS["fast"])), len(attempts(PRESETS["paper"]))
+        (4, 1)
+    """
+    as_set = [settings.told_apart() if told_apart else settings] * min(
+        len(ATTEMPTS) - 1, 1 + settings.retries
+    )
+    return [*as_set, stronger(settings)] if settings.retries >= len(ATTEMPTS) - 1 else as_set
+
+
 @dataclass(eq=False)
 class Tries:
     """What was tried on one face.
