@@ -142,15 +142,14 @@ class DeDiMPreset:
     def told_apart(self) -> DeDiMPreset:
         """The settings of a face that is told apart from protected photos of its person, by the default's guidance.
 
-        Shorter pushes, for an aim among several is easily overshot, that spare nothing and lead back to photos half as
-        much: what is spared, and what looks like a photo, the person's photos have in common (D23 in docs/paper.md).
+        Shorter pushes, for of several aims one is easily overshot, that spare no structure and lead back to photos half
+        as much: what is spared, and what looks like a photo, a person's photos have in common (D23 in docs/paper.md).
         """
         if self.guidance != "estimate":
             return self
         return replace(
             self,
             guidance_scale=0.6 * self.guidance_scale,
-            gradient_power=1.0,
             spread=0.0,
             spared_structure=0.0,
             realism=self.realism / 2,
@@ -194,8 +193,8 @@ _FAST = DeDiMPreset(
     realism=0.3,
     retries=3,
     denoise_window=True,
-    avoid_limit=0.2,
-    avoid_similarity=0.1,
+    avoid_limit=0.15,
+    avoid_similarity=0.0,
 )
 
 PRESETS: dict[str, DeDiMPreset] = {
