@@ -129,3 +129,46 @@ def test_an_album_of_another_guide_is_refused_for_each_photo(
     assert "begin a new Album for another recogniser" in str(result.error)
     with pytest.raises(ValueError, match="begin a new Album for another recogniser"):
         pipe(photos[0], preset=PRESET, album=album)
+
+
+def test_who_is_told_apart_gets_settings_of_its_own(
+    pipe: DeDiMPipeline, photos: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, int]] = []
+    make = type(pipe)._sampler
+
+    def watch(self: DeDiMPipeline, settings: Any, *rest: Any) -> Any:
+        sample = make(self, settings, *rest)
+
+        def sample_and_note(x_org: torch.Tensor, *args: Any, **options: Any) -> Any:
+            avoid = options.get("avoid")
+            seen.append((settings.guidance_scale, 0 if avoid is None else avoid.shape[1]))
+            return sample(x_org, *args, **options)
+
+        return sample_and_note
+
+    monkeypatch.setattr(type(pipe), "_sampler", watch)
+    protect(pipe, photos, 16, Album(ANYBODY))
+    assert {scale for scale, known in seen if known == 0} == {PRESET.guidance_scale}
+    assert {scale for scale, known in seen if known > 0} == {PRESET.told_apart().guidance_scale}
+    seen.clear()
+    protect(pipe, photos, 16, None)
+    assert {scale for scale, _ in seen} == {PRESET.guidance_scale}
+
+
+def test_photos_are_not_read_ahead_of_who_waits_for_its_person(
+    pipe: DeDiMPipeline, photos: list[Pixels]
+) -> None:
+    read: list[int] = []
+
+    def items() -> Any:
+        for index, photo in enumerate(photos * 8):
+            read.append(index)
+            # another picture each time, or it takes the place of the first
+            yield StreamPhoto(index, np.roll(photo, index // len(photos), axis=1), *seeded(index))
+
+    ahead = []
+    for done, _ in enumerate(pipe.stream(items(), preset=PRESET, batch_size=2, album=Album(ANYBODY))):
+        ahead.append(len(read) - done)
+    assert len(ahead) == 40
+    assert max(ahead) < 20

@@ -107,3 +107,27 @@ def test_the_mask_is_that_of_the_landmarks_less_the_share_of_the_eyes_that_stays
 def test_a_share_out_of_range_is_refused_by_its_name(name: str, share: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}: expected a share in \[0, 1\]"):
         tiny_preset(**{name: share})
+
+
+@pytest.mark.parametrize("name", ["gentle", "fast", "strong"])
+def test_who_is_told_apart_is_pushed_in_shorter_steps_to_the_same_aim(name: str) -> None:
+    preset = PRESETS[name]
+    apart = preset.told_apart()
+    assert 0 < apart.guidance_scale < preset.guidance_scale
+    assert (apart.spread, apart.spared_structure) == (0, 0)
+    assert 0 < apart.realism < preset.realism
+    aims = ("threshold", "threshold_margin", "max_rounds", "avoid_limit", "avoid_similarity", "mask_radius")
+    assert all(getattr(apart, aim) == getattr(preset, aim) for aim in aims)
+
+
+def test_the_papers_guidance_tells_nobody_apart() -> None:
+    assert PRESETS["paper"].told_apart() is PRESETS["paper"]
+
+
+def test_noise_serves_two_rounds_but_in_the_papers_setting() -> None:
+    assert [PRESETS[name].reuse_noise for name in ("paper", "gentle", "fast", "strong")] == [
+        False,
+        True,
+        True,
+        True,
+    ]

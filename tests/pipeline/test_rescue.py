@@ -16,7 +16,7 @@ from diffusers_dedim import DeDiMPipeline
 from diffusers_dedim.pipeline.engine import PhotoStream
 from diffusers_dedim.pipeline.photos import StreamPhoto
 from diffusers_dedim.pipeline.presets import PRESETS, DeDiMPreset
-from diffusers_dedim.pipeline.rescue import ATTEMPTS, FacePolicy, find_faces, stronger
+from diffusers_dedim.pipeline.rescue import ATTEMPTS, FacePolicy, attempts, find_faces, stronger
 
 Pixels = NDArray[np.uint8]
 EASY, NEVER = tiny_preset(threshold=0.999, max_rounds=1), tiny_preset(threshold=0.001, retries=3)
@@ -186,6 +186,15 @@ def test_the_stronger_settings_aim_at_the_same_threshold() -> None:
         assert pushed.threshold == preset.threshold
         assert pushed.sampler_threshold <= preset.sampler_threshold
         assert pushed.guidance_scale > preset.guidance_scale
+
+
+def test_the_last_attempt_is_the_same_for_who_is_told_apart() -> None:
+    preset = PRESETS["fast"]
+    alone, apart = attempts(preset), attempts(preset, told_apart=True)
+    assert apart[:3] == [preset.told_apart()] * 3 != alone[:3] == [preset] * 3
+    assert apart[3] == alone[3] == stronger(preset)
+    once = tiny_preset(retries=0)
+    assert attempts(once) == [once]
 
 
 def test_more_than_three_retries_are_refused() -> None:

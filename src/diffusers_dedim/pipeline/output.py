@@ -36,7 +36,7 @@ class FaceResult:
             recogniser that guided; another one sees another number.
         probability: the same as the match probability of Eq. 4 in [0, 1], (cosine + 1) / 2.
         rounds: rounds that were run in all attempts; 0 where the face was not to be changed.
-        unet_calls: images the denoiser was called on; of rounds whose noise is new two a step with ``error_correction``.
+        unet_calls: images the denoiser was called on; with ``error_correction`` two a step where noise is new.
         reached_threshold: whether the face ended below the threshold. A covered face may not: a cover aims at no score.
         treatment: see `Treatment`.
         reason: why the face was not simply changed, in a few words; empty where it was.
