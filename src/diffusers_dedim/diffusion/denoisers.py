@@ -78,13 +78,13 @@ class CorrectedDenoiser:
         self._known = [None] * len(x_org) if known is None else list(known)
         self._new = unknown(self._known)
         rows = torch.tensor(self._new, device=x_org.device, dtype=torch.long)
-        self._rows, self._x_org = rows, x_org[rows]
+        self._x_org = x_org[rows]
         # x_t of the originals
         self._original = scheduler.add_noise(self._x_org, noise[rows], scheduler.timesteps[:1])
         self._twins = [_twin(generators[face]) for face in self._new]
         again = 1 - _AGAIN * (1 - share)
         shares = [share if each is None else again for each in self._known]
-        self._shares = torch.tensor(shares, device=x_org.device).reshape(-1, 1, 1, 1)
+        self._shares = torch.tensor(shares, dtype=x_org.dtype, device=x_org.device).reshape(-1, 1, 1, 1)
         self._steps: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, timestep: int) -> Tensor:
@@ -92,7 +92,7 @@ class CorrectedDenoiser:
         eps = self._unet(torch.cat([x_t, self._original]), timestep)
         error = self._error(eps[len(x_t) :], timestep)
         self._steps.append(error)
-        corrected: Tensor = eps[: len(x_t)] + self._shares.to(error) * error
+        corrected: Tensor = eps[: len(x_t)] + self._shares * error
         return corrected
 
     @property

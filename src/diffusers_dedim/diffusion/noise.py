@@ -34,7 +34,7 @@ class FaceNoise:
         >>> noise.begin(generator) is None, float(torch.rand(1, generator=generator))
         (True, 0.4962565302848816)
         >>> noise.end(generator, errors, kept=True)
-        >>> noise.begin(generator) is errors, float(torch.rand(1, generator=generator))
+        >>> torch.equal(noise.begin(generator), errors), float(torch.rand(1, generator=generator))
         (True, 0.4962565302848816)
     """
 
@@ -73,7 +73,7 @@ class FaceNoise:
             generator.set_state(self._before)  # what was drawn twice is not to be drawn a third time
             self._known = None
         elif self._twice and kept and errors is not None:
-            self._known = _Known(self._before, errors)
+            self._known = _Known(self._before, errors.clone())  # a view would keep those of its whole batch
 
     def forget(self) -> None:
         """Let go of what is kept of the face, which is done."""
