@@ -151,3 +151,9 @@ def test_a_face_whose_original_is_known_does_not_depend_on_one_whose_is_not() ->
 def test_without_a_correction_noise_is_always_new() -> None:
     once, never = sample([FaceNoise(True)], error_correction=0.0), sample(None, error_correction=0.0)
     assert torch.equal(once.crops, never.crops)
+
+
+def test_one_record_for_two_faces_is_refused() -> None:
+    x_org, mask = faces(2)
+    with pytest.raises(ValueError, match="noises: expected one for each of the 2 faces, got 1"):
+        run(x_org, mask, (0, 1), noises=[FaceNoise(True)], error_correction=0.7)

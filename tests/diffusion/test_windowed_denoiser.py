@@ -125,14 +125,6 @@ def test_the_window_fits_the_denoiser() -> None:
 def test_neither_window_nor_share_leaves_the_denoiser_itself() -> None:
     x_org = torch.zeros(1, 3, SIZE, SIZE)
     denoise = round_denoiser(
-        toy_unet,
-        make_scheduler(),
-        x_org,
-        x_org[:, :1],
-        x_org,
-        seeded(1),
-        share=0.0,
-        window=None,
-        known=[None],
+        toy_unet, make_scheduler(), x_org, x_org[:, :1], x_org, seeded(1), [None], 0.0, None
     )
     assert denoise is toy_unet

@@ -42,6 +42,7 @@ class CorrectedDenoiser:
             are not known; None for all of them.
 
     Attributes:
+        images: how many of each face the denoiser is called on in a step: itself, and its original where that must be.
         errors: of each face ``[S, 3, H, W]``, once all steps are taken.
 
     Source:
@@ -77,6 +78,7 @@ class CorrectedDenoiser:
         self._unet, self._scheduler = unet, copy.deepcopy(scheduler)
         self._known = [None] * len(x_org) if known is None else list(known)
         self._new = unknown(self._known)
+        self.images: list[int] = [2 if each is None else 1 for each in self._known]
         rows = torch.tensor(self._new, device=x_org.device, dtype=torch.long)
         self._x_org = x_org[rows]
         # x_t of the originals
@@ -191,16 +193,15 @@ def round_denoiser(
     mask: Tensor,
     noise: Tensor,
     generators: Sequence[torch.Generator],
-    *,
+    known: Sequence[Tensor | None],
     share: float,
     window: Size | None,
-    known: Sequence[Tensor | None],
 ) -> Denoiser:
     """The denoiser of one round: on windows where there is a size for them, and corrected where there is a share.
 
     Args:
         unet: epsilon prediction (x_t ``[n, 3, h, w]``, timestep) -> ``[n, 3, h, w]``.
-        scheduler, x_org, noise, generators, share, known: of `CorrectedDenoiser`.
+        scheduler, x_org, noise, generators, known, share: of `CorrectedDenoiser`.
         mask: ``[n, 1, H, W]``, see `WindowedDenoiser`.
         window: its size; None for whole crops.
     """

@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
-from diffusers_dedim.diffusion.denoisers import CorrectedDenoiser, round_denoiser
+from diffusers_dedim.diffusion.denoisers import CorrectedDenoiser, Denoiser, round_denoiser
 from diffusers_dedim.diffusion.guidance import judged_probability, no_faces_to_avoid
 from diffusers_dedim.diffusion.noise import FaceNoise
 
@@ -93,7 +93,7 @@ def sample_dedim(
 
     Raises:
         ValueError: a tensor has another shape or range, the threshold is no probability, there are no rounds,
-            ``error_correction`` is no share, or the generators are not one for each face.
+            ``error_correction`` is no share, or generators or noises are not one for each face.
 
     Source:
         Algorithm 2; the comments give its lines. D1 and D2 are explained in docs/paper.md.
@@ -102,21 +102,18 @@ def sample_dedim(
     given = _of_each_face(x_org, mask, face_encoder(x_org) if reference is None else reference, avoid)
     x_0 = (x_org if x_0 is None else x_0).clone()  # line 1
     probability = x_org.new_ones(len(x_org)) if probability is None else probability.clone()
-    history = [[value] for value in probability.tolist()]
-    active, calls = torch.arange(len(x_org), device=x_org.device), [0] * len(x_org)
-    remembered = [FaceNoise() for _ in generators] if noises is None else noises
+    course = _Course(probability.tolist(), generators, noises)
+    active = torch.arange(len(x_org), device=x_org.device)
     timesteps, guide = [int(t) for t in scheduler.timesteps], StepCallbacks([guidance])
 
     for _ in range(max_rounds):  # line 2
-        faces = [generators[index] for index in active.tolist()]
+        faces, known = course.begin(active.tolist())  # [D27]
         fixed = {name: value[active] for name, value in given.items()}
-        known = [remembered[index].begin(generators[index]) for index in active.tolist()]
         noise = randn_tensor(fixed["x_org"].shape, faces, x_org.device, x_org.dtype)
         x_t = scheduler.add_noise(x_0[active], noise, torch.tensor(timesteps[:1]))  # line 3 [D1]
         denoise = round_denoiser(
-            unet, scheduler, fixed["x_org"], fixed["mask"], noise, faces,
-            share=error_correction, window=window, known=known,
-        )  # fmt: skip
+            unet, scheduler, fixed["x_org"], fixed["mask"], noise, faces, known, error_correction, window
+        )
         for step_index, timestep in enumerate(timesteps):  # line 4
             eps = denoise(x_t, timestep)  # [n, 3, H, W] [D16]
             tensors = {"sample": x_t, "noise_pred": eps, **fixed}
@@ -130,21 +127,53 @@ def sample_dedim(
         better = candidate_probability < probability[active]  # line 10
         x_0[active[better]] = candidate[better]
         probability[active[better]] = candidate_probability[better]  # line 11
-        errors = denoise.errors if isinstance(denoise, CorrectedDenoiser) else [None] * len(active)
-        for row, index in enumerate(active.tolist()):
-            history[index].append(float(probability[index]))
-            remembered[index].end(generators[index], errors[row], kept=bool(better[row]))
-            calls[index] += len(timesteps) * (2 if error_correction and known[row] is None else 1)
+        course.end(active.tolist(), probability.tolist(), better.tolist(), denoise, len(timesteps))
         active = active[probability[active] >= threshold]  # line 12
         if len(active) == 0:
             break  # line 13
 
-    rounds = [len(values) - 1 for values in history]
-    return SampleResult(
-        crops=x_0, probability_history=history, rounds=rounds,
-        unet_calls=calls,
-        reached_threshold=(probability < threshold).tolist(),
-    )  # fmt: skip
+    return course.result(x_0, (probability < threshold).tolist())
+
+
+class _Course:
+    """What is noted of each face from round to round: its probabilities, its denoiser calls, and of its noise."""
+
+    def __init__(
+        self,
+        probability: Sequence[float],
+        generators: list[torch.Generator],
+        noises: Sequence[FaceNoise] | None,
+    ) -> None:
+        self.history = [[value] for value in probability]
+        self.unet_calls = [0] * len(self.history)
+        self._generators = generators
+        self._noises = [FaceNoise() for _ in generators] if noises is None else noises
+        if len(self._noises) != len(generators):
+            raise ValueError(
+                f"noises: expected one for each of the {len(generators)} faces, got {len(self._noises)}."
+            )
+
+    def begin(self, faces: list[int]) -> tuple[list[torch.Generator], list[Tensor | None]]:
+        """The generators of these faces, ready for a round, and what is known of its noise (`FaceNoise.begin`)."""
+        generators = [self._generators[face] for face in faces]
+        known = [self._noises[face].begin(self._generators[face]) for face in faces]
+        return generators, known
+
+    def end(
+        self, faces: list[int], probability: list[float], kept: list[bool], denoise: Denoiser, steps: int
+    ) -> None:
+        """Note a round of these faces, of which some were ``kept``."""
+        images = denoise.images if isinstance(denoise, CorrectedDenoiser) else [1] * len(faces)
+        errors = denoise.errors if isinstance(denoise, CorrectedDenoiser) else [None] * len(faces)
+        for row, face in enumerate(faces):
+            self.history[face].append(probability[face])
+            self.unet_calls[face] += steps * images[row]
+            self._noises[face].end(self._generators[face], errors[row], kept=kept[row])
+
+    def result(self, crops: Tensor, reached_threshold: list[bool]) -> SampleResult:
+        """What has come of all faces."""
+        rounds = [len(values) - 1 for values in self.history]
+        return SampleResult(crops, self.history, rounds, self.unet_calls, reached_threshold)
 
 
 def _of_each_face(x_org: Tensor, mask: Tensor, reference: Tensor, avoid: Tensor | None) -> dict[str, Tensor]:
