@@ -212,7 +212,7 @@ PRESETS: dict[str, DeDiMPreset] = {
     # dedim evaluate, 500 LFW probes: rank-1 by both guides and dlib 0.000, casia 0.002, FaceNet 0.008, mbf_w2 0.264;
     # PSNR 33.2, SSIM 0.950; 32 denoiser calls a face. How it was chosen: D16 to D27 in docs/paper.md.
     "fast": _FAST,
-    # dedim evaluate --limit 100, mbf_w2: gentle 0.48 at SSIM 0.962 and 34.4 dB, fast 0.25 at 0.948 and 32.9, strong
+    # dedim evaluate --limit 100, mbf_w2: gentle 0.52 at SSIM 0.963 and 34.5 dB, fast 0.21 at 0.949 and 32.9, strong
     # 0.12 at 0.938 and 31.7.
     "gentle": replace(
         _FAST,
