@@ -143,7 +143,7 @@ class DeDiMPreset:
         """The settings of a face that is told apart from protected photos of its person, by the default's guidance.
 
         Shorter pushes, for of several aims one is easily overshot, that spare no structure and lead back to photos half
-        as much: what is spared, and what looks like a photo, a person's photos have in common (D23 in docs/paper.md).
+        as much (D23 in docs/paper.md).
         """
         if self.guidance != "estimate":
             return self
