@@ -228,6 +228,7 @@ class DrawnGuide(EstimateGuidance):
             spread=like.spread,
             spared_structure=like.spared_structure,
             realism=like.realism,
+            near_push=like.near_push,
         )
         self._generator = generator
         self._drawn = torch.empty(0)
@@ -239,13 +240,15 @@ class DrawnGuide(EstimateGuidance):
         reference: Tensor,
         step_index: int,
         avoid: Tensor | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        gradients, weights = super()._similarity_gradients(face_encoder, blend, reference, step_index, avoid)
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        gradients, weights, own = super()._similarity_gradients(
+            face_encoder, blend, reference, step_index, avoid
+        )
         if step_index == 0 or len(self._drawn) != len(blend):
             self._drawn = torch.randint(len(weights), (len(blend),), generator=self._generator)
         all_of_them = torch.stack(weights)  # [K, N]
         alone = nn.functional.one_hot(self._drawn, len(weights)).T.to(all_of_them) * all_of_them
-        return gradients, list(torch.where(alone.sum(0) > 0, alone, all_of_them))
+        return gradients, list(torch.where(alone.sum(0) > 0, alone, all_of_them)), own
 
 
 def _with_drawn_guide(

@@ -35,7 +35,7 @@ from benchmarks._command import (
     run_benchmark,
     say,
 )
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.encoders import Recogniser, embed_faces
 from diffusers_dedim.evaluation import ArrayCache, embed_gallery, prepare_probes, read_protocol
 from diffusers_dedim.evaluation.data import Record

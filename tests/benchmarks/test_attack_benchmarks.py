@@ -180,7 +180,7 @@ def test_a_guide_is_drawn_for_each_face_and_round() -> None:
     reference = pipe.face_encoder(faces)
     pushed = []
     for step in (0, 1, 0):  # two steps of a round, and the next round
-        _, weights = drawn._similarity_gradients(pipe.face_encoder, faces, reference, step)
+        _, weights, _ = drawn._similarity_gradients(pipe.face_encoder, faces, reference, step)
         pushed.append(torch.stack(weights) > 0)
         assert (pushed[-1].sum(0) == 1).all()
     assert 0 < pushed[0][0].sum() < 16
@@ -188,7 +188,7 @@ def test_a_guide_is_drawn_for_each_face_and_round() -> None:
     assert not torch.equal(pushed[1], pushed[2])
     away = DrawnGuide(EstimateGuidance(stop_similarity=0.99), torch.Generator().manual_seed(0))
     reference[:, 1] = -reference[:, 1]  # the second is left behind: who drew it is pushed by the first
-    _, weights = away._similarity_gradients(pipe.face_encoder, faces, reference, 0)
+    _, weights, _ = away._similarity_gradients(pipe.face_encoder, faces, reference, 0)
     assert (torch.stack(weights) > 0).tolist() == [[True] * 16, [False] * 16]
 
 

@@ -10,14 +10,15 @@ import torch
 from toy_sampling import SIZE, faces, run, scheduler_for, seeded, toy_unet
 from toys import ToyEncoder
 
-from diffusers_dedim.diffusion.guidance import (
-    EstimateGuidance,
+from diffusers_dedim.diffusion.guidance import EstimateGuidance
+from diffusers_dedim.diffusion.matching import (
     avoided_cosines,
     judged_probability,
     match_probability,
     no_faces_to_avoid,
 )
 from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
+from diffusers_dedim.diffusion.schedule import predict_x_0
 
 
 class TwoEncoders(torch.nn.Module):
@@ -154,6 +155,30 @@ def test_a_face_goes_on_until_it_is_told_apart_and_never_gives_back_its_own_phot
     assert all(history == sorted(history, reverse=True) for history in apart.probability_history)
 
 
+def test_pushes_are_shorter_near_the_aim_and_whole_far_from_it() -> None:
+    x_org, mask = faces(2)
+    scheduler, encoder = scheduler_for(30, 4), encoders()[0]
+    pipeline = SimpleNamespace(face_encoder=encoder, scheduler=scheduler)
+    away = torch.nn.functional.normalize(torch.randn(2, 8, dtype=torch.float64), dim=1)
+    given = {"sample": x_org, "noise_pred": torch.zeros_like(x_org), "x_org": x_org, "mask": mask}
+    blend = predict_x_0(scheduler, given["noise_pred"], torch.tensor(29), x_org) * mask + (1 - mask) * x_org
+    like = torch.nn.functional.normalize(encoder(blend)[0] + 0.2 * away[0], dim=0)
+    given["reference"] = torch.stack([like, away[1]])  # the first is as far from its aim as can be
+    cosine = (encoder(blend) * given["reference"]).sum(1)
+
+    def moved(stop: float, near_push: float) -> torch.Tensor:
+        guidance = EstimateGuidance(1e-4, stop, views=1, near_push=near_push)
+        eps = guidance.before_step(pipeline, 0, 29, dict(given))["noise_pred"]
+        return eps.flatten(1).norm(dim=1)
+
+    stop = float(cosine[1]) - 0.45  # half-way between near and far for the second face, far for the first
+    shares = moved(stop, 0.6) / moved(stop, 1.0)
+    # a step of 1e-4 in float64, clipped nowhere
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.8], dtype=torch.float64), rtol=1e-6, atol=0)
+    stop = float(cosine[1]) - 0.2
+    assert (moved(stop, 0.6) / moved(stop, 1.0))[1].item() == pytest.approx(0.6, rel=1e-6)
+
+
 def test_the_papers_guidance_knows_no_album() -> None:
     x_org, mask = faces(1)
     encoder = encoders()[0]
@@ -170,3 +195,6 @@ def test_bad_settings_are_named() -> None:
         EstimateGuidance(avoid_weight=-1)
     with pytest.raises(ValueError, match=r"avoid_similarity: expected a cosine in \[-1, 1\), got 1"):
         EstimateGuidance(avoid_similarity=1)
+    for near_push in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"near_push: expected a share in \(0, 1\], got"):
+            EstimateGuidance(near_push=near_push)

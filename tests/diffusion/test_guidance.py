@@ -13,8 +13,8 @@ from diffusers_dedim.diffusion.guidance import (
     IdentityGuidance,
     _local_contrast,
     log_probability_gradient,
-    match_probability,
 )
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.diffusion.schedule import dedim_timesteps, make_scheduler, posterior_std, predict_x_0
 
 SIZE = 6
@@ -138,7 +138,7 @@ def test_the_noise_it_returns_is_that_of_the_pushed_estimate() -> None:
     pipeline, given = tensors()
     guidance = EstimateGuidance(0.05, -0.9)
     x_0 = predict_x_0(pipeline.scheduler, given["noise_pred"], torch.tensor(59), given["sample"])
-    gradients = guidance._similarity_gradients(
+    *gradients, _ = guidance._similarity_gradients(
         pipeline.face_encoder, x_0, given["reference"], 4
     )  # the mask is 1
     expected = (x_0 - 0.05 * guidance._direction(*gradients, given["mask"], given["mask"])).clamp(-1, 1)

@@ -135,7 +135,7 @@ class Watch:
         x_t, mask, time = given["sample"], given["mask"], torch.tensor(timestep)
         x_0 = predict_x_0(pipeline.scheduler, toy_unet(x_t, timestep), time, x_t)
         blend = mask * x_0 + (1 - mask) * given["x_org"]
-        gradients = self.guidance._similarity_gradients(self.encoder, blend, given["reference"], 0)
+        *gradients, _ = self.guidance._similarity_gradients(self.encoder, blend, given["reference"], 0)
         pushed = (x_0 - self.guidance.step_size * self.guidance._direction(*gradients, mask, mask)).clamp(
             -1, 1
         )

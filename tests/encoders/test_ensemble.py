@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from toys import ToyEncoder
 
 from diffusers_dedim import EncoderEnsemble, EstimateGuidance, IdentityGuidance
-from diffusers_dedim.diffusion.guidance import log_probability_gradient, match_probability
+from diffusers_dedim.diffusion.guidance import log_probability_gradient
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.diffusion.sampling import SampleResult, sample_dedim
 from diffusers_dedim.diffusion.schedule import dedim_timesteps, make_scheduler
 from diffusers_dedim.encoders.ensemble import FusedEncoder
@@ -68,7 +69,7 @@ def test_each_member_pushes_by_how_far_it_lies_above_the_stop() -> None:
     cosine = torch.stack([(member(x) * r).sum(1) for member, r in zip(members, reference, strict=True)])
     stop = float(cosine.mean())
     guidance, mask = EstimateGuidance(stop_similarity=stop, views=1), torch.ones(2, 1, SIZE, SIZE)
-    gradients, weights = guidance._similarity_gradients(
+    gradients, weights, _ = guidance._similarity_gradients(
         EncoderEnsemble(members), x, torch.stack(reference, 1), 0
     )
     torch.testing.assert_close(torch.stack(weights), (cosine - stop).relu())

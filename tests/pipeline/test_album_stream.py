@@ -142,18 +142,18 @@ def test_who_is_told_apart_gets_settings_of_its_own(
 
         def sample_and_note(x_org: torch.Tensor, *args: Any, **options: Any) -> Any:
             avoid = options.get("avoid")
-            seen.append((settings.guidance_scale, 0 if avoid is None else avoid.shape[1]))
+            seen.append((settings.near_push, 0 if avoid is None else avoid.shape[1]))
             return sample(x_org, *args, **options)
 
         return sample_and_note
 
     monkeypatch.setattr(type(pipe), "_sampler", watch)
     protect(pipe, photos, 16, Album(ANYBODY))
-    assert {scale for scale, known in seen if known == 0} == {PRESET.guidance_scale}
-    assert {scale for scale, known in seen if known > 0} == {PRESET.told_apart().guidance_scale}
+    assert {share for share, known in seen if known == 0} == {PRESET.near_push}
+    assert {share for share, known in seen if known > 0} == {PRESET.told_apart().near_push}
     seen.clear()
     protect(pipe, photos, 16, None)
-    assert {scale for scale, _ in seen} == {PRESET.guidance_scale}
+    assert {share for share, _ in seen} == {PRESET.near_push}
 
 
 def test_photos_are_not_read_ahead_of_who_waits_for_its_person(

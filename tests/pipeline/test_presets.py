@@ -110,10 +110,11 @@ def test_a_share_out_of_range_is_refused_by_its_name(name: str, share: float) ->
 
 
 @pytest.mark.parametrize("name", ["gentle", "fast", "strong"])
-def test_who_is_told_apart_is_pushed_in_shorter_steps_to_the_same_aim(name: str) -> None:
+def test_who_is_told_apart_is_pushed_in_shorter_steps_near_the_same_aim(name: str) -> None:
     preset = PRESETS[name]
     apart = preset.told_apart()
-    assert 0 < apart.guidance_scale < preset.guidance_scale
+    assert 0 < apart.near_push < preset.near_push
+    assert apart.guidance_scale == preset.guidance_scale
     assert (apart.spread, apart.spared_structure) == (0, 0)
     assert 0 < apart.realism < preset.realism
     aims = ("threshold", "threshold_margin", "max_rounds", "avoid_limit", "avoid_similarity", "mask_radius")

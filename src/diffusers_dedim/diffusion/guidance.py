@@ -8,7 +8,6 @@ A guidance is a `diffusers.callbacks.PipelineCallback`. The paper's acts after t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from diffusers_dedim.diffusion.matching import avoided_cosines, member_probabilities
 from diffusers_dedim.diffusion.realism import realism_gradient
 from diffusers_dedim.diffusion.schedule import posterior_std, predict_x_0, shift_estimate
 from diffusers_dedim.diffusion.structure import spare_structure, spread
@@ -24,95 +24,10 @@ from diffusers_dedim.diffusion.structure import spare_structure, spread
 MIN_OTHER_PROBABILITY = 1e-3
 # For `contrast_masking`: width in crop px of what lies around a pixel, and the contrast that any skin is granted.
 _AROUND, _LEAST_LOCAL = 13, 0.02
-# What being like a protected photo of the same person adds to the probability: too little to outweigh the own photo.
-_AVOID_SHARE = 1e-3
 # A hinge that is nearly closed weighs no more than one that is open by this: keep quotients finite.
 _LEAST_HINGE = 0.02
-
-
-def match_probability(embedding: Tensor, reference: Tensor) -> Tensor:
-    """Approximate p(y_0 | x), the probability of a match (Eq. 4): (cos + 1) / 2.
-
-    Args:
-        embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]`` of an `EncoderEnsemble`.
-        reference: those of the originals, of the same shape.
-
-    Returns:
-        ``[N]`` in [0, 1]; 1 is the same direction, 0.5 unrelated. Of K recognisers the one that matches best counts.
-
-    Example:
-        >>> match_probability(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0]] * 2)).tolist()
-        [1.0, 0.5]
-    """
-    probability = _probability(embedding, reference)
-    return probability if probability.ndim == 1 else probability.amax(1)
-
-
-def avoided_cosines(embedding: Tensor, avoid: Tensor) -> Tensor:
-    """How much faces are like what they are to be told apart from.
-
-    Args:
-        embedding: unit vectors ``[N, D]``, or ``[N, K, D]`` of an `EncoderEnsemble`.
-        avoid: unit vectors ``[N, M, D]`` or ``[N, M, K, D]``, M of each face; a row of zeros stands for none.
-
-    Returns:
-        Cosines ``[N, M]`` or ``[N, M, K]``; -1 for a row of zeros.
-
-    Example:
-        >>> avoided_cosines(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.6, 0.8], [0.0, 0.0]]])).tolist()
-        [[0.6000000238418579, -1.0]]
-    """
-    cosines = (embedding.unsqueeze(1) * avoid).sum(-1)
-    somebody = avoid.flatten(2).any(2)  # [N, M]: of an ensemble a row stands for all its members
-    return torch.where(somebody.reshape(*somebody.shape, *[1] * (avoid.ndim - 3)), cosines, -1.0)
-
-
-def no_faces_to_avoid(reference: Tensor) -> Tensor:
-    """What ``avoid`` is where nobody is to be told apart: ``[N, 0, D]`` or ``[N, 0, K, D]``.
-
-    Args:
-        reference: embeddings of the originals, ``[N, D]`` or ``[N, K, D]``.
-
-    Example:
-        >>> no_faces_to_avoid(torch.zeros(3, 2, 128)).shape
-        torch.Size([3, 0, 2, 128])
-    """
-    return reference.new_zeros(len(reference), 0, *reference.shape[1:])
-
-
-def judged_probability(
-    embedding: Tensor, given: Mapping[str, Tensor], threshold: float, limit: float
-) -> Tensor:
-    """`match_probability`, with a face that is like one of those to be told apart from held at the threshold.
-
-    A face below the threshold whose cosine with one of them is above ``limit`` counts as at the threshold, and a little
-    more the more it is above: so a round is judged by the own person first, and by the others once that one is lost.
-
-    Args:
-        embedding: unit vectors ``[N, D]`` of the images in question, or ``[N, K, D]``.
-        given: ``reference``, those of the originals, of the same shape, and ``avoid`` as for `avoided_cosines`.
-        threshold: h, a probability.
-        limit: cosine in [-1, 1] with one of them that is low enough; 1 to leave them out of it.
-
-    Returns:
-        ``[N]`` in [0, 1]; below the threshold where both are reached.
-
-    Example:
-        >>> known = {"reference": torch.tensor([[-1.0, 0.0]]), "avoid": torch.tensor([[[0.0, 1.0]]])}
-        >>> judged_probability(torch.tensor([[0.0, 1.0]]), known, 0.6, 0.2) > 0.6
-        tensor([True])
-    """
-    embedding = embedding.to(given["reference"].dtype)  # inside torch.autocast a recogniser may give another
-    probability = match_probability(embedding, given["reference"])
-    nearest = avoided_cosines(embedding, given["avoid"]).flatten(1)
-    excess = torch.cat([nearest, nearest.new_full((len(nearest), 1), -1.0)], dim=1).amax(1) - limit
-    held = probability.clamp_min(threshold) + _AVOID_SHARE * excess
-    return torch.where(excess > 0, held, probability)
-
-
-def _probability(embedding: Tensor, reference: Tensor) -> Tensor:
-    """Eq. 4 for each recogniser: ``[N]`` or ``[N, K]``."""
-    return ((embedding * reference).sum(-1) + 1) / 2
+# How far above its aim a cosine lies where pushes begin to be shorter, and where they are shortest (`near_push`).
+_FAR, _NEAR = 0.6, 0.3
 
 
 def _input_gradient(similarity: Tensor, image: Tensor) -> Tensor:
@@ -149,7 +64,7 @@ def log_probability_gradient(face_encoder: nn.Module, x_t: Tensor, reference: Te
     """
     with torch.inference_mode(False), torch.enable_grad():
         x_t = x_t.detach().clone().requires_grad_()
-        probability = _probability(face_encoder(x_t), reference.clone())
+        probability = member_probabilities(face_encoder(x_t), reference.clone())
         members = probability.reshape(len(x_t), -1).unbind(1)  # K of [N]
         gradients = [_input_gradient(member, x_t) for member in members]
     other = [
@@ -236,6 +151,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             (`diffusion.structure.spread`): the change spreads instead of growing where it began.
         spared_structure: in [0, 1]; how much of what lowers the structural similarity with the original is taken out of
             the push (`spare_structure`): wrinkles, brows and frames stay.
+        near_push: in (0, 1]; the size of a push of a face that is near its aim, as a share of ``step_size``: the whole
+            push as long as a recogniser's cosine with the own photo lies 0.6 or more above ``stop_similarity``, this
+            share of it from 0.3 on, and in between in between. Shorter ones go less astray, and take more rounds.
         realism: how strong, beside the push away from the identity (1), a push is that leads back to what the
             pipeline's ``discriminator`` takes for a photo (`realism_gradient`); 0 or more. The last steps of a round,
             in which nothing else is pushed, have it alone. Without a discriminator there is none.
@@ -268,6 +186,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         spread: float = 0.0,
         spared_structure: float = 0.0,
         realism: float = 0.0,
+        near_push: float = 1.0,
     ) -> None:
         super().__init__(cutoff_step_ratio=float(cutoff_step_ratio))
         if step_size < 0:
@@ -293,6 +212,9 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         self.contrast_masking: float = contrast_masking
         if not 0 < gradient_power <= 1:
             raise ValueError(f"gradient_power: expected a power in (0, 1], got {gradient_power}.")
+        if not 0 < near_push <= 1:
+            raise ValueError(f"near_push: expected a share in (0, 1], got {near_push}.")
+        self.near_push: float = near_push
         for name, share in (("spread", spread), ("spared_structure", spared_structure)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {share}.")
@@ -316,26 +238,33 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         x_0 = predict_x_0(pipeline.scheduler, eps, time, x_t)
         x_org = callback_kwargs["x_org"]
         blend = mask * x_0 + (1 - mask) * x_org
-        push = self._away(pipeline, blend, callback_kwargs, step_index) if hides else torch.zeros_like(x_0)
+        push, size = torch.zeros_like(x_0), x_0.new_full((len(x_0), 1, 1, 1), self.near_push)
+        if hides:
+            push, size = self._away(pipeline, blend, callback_kwargs, step_index)
         if discriminator is not None:
             with autocast_as(getattr(pipeline, "unet", None), blend.device):
                 back = realism_gradient(discriminator, blend, x_org, mask, step_index)
             push = push + self.realism * _unit_rms(mask * back, mask)
             push = _unit_rms(push, mask) if hides else push
-        pushed = (x_0 - self.step_size * push).clamp(-1, 1)
+        pushed = (x_0 - self.step_size * size * push).clamp(-1, 1)
         callback_kwargs["noise_pred"] = shift_estimate(pipeline.scheduler, eps, time, pushed - x_0)
         return callback_kwargs
 
     def _away(
         self, pipeline: Any, blend: Tensor, callback_kwargs: dict[str, Tensor], step_index: int
-    ) -> Tensor:
-        """The push away from the identity, of root mean square 1 over the mask; it is going to be subtracted."""
+    ) -> tuple[Tensor, Tensor]:
+        """The push away from the identity, which is to be subtracted, and its share of ``step_size`` ``[N, 1, 1, 1]``.
+
+        The push has a root mean square of 1 over the mask.
+        """
         x_org, mask = callback_kwargs["x_org"], callback_kwargs["mask"]
         known = callback_kwargs["reference"], step_index, callback_kwargs.get("avoid")
         with autocast_as(getattr(pipeline, "unet", None), blend.device):
-            gradients, weights = self._similarity_gradients(pipeline.face_encoder, blend, *known)
+            gradients, weights, own = self._similarity_gradients(pipeline.face_encoder, blend, *known)
         where = mask * _local_contrast(x_org) ** self.contrast_masking if self.contrast_masking else mask
-        return self._spare(self._direction(gradients, weights, mask, where), blend, x_org, mask)
+        far = ((own - _NEAR) / (_FAR - _NEAR)).clamp(0, 1).reshape(-1, 1, 1, 1)
+        push = self._spare(self._direction(gradients, weights, mask, where), blend, x_org, mask)
+        return push, self.near_push + (1 - self.near_push) * far
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: int, callback_kwargs: dict[str, Tensor]
@@ -350,8 +279,11 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
         reference: Tensor,
         step_index: int,
         avoid: Tensor | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each recogniser: gradient of its hinge ``[N, 3, H, W]``, and how far it lies from its aims ``[N]``."""
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """For each recogniser: gradient of its hinge ``[N, 3, H, W]``, and how far it lies from its aims ``[N]``.
+
+        Last how far the farthest lies from its aim with the own photo ``[N]``.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             blend = blend.detach().clone().requires_grad_()
             both = blend, blend.flip(3)
@@ -359,6 +291,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
             embedding = face_encoder(torch.cat(seen)).to(reference.dtype)  # [V N, D] or [V N, K, D]
             hinge = ((embedding * torch.cat([reference] * self.views)).sum(-1) - self.stop_similarity).relu()
             far = hinge.detach()
+            own = far.reshape(self.views, len(blend), -1).amax((0, 2))
             if avoid is not None and avoid.shape[1] > 0 and self.avoid_weight > 0:
                 cosines = avoided_cosines(embedding, torch.cat([avoid] * self.views))
                 others = (cosines - self.avoid_similarity).relu()  # [V N, M] or [V N, M, K]
@@ -366,7 +299,7 @@ class EstimateGuidance(PipelineCallback):  # type: ignore[misc]  # diffusers shi
                 far = far + self.avoid_weight * others.detach().amax(1)
             members = hinge.reshape(self.views, len(blend), -1).sum(0).unbind(1)  # K of [N]
             gradients = [_input_gradient(member, blend) for member in members]
-        return gradients, list(far.reshape(self.views, len(blend), -1).sum(0).unbind(1))
+        return gradients, list(far.reshape(self.views, len(blend), -1).sum(0).unbind(1)), own
 
     def _direction(
         self, gradients: list[Tensor], weights: list[Tensor], mask: Tensor, where: Tensor

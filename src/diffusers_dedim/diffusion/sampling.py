@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusers_dedim.diffusion.callbacks import StepCallback, StepCallbacks
 from diffusers_dedim.diffusion.denoisers import CorrectedDenoiser, Denoiser, round_denoiser
-from diffusers_dedim.diffusion.guidance import judged_probability, no_faces_to_avoid
+from diffusers_dedim.diffusion.matching import judged_probability, no_faces_to_avoid
 from diffusers_dedim.diffusion.noise import FaceNoise
 
 

@@ -26,7 +26,7 @@ from diffusers.modular_pipelines import (
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.errors import NoFaceError
 from diffusers_dedim.faces import AlignedFace, FaceDetector, align_face, cover_face, paste_back
 from diffusers_dedim.models.blocks import CROP_SIZE

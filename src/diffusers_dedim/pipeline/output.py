@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.faces import AlignedFace, align_face
 from diffusers_dedim.faces.find import TOO_SMALL
 from diffusers_dedim.pipeline.device import in_parts

@@ -40,8 +40,8 @@ class DeDiMPreset:
         keep_between_brows: share that stays between the brows; 0 for the paper.
         retries: how often a face that stays above the threshold is tried again, each time otherwise
             (`rescue.ATTEMPTS`), 0..3; each has ``max_rounds`` of its own. 0 for the paper.
-        views, smoothing, contrast_masking, gradient_power, spread, spared_structure, realism, cutoff_step_ratio: of
-            `EstimateGuidance`.
+        views, smoothing, contrast_masking, gradient_power, spread, spared_structure, realism, near_push,
+            cutoff_step_ratio: of `EstimateGuidance`.
         error_correction: share in [0, 1] of what the denoiser loses of the original that is given back
             (`CorrectedDenoiser`), for twice the denoiser calls; 0 for the paper.
         reuse_noise: whether noise serves two rounds of a face, the second of which calls the denoiser half as often
@@ -72,6 +72,7 @@ class DeDiMPreset:
     spread: float = 0.0
     spared_structure: float = 0.0
     realism: float = 0.0
+    near_push: float = 1.0
     cutoff_step_ratio: float = 0.7
     error_correction: float = 0.0
     reuse_noise: bool = False
@@ -135,6 +136,7 @@ class DeDiMPreset:
             spread=self.spread,
             spared_structure=self.spared_structure,
             realism=self.realism,
+            near_push=self.near_push,
             cutoff_step_ratio=self.cutoff_step_ratio,
             avoid_similarity=self.avoid_similarity,
         )
@@ -142,17 +144,13 @@ class DeDiMPreset:
     def told_apart(self) -> DeDiMPreset:
         """The settings of a face that is told apart from protected photos of its person, by the default's guidance.
 
-        Shorter pushes, for of several aims one is easily overshot, that spare no structure and lead back to photos half
-        as much (D23 in docs/paper.md).
+        Pushes that are shorter near the aim, for of several aims one is easily overshot, that spare no structure and
+        lead back to photos half as much (D23 in docs/paper.md).
         """
         if self.guidance != "estimate":
             return self
         return replace(
-            self,
-            guidance_scale=0.6 * self.guidance_scale,
-            spread=0.0,
-            spared_structure=0.0,
-            realism=self.realism / 2,
+            self, near_push=0.6 * self.near_push, spread=0.0, spared_structure=0.0, realism=self.realism / 2
         )
 
     def make_mask(self, landmarks: Tensor) -> Tensor:

@@ -236,6 +236,7 @@ def stronger(settings: DeDiMPreset) -> DeDiMPreset:
         contrast_masking=0.0,
         spread=0.0,
         spared_structure=0.0,
+        near_push=1.0,
         realism=settings.realism / 2,
     )
 

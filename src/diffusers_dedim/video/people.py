@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.pipeline.album import Album
 
 SAME_PERSON = 0.5

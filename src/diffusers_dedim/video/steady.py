@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusers_dedim.diffusion.guidance import match_probability
+from diffusers_dedim.diffusion.matching import match_probability
 from diffusers_dedim.diffusion.sampling import SampleResult
 from diffusers_dedim.errors import FaceTooSmallError
 from diffusers_dedim.faces import MIN_FACE_SIZE, inside_photo
