@@ -163,7 +163,8 @@ def test_pushes_are_shorter_near_the_aim_and_whole_far_from_it() -> None:
     given = {"sample": x_org, "noise_pred": torch.zeros_like(x_org), "x_org": x_org, "mask": mask}
     blend = predict_x_0(scheduler, given["noise_pred"], torch.tensor(29), x_org) * mask + (1 - mask) * x_org
     like = torch.nn.functional.normalize(encoder(blend)[0] + 0.2 * away[0], dim=0)
-    given["reference"] = torch.stack([like, away[1]])  # the first is as far from its aim as can be
+    other = torch.nn.functional.normalize(0.5 * encoder(blend)[1] + away[1], dim=0)
+    given["reference"] = torch.stack([like, other])  # the first is as far from its aim as can be
     cosine = (encoder(blend) * given["reference"]).sum(1)
 
     def moved(stop: float, near_push: float) -> torch.Tensor:
