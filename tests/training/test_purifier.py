@@ -104,6 +104,16 @@ def test_it_learns_what_was_taken(folder: Path) -> None:
     assert all(parameter.grad is None for parameter in task.encoder.parameters())
 
 
+def test_a_new_network_is_as_wide_as_asked(folder: Path) -> None:
+    narrow, wide = (
+        sum(weights.numel() for weights in task_of(folder, width=width).model.parameters())
+        for width in (0.5, 1.0)
+    )
+    assert 3 * narrow < wide
+    with pytest.raises(ValueError, match="width: expected a positive number, got 0"):
+        task_of(folder, width=0)
+
+
 def test_without_the_guides_only_pixels_count(folder: Path) -> None:
     task = task_of(folder, identity_weight=0.0)
     batch = next(task.batches(0))

@@ -29,7 +29,7 @@ def setting(default: Any, description: str) -> Any:
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a positive time budget": (lambda value: value > 0, "minutes"),
     "a positive number (inf: gradients of any norm)": (lambda value: value > 0, "grad_clip"),
-    "a positive number": (lambda value: 0 < value < math.inf, "learning_rate min_snr_gamma scale"),
+    "a positive number": (lambda value: 0 < value < math.inf, "learning_rate min_snr_gamma scale width"),
     "at least 1": (
         lambda value: value >= 1,
         "max_steps batch_size gradient_accumulation_steps log_every val_images pairs",
@@ -259,6 +259,7 @@ class PurifierConfig(PairConfig):
         None, "Pipeline that protects and whose guides judge; none: the bundled one."
     )
     identity_weight: float = setting(0.5, "Weight of 1 - cosine with the original by the guides.")
+    width: float = setting(1.0, "Factor of a new network's channels; 2 has 2.0 M parameters.")
 
 
 @dataclass(frozen=True)

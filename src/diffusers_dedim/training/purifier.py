@@ -109,7 +109,7 @@ class PurifierTask(FaceTask[FacePairs]):
         config: the settings.
         encoder: crops ``[N, 3, 112, 112]`` -> unit embeddings ``[N, D]``, with gradients: a recogniser that the
             attacker has. The guides that protected are in the package.
-        model: network to train on; a new one by default.
+        model: network to train on; a new one of ``config.width`` by default.
 
     Raises:
         ValueError: the batch is larger than the training data.
@@ -125,7 +125,7 @@ class PurifierTask(FaceTask[FacePairs]):
         model: PurifierNet | None = None,
     ) -> None:
         super().__init__(train_data, val_data, config)
-        self.model: nn.Module = model or PurifierNet()
+        self.model: nn.Module = model or PurifierNet(config.width)
         self.encoder: nn.Module = encoder.eval().requires_grad_(False)
         self.config: PurifierConfig = config
 
