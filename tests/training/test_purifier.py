@@ -78,10 +78,8 @@ def test_pairs_that_are_none_are_named(folder: Path) -> None:
 
 def task_of(folder: Path, **changes: Any) -> PurifierTask:
     torch.manual_seed(0)
-    config = PurifierConfig(**{**SETTINGS, "batch_size": 2, **changes})
-    return PurifierTask(
-        FacePairs(folder), FacePairs(folder, "val"), config, ToyEncoder(), model=PurifierNet(0.2)
-    )
+    config = PurifierConfig(**{**SETTINGS, "batch_size": 2, "width": 0.2, **changes})
+    return PurifierTask(FacePairs(folder), FacePairs(folder, "val"), config, ToyEncoder())
 
 
 def test_it_learns_what_was_taken(folder: Path) -> None:
