@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Read when the libraries are imported, hence before them; nothing is downloaded and the home stays clean.
@@ -20,6 +22,7 @@ from toys import toy_pipeline
 from diffusers_dedim import DeDiMPipeline
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ except ImportError:  # Windows, which does not let anybody remove a file that is
 TEMPORARY_PREFIX = ".dedim-tmp-"
 """Files with this prefix are unfinished writes of a killed run and can be removed."""
 
+_PIECE = 2**20  # bytes that are read at a time
 _YOUNG = 60  # seconds in which a file that nothing is in may be one that is about to be written
 
 FileTimes = tuple[int, int]
@@ -134,3 +135,16 @@ def named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def sha256(data: bytes) -> str:
     """Hex digest that tells whether a file is still the one that was recorded."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """`sha256` of a file, as a video, that need not fit into memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

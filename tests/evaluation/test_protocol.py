@@ -52,6 +52,18 @@ def test_reads_a_parquet_file_in_its_order(tmp_path: Path) -> None:
     assert protocol.take_probes(1).gallery == protocol.gallery
 
 
+def test_people_may_be_numbers_from_nought_on(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    images = [{"bytes": encode(value), "path": f"img_000{value}.jpg"} for value in (1, 2, 3)]
+    roles = ["probe", "gallery", "gallery"]
+    pq.write_table(pa.table({"image": images, "person": [0, 0, 1], "role": roles}), path)
+    assert [record.person for record in read_protocol(path).gallery] == ["0", "1"]
+    pq.write_table(pa.table({"image": images, "person": [float("nan")] * 3, "role": roles}), path)
+    assert {record.person for record in read_protocol(path).gallery} == {
+        "img"
+    }  # nobody is named: by the path
+
+
 def test_reads_a_file_written_by_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     images = [Image.new("RGB", (6, 4), (value, 0, 0)) for value in (1, 2)]

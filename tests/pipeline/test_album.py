@@ -178,6 +178,15 @@ def test_what_was_replaced_is_not_remembered() -> None:
     assert len(queue._replaced) == 0
 
 
+def test_nothing_is_left_of_who_was_replaced() -> None:
+    """The rows that held them are handed on with an album that is pickled."""
+    album = Album()
+    for _ in range(3):
+        album.add(ANN, BOB)
+    (block,) = album._known._blocks
+    assert int(block.any(1).sum()) == len(album) == 1
+
+
 def test_what_is_kept_is_no_view_of_a_batch() -> None:
     batch = torch.stack([ANN, BOB])
     queue = AlbumQueue(Album())

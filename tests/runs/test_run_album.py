@@ -16,7 +16,7 @@ from toys import ToyEncoder
 from diffusers_dedim.atomic import TEMPORARY_PREFIX
 from diffusers_dedim.pipeline.album import Album
 from diffusers_dedim.pipeline.photos import StreamPhoto, StreamResult
-from diffusers_dedim.runs.albums import NEW_ALBUM
+from diffusers_dedim.runs.albums import NEW_ALBUM, AlbumKeeper
 from diffusers_dedim.runs.jobs import RunError
 from diffusers_dedim.runs.records import RunSettings
 from diffusers_dedim.runs.run import FolderRun
@@ -147,7 +147,43 @@ def test_what_cannot_be_kept_is_told_at_once(run: Callable[..., Any], tmp_path: 
         (tmp_path / "none" / "a", None, "expected a file in a folder that is there"),
         (tmp_path, None, "expected a file in a folder that is there"),
         (tmp_path / "a", RunSettings(album=False), "leave out one of --keep-album and --no-album"),
+        (tmp_path / "out" / "0.png", None, "expected a file in a folder that is there"),
+        (tmp_path / "in" / "album.png", None, "keep it outside photos and results"),
     ):
         with pytest.raises(RunError, match=text):
             run(Remembering(), settings, keep_album=path)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_result_and_no_list_of_them_makes_room_for_the_album(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(Remembering())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "link").symlink_to(out / "0.png")
+    for file in (out / "0.png", out / "dedim-manifest.jsonl", out / "new", tmp_path / "link"):
+        with pytest.raises(RunError, match="keep it outside photos and results"):
+            run(Remembering(), overwrite=True, keep_album=file)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_link_leads_to_the_album(run: Callable[..., Any], tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "mine" / "me.album"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    run(Remembering(), keep_album=link)
+    assert link.is_symlink()
+    assert len(Album.load(file, ToyEncoder(dim=3))) == 3
+
+
+def test_the_album_is_kept_after_each_photo(tmp_path: Path) -> None:
+    """A kill asks nobody."""
+    file, pipe = tmp_path / "me.album", Remembering()
+    keeper = AlbumKeeper.of(True, file, tmp_path / "out", [tmp_path / "in"])
+    with keeper.open(pipe):
+        for count, face in enumerate(torch.eye(3), 1):
+            assert keeper.album is not None
+            keeper.album.add(face, face)
+            keeper.tick()
+            assert len(Album.load(file, pipe.face_encoder)) == count

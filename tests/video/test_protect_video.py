@@ -48,6 +48,22 @@ def test_a_person_wears_one_change_and_most_frames_need_no_denoiser(pipe: DeDiMP
     assert all(np.array_equal(a[:20], result.pixels[:20]) for a, result in zip(before, results, strict=True))
 
 
+def test_frames_may_come_in_one_array(pipe: DeDiMPipeline) -> None:
+    """As a camera loop reads them."""
+    frames = moving(6)
+
+    def camera() -> Any:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    settings: dict[str, Any] = {"preset": PRESET, "seed": 1}
+    expected = [result.pixels for result in protect_frames(pipe, frames, **settings)]
+    found = [result.pixels for result in protect_frames(pipe, camera(), **settings)]
+    assert all(map(np.array_equal, found, expected))
+
+
 def test_the_change_flickers_less_than_that_of_single_photos(pipe: DeDiMPipeline) -> None:
     before = [picture((0, 40, 30))] * 4
     video = [result.pixels.astype(int) for result in protect_frames(pipe, before, preset=PRESET, seed=1)]
@@ -427,3 +443,13 @@ def test_a_reference_that_is_given_is_what_the_sampler_leaves(pipe: DeDiMPipelin
     options["generators"] = [torch.Generator().manual_seed(1)]
     other = pipe.sampler(PRESET)(x_org, mask, reference=-own, **options)
     assert other.probability_history[0][-1] < given.probability_history[0][-1]
+
+
+def test_a_video_is_not_written_over_itself(pipe: DeDiMPipeline, tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    source.write_bytes(b"a video")
+    (tmp_path / "b.mp4").symlink_to(source)
+    for target in (source, tmp_path / "b.mp4"):
+        with pytest.raises(ValueError, match="target: expected another file than the source"):
+            protect_video(pipe, source, target)
+    assert source.read_bytes() == b"a video"

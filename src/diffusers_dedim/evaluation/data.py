@@ -302,8 +302,10 @@ def _record_from_row(name: str, row: dict[str, object]) -> Record:
             f"{name}: column 'image' must hold the encoded photo ({{'bytes': ..., 'path': ...}} as datasets "
             f"writes it), got {type(content).__name__}."
         )
-    person = row.get("person") or _person_of(image.get("path") if isinstance(image, dict) else None)
-    if not person:
+    person = row.get("person")
+    if person is None or person == "" or person != person:  # a number that is none
+        person = _person_of(image.get("path") if isinstance(image, dict) else None)
+    if person == "":
         raise ValueError(f"{name}: no column 'person' and no image path Person_Name_0001.jpg: who is it?")
     return Record(name, str(person), str(row.get("role", "target")), content)
 

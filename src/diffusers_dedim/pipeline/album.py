@@ -384,7 +384,8 @@ class _Known:
         number, place = divmod(len(self._faces), _BLOCK)
         if number == len(self._blocks):
             with torch.inference_mode(False):  # what is made under it could not be written to without it
-                self._blocks.append(torch.empty(_BLOCK, *face.original.shape))
+                # zeros: whoever is handed a block, as by pickle, is handed nothing else that was in memory
+                self._blocks.append(torch.zeros(_BLOCK, *face.original.shape))
         self._rows[face] = len(self._faces)
         self._faces.append(face)
         face.original = self._blocks[number][place].copy_(face.original)
@@ -392,8 +393,10 @@ class _Known:
     def remove(self, faces: Iterable[AlbumFace]) -> None:
         """Take faces out."""
         for face in faces:
-            self._faces[self._rows.pop(face)] = None
+            row = self._rows.pop(face)
+            self._faces[row] = None
             face.original = face.original.clone()  # keeps no block in memory
+            self._blocks[row // _BLOCK][row % _BLOCK] = 0
         if len(self._faces) > 2 * len(self._rows) + _BLOCK:  # most rows are nobody's
             left, rest = list(self._rows), _Known()
             for face in left:

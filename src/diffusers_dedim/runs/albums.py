@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 from diffusers_dedim.atomic import remove_unfinished
 from diffusers_dedim.errors import DeDiMError
 from diffusers_dedim.pipeline.album import Album
-from diffusers_dedim.runs.jobs import RunError, display_name
+from diffusers_dedim.runs.jobs import READ_SUFFIXES, RunError, display_name, follow
 
-_PHOTOS_BETWEEN = 25  # what a kill may lose of the file; a faces' embeddings are written in milliseconds
+_FACES_A_PHOTO = (
+    200  # so many are written in a millisecond: with more the file is not written after each photo
+)
 
 NEW_ALBUM = (
     "the album begins anew with this resumed run: the photos done before are not told apart from these "
@@ -44,15 +46,19 @@ class AlbumKeeper:
     _seen: Any = None  # the people of the run's videos
 
     @classmethod
-    def of(cls, wanted: bool, path: str | os.PathLike[str] | None) -> AlbumKeeper:
+    def of(
+        cls, wanted: bool, path: str | os.PathLike[str] | None, out: Path, inputs: Iterable[Path]
+    ) -> AlbumKeeper:
         """Check what was asked for.
 
         Args:
             wanted: whether there is to be an album.
-            path: file to keep it in, or None.
+            path: file to keep it in, or None; of a link, what it leads to.
+            out: output folder, where it may not lie: what is there is meant to be shared, and might be replaced.
+            inputs: photos and their folders; with a photo's ending it may not lie there, for it would be taken for one.
 
         Raises:
-            RunError: a file without an album, a folder, or a file in a folder that is not there.
+            RunError: a file without an album, a folder, a file in a folder that is not there, or in one of these.
         """
         if path is None:
             return cls(wanted, None)
@@ -61,7 +67,15 @@ class AlbumKeeper:
             raise RunError(f"{file}: there is no album to keep; leave out one of --keep-album and --no-album")
         if file.is_dir() or not file.parent.is_dir():
             raise RunError(f"{file}: expected a file in a folder that is there, to keep the album in")
-        return cls(wanted, file)
+        place = follow(file)
+        for folder in (out, *(inputs if place.suffix.lower() in READ_SUFFIXES else ())):
+            if follow(folder) in (place, *place.parents):
+                raise RunError(
+                    f"{file}: lies in {folder}; the album is biometric data, keep it outside photos and results"
+                )
+        if not place.parent.is_dir():
+            raise RunError(f"{file}: is a link to a folder that is not there")
+        return cls(wanted, place)
 
     @contextmanager
     def open(self, pipe: Any) -> Iterator[None]:
@@ -89,7 +103,7 @@ class AlbumKeeper:
     def tick(self) -> None:
         """Say that a photo is done."""
         self._unsaved += 1
-        if self._unsaved >= _PHOTOS_BETWEEN:
+        if self._unsaved > len(self.album or ()) / _FACES_A_PHOTO:
             self._save()
 
     def seen_in_videos(self) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusers_dedim import __version__
-from diffusers_dedim.atomic import TEMPORARY_PREFIX, sha256, write_atomic
+from diffusers_dedim.atomic import TEMPORARY_PREFIX, file_sha256, write_atomic
 from diffusers_dedim.runs.jobs import PhotoJob, RunError, display_name, result_names
 from diffusers_dedim.runs.journal import BEGUN, STOPPED, Journal, parse_row, row_line
 from diffusers_dedim.runs.records import SETTLED, PhotoRecord
@@ -266,10 +266,10 @@ def still_holds(record: PhotoRecord, job: PhotoJob, out: Path) -> bool:
     if record.status not in SETTLED:
         return False
     try:
-        if sha256(job.source.read_bytes()) != record.source_sha256:
+        if file_sha256(job.source) != record.source_sha256:
             return False
-        return record.output is None or sha256((out / record.output).read_bytes()) == record.output_sha256
-    except (OSError, MemoryError):
+        return record.output is None or file_sha256(out / record.output) == record.output_sha256
+    except OSError:
         return False
 
 

@@ -128,7 +128,7 @@ class FolderRun:
         overwrite: begin anew in a folder with the results of a run, which are replaced. Neither this nor ``resume``
             replaces a file that no run has written.
         keep_album: file to read the run's album from, if it is there, and to keep it in: **biometric data** (`Album`).
-            None keeps it in memory alone.
+            None keeps it in memory alone. It may not lie in ``out``, nor among the inputs under a photo's name.
 
     Raises:
         RunError: the inputs, the folder or the photos of a person do not allow the run; nothing has been written.
@@ -152,7 +152,7 @@ class FolderRun:
     ) -> None:
         self.out: Path = Path(out)
         self.settings: RunSettings = settings or RunSettings()
-        self._keeper = AlbumKeeper.of(self.settings.album, keep_album)
+        self._keeper = AlbumKeeper.of(self.settings.album, keep_album, self.out, map(Path, inputs))
         self.plan: JobPlan = plan_jobs(inputs, self.out)
         self._people = find_people(self.settings)
         self._described = self.settings.described()

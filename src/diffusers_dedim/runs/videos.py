@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers_dedim.atomic import file_sha256
 from diffusers_dedim.runs.jobs import PhotoJob, is_video
 from diffusers_dedim.runs.records import (
     NO_POINTS,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from diffusers_dedim.runs.people import People
     from diffusers_dedim.video.people import People as VideoPeople
     from diffusers_dedim.video.report import PersonReport, VideoReport
-
-_PIECE = 2**20  # bytes that are read at a time
 
 OnFrame = Callable[[PhotoJob, int, int | None], object]
 """Called after each frame of a video: the job, frames that are done, and how many there are where that is known."""
@@ -63,7 +62,7 @@ def protect_video_job(
     """
     started = time.monotonic()
     try:
-        digest, times = _digest(job.source), file_times(job.source, settings)
+        digest, times = file_sha256(job.source), file_times(job.source, settings)
     except OSError as error:
         return PhotoRecord(job.name, "unreadable", f"cannot be opened ({error.strerror})")
     try:
@@ -85,7 +84,7 @@ def protect_video_job(
         reason,
         target.relative_to(out).as_posix(),
         digest,
-        _digest(target),
+        file_sha256(target),
         tuple(map(_face, report.people)),
         (report.summary, *report.notes),
         round(time.monotonic() - started, 3),
@@ -145,15 +144,6 @@ def seed_of(seed: int | None, name: str) -> int | None:
         return None
     digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file that need not fit into memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _face(person: PersonReport) -> FaceResult:

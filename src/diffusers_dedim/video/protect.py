@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -151,6 +151,9 @@ def _as_frames(frames: Iterable[FrameInput]) -> Iterator[Frame]:
     for index, item in enumerate(frames):
         frame = item if isinstance(item, Frame) else Frame(item, Fraction(index, 25))
         check_photo(frame.pixels)
+        frame = replace(
+            frame, pixels=frame.pixels.copy()
+        )  # a camera may read the next one into the same array
         if shape is not None and frame.pixels.shape != shape:
             raise ValueError(
                 f"frames: expected all of the size of the first, {list(shape)}, got {list(frame.pixels.shape)} at "
@@ -199,6 +202,8 @@ def protect_video(
         1.0
     """
     started = time.monotonic()
+    if Path(target).exists() and Path(target).samefile(source):
+        raise ValueError(f"target: expected another file than the source, got {target} for both.")
     animated = is_animation(source)
     with AnimationReader(source) if animated else VideoReader(source) as clip:
         tally = FrameTally()
