@@ -83,7 +83,7 @@ def own_parts(module: str) -> set[str]:
 
 
 def test_the_graph_is_read() -> None:
-    assert f"{PACKAGE}.diffusion.guidance" in GRAPH[f"{PACKAGE}.diffusion.sampling"]
+    assert f"{PACKAGE}.diffusion.matching" in GRAPH[f"{PACKAGE}.diffusion.sampling"]
     assert {"faces", "diffusion", "models"} <= own_parts(f"{PACKAGE}.pipeline.pipeline_dedim")
 
 
