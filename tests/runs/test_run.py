@@ -334,6 +334,7 @@ def test_resume_does_only_what_is_missing_changed_or_broken(tmp_path: Path) -> N
     assert written(out) == [f"{index:02}.png" for index in range(6)]
     assert (result.resumed, len(result.records)) == (4, 8)
     assert [record.name for record in result.failures] == ["crash.png", "noface.png"]
+    assert "1 result was not as an earlier run had written it, and was made anew" in result.notes  # 02.png
     assert FolderRun([source], out, resume=True).pending[0].name == "crash.png"
 
 

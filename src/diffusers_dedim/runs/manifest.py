@@ -364,6 +364,22 @@ def without_results(record: PhotoRecord, paths: Iterable[Path]) -> PhotoRecord:
     return record
 
 
+def notes_of_changed(earlier: Mapping[str, PhotoRecord], out: Path) -> tuple[str, ...]:
+    """What to say of results that are no more what a run wrote, before they are made anew: somebody may have meant it.
+
+    Args:
+        earlier: records of an earlier run, of photos that are going to be done again.
+        out: the output folder.
+    """
+    count = 0
+    for record in earlier.values():
+        with suppress(OSError):  # it is gone
+            count += record.output is not None and file_sha256(out / record.output) != record.output_sha256
+    if count > 1:
+        return (f"{count} results were not as an earlier run had written them, and were made anew",)
+    return ("1 result was not as an earlier run had written it, and was made anew",) if count else ()
+
+
 def notes_of_replaced(earlier: Mapping[str, PhotoRecord], now: Mapping[str, PhotoRecord]) -> tuple[str, ...]:
     """What to say of photos whose earlier result was another input's: it is gone, and that may not be meant.
 

@@ -24,6 +24,7 @@ from diffusers_dedim.runs.manifest import (
     Manifest,
     lock_folder,
     names_under_way,
+    notes_of_changed,
     notes_of_replaced,
     open_manifest,
     refuse_foreign,
@@ -169,6 +170,7 @@ class FolderRun:
             job for job in self.plan.jobs if job.name not in self.finished
         )
         self._earlier = {job.name: known[job.name] for job in self.pending if job.name in known}
+        self._changed = notes_of_changed(self._earlier, self.out)
         under_way = self._manifest.deaths if self._manifest else names_under_way(self.out)
         new = (job for job in self.pending if job.name not in under_way)
         refuse_foreign((path for job in new for path in _targets(job)), self.out)
@@ -225,6 +227,7 @@ class FolderRun:
             time.monotonic() - started,
             (
                 *(self._manifest.notes if self._manifest else ()),
+                *self._changed,
                 *notes_of_replaced(self._earlier, records),
                 *self._keeper.notes(resumed=bool(self.finished and self.pending)),
             ),
